@@ -1,0 +1,215 @@
+"""Where each tensor of a model lies in one flat float32 vector, so that everyone cuts it alike.
+
+Offsets count elements. Tensors of 65,536 elements or more start on a multiple of 4096, smaller ones on a multiple
+of 64; what lies between is zero and belongs to no tensor (docs/spec/formats.md, "Flat model").
+
+D = elements of the flat vector, padding included.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from math import prod
+from typing import Any
+
+from dure.errors import DureError
+
+BLOCK_ELEMENTS = 4096
+"""Elements that share one scale."""
+CHUNK_ELEMENTS = 1 << 18
+"""Elements of chunk k, the same ones in base (1 MiB), update (512 KiB) and aggregate."""
+LARGE_TENSOR_ELEMENTS = 65_536
+LARGE_ALIGNMENT = 4096
+SMALL_ALIGNMENT = 64
+MAX_TENSORS = 100_000
+MAX_NAME_BYTES = 512
+MAX_DIMENSIONS = 16
+MAX_ELEMENTS = 1 << 38
+"""2^38 elements are 1 TiB of float32, the largest blob."""
+MAX_LAYOUT_BYTES = 16 * 1024 * 1024
+DTYPE = "float32"
+
+
+class LayoutRefused(DureError):
+    """A list of tensors cannot be a model here; `tensor` names the one at fault, if it is one."""
+
+    def __init__(self, why: str, *, tensor: str | None = None) -> None:
+        super().__init__(f"tensor {tensor!r}: {why}" if tensor is not None else f"layout: {why}")
+        self.tensor = tensor
+        self.why = why
+
+
+class LayoutDiffers(DureError):
+    """Two models that must have the same tensors do not; `tensor` is the first that differs."""
+
+    def __init__(self, tensor: str, why: str) -> None:
+        super().__init__(f"tensor {tensor!r}: {why}; every member must run the same model code")
+        self.tensor = tensor
+        self.why = why
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: elements [offset, offset + count) of the flat vector, row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensors in the model's own order. Build it with `Layout.build`; its digest is part of what members sign."""
+
+    entries: tuple[Entry, ...]
+    elements: int
+
+    @classmethod
+    def build(cls, tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
+        """The layout of tensors given as (name, dtype, shape), in this order.
+
+        Raises:
+            LayoutRefused: names the tensor that is not float32, twice there, or out of bounds.
+        """
+        entries: list[Entry] = []
+        seen: set[str] = set()
+        end = 0
+        for name, dtype, shape in tensors:
+            if len(entries) == MAX_TENSORS:
+                raise LayoutRefused(f"more than {MAX_TENSORS} tensors; split the model or freeze parts of it")
+            _judge(name, dtype, shape)
+            if name in seen:
+                raise LayoutRefused("is there twice", tensor=name)
+            seen.add(name)
+            count = prod(shape)
+            align = LARGE_ALIGNMENT if count >= LARGE_TENSOR_ELEMENTS else SMALL_ALIGNMENT
+            offset = -(-end // align) * align
+            end = offset + count
+            if end > MAX_ELEMENTS:
+                raise LayoutRefused(f"the model would have more than {MAX_ELEMENTS} elements", tensor=name)
+            entries.append(Entry(name, dtype, tuple(shape), offset, count))
+        if end == 0:
+            raise LayoutRefused("a model needs at least one element")
+        return cls(tuple(entries), end)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 4096 elements; the last may be short."""
+        return -(-self.elements // BLOCK_ELEMENTS)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of 2^18 elements; the last may be short."""
+        return -(-self.elements // CHUNK_ELEMENTS)
+
+    @property
+    def flat_bytes(self) -> int:
+        return 4 * self.elements
+
+    @property
+    def parameters(self) -> int:
+        """Elements that belong to a tensor: what a person calls the size of the model."""
+        return sum(e.count for e in self.entries)
+
+    def chunk_range(self, k: int) -> tuple[int, int]:
+        """Elements [first, last) of chunk k."""
+        if not 0 <= k < self.chunks:
+            raise LayoutRefused(f"chunk must lie in 0…{self.chunks - 1}, is {k}")
+        return k * CHUNK_ELEMENTS, min((k + 1) * CHUNK_ELEMENTS, self.elements)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Entry]:
+        return {e.name: e for e in self.entries}
+
+    @cached_property
+    def _filled(self) -> list[Entry]:
+        return [e for e in self.entries if e.count]
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def entry_at(self, element: int) -> Entry | None:
+        """The tensor this element belongs to; None in padding."""
+        i = bisect.bisect_right(self._filled, element, key=lambda e: e.offset) - 1
+        found = self._filled[i] if i >= 0 else None
+        return found if found and element < found.offset + found.count else None
+
+    def gaps(self) -> Iterable[tuple[int, int]]:
+        """Padding as [first, last) ranges of elements, in order."""
+        end = 0
+        for e in self.entries:
+            if e.offset > end:
+                yield end, e.offset
+            end = e.offset + e.count
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: one layout has one encoding."""
+        tensors = [{"count": e.count, "dtype": e.dtype, "name": e.name, "offset": e.offset, "shape": list(e.shape)} for e in self.entries]
+        record = {"elements": self.elements, "tensors": tensors, "v": 1}
+        return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical JSON."""
+        return sha256(self.to_json()).digest()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Layout:
+        """The layout these bytes are the canonical JSON of; anything else is `LayoutRefused`."""
+        if len(data) > MAX_LAYOUT_BYTES:
+            raise LayoutRefused(f"more than {MAX_LAYOUT_BYTES} bytes of JSON")
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError) as e:
+            raise LayoutRefused("is not JSON") from e
+        layout = cls.build(_tensors_of(record))
+        # Offsets, counts, key order, duplicate keys and spelling are all judged by this one comparison.
+        if layout.to_json() != data:
+            raise LayoutRefused("is not the canonical JSON of a layout (offsets, counts, key order or spelling)")
+        return layout
+
+    def compare(self, other: Layout) -> None:
+        """Nothing if both are the same; otherwise `LayoutDiffers` naming the first tensor that differs."""
+        for mine, theirs in zip(self.entries, other.entries, strict=False):
+            if mine.name != theirs.name:
+                raise LayoutDiffers(mine.name, f"the other model has {theirs.name!r} in its place")
+            if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
+                raise LayoutDiffers(mine.name, f"is {mine.dtype}{list(mine.shape)} here and {theirs.dtype}{list(theirs.shape)} there")
+        common = min(len(self.entries), len(other.entries))
+        for longer, where in ((self, "here"), (other, "there")):
+            if len(longer.entries) > common:
+                raise LayoutDiffers(longer.entries[common].name, f"is only {where}")
+
+
+def _judge(name: str, dtype: str, shape: Sequence[int]) -> None:
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise LayoutRefused("a name must be printable text", tensor=str(name)[:80])
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise LayoutRefused(f"a name has at most {MAX_NAME_BYTES} bytes", tensor=name[:80])
+    if dtype != DTYPE:
+        raise LayoutRefused(f"is {str(dtype)[:32]}, must be {DTYPE}; convert it or leave it out", tensor=name)
+    if len(shape) > MAX_DIMENSIONS:
+        raise LayoutRefused(f"has {len(shape)} dimensions, at most {MAX_DIMENSIONS}", tensor=name)
+    if any(type(d) is not int or not 0 <= d <= MAX_ELEMENTS for d in shape):
+        raise LayoutRefused(f"a dimension must be an integer in 0…{MAX_ELEMENTS}", tensor=name)
+
+
+def _tensors_of(record: Any) -> list[tuple[str, str, list[int]]]:
+    if not isinstance(record, dict) or record.get("v") != 1 or not isinstance(record.get("tensors"), list):
+        raise LayoutRefused("must be an object with v = 1 and a list of tensors")
+    out = []
+    for t in record["tensors"]:
+        if not isinstance(t, dict) or not isinstance(t.get("shape"), list):
+            raise LayoutRefused("each tensor must be an object with a shape")
+        out.append((t.get("name", ""), t.get("dtype", ""), t["shape"]))
+    return out

@@ -1,0 +1,135 @@
+"""A model's tensors as one flat little-endian float32 vector, and the id that says which weights they are.
+
+D = elements of the flat vector, padding included.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure.blobs import writing
+from dure.errors import DureError
+from dure.model.layout import CHUNK_ELEMENTS, Layout, LayoutRefused
+
+F32 = np.dtype("<f4")
+Floats = NDArray[np.float32]
+_WEIGHTS_LABEL = b"dure/weights/1\0"
+
+
+class WeightsRefused(DureError):
+    """Weights do not fit their layout; `tensor` names where."""
+
+    def __init__(self, tensor: str, why: str) -> None:
+        super().__init__(f"tensor {tensor!r}: {why}")
+        self.tensor = tensor
+        self.why = why
+
+
+class NonFinite(DureError):
+    """A tensor holds NaN or infinity; nothing computed from it may leave the site."""
+
+    def __init__(self, tensor: str, index: int, value: float) -> None:
+        super().__init__(f"tensor {tensor!r} holds {value} at flat index {index}; training diverged, look at its loss")
+        self.tensor = tensor
+        self.index = index
+        self.value = value
+
+
+def open_flat(path: Path | str, layout: Layout) -> Floats:
+    """The flat vector in a file, mapped read-only, float32 [D]; its length is checked, its content is not."""
+    with open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        if size != layout.flat_bytes:
+            raise WeightsRefused("*", f"{path} has {size} bytes, the layout needs {layout.flat_bytes}")
+        return np.frombuffer(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ), dtype=F32)
+
+
+def flatten_to(append: Callable[[memoryview], None], tensors: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    """Hands the flat vector to `append` (of a `BlobWriter`, say) in order, a tensor at a time, padding included."""
+    if missing := [e.name for e in layout.entries if e.name not in tensors]:
+        raise WeightsRefused(missing[0], "is in the layout and not among the weights")
+    if extra := [name for name in tensors if name not in layout]:
+        raise WeightsRefused(extra[0], "is not in the layout")
+    end = 0
+    for e in layout.entries:
+        tensor = tensors[e.name]
+        if tensor.dtype != np.float32 or tensor.shape != e.shape:
+            raise WeightsRefused(e.name, f"is {tensor.dtype}{list(tensor.shape)}, must be float32{list(e.shape)}")
+        if e.offset > end:
+            append(memoryview(bytes(4 * (e.offset - end))))
+        if e.count:
+            append(np.ascontiguousarray(tensor, dtype=F32).reshape(-1).data.cast("B"))
+        end = e.offset + e.count
+
+
+def flatten(tensors: Mapping[str, NDArray[Any]], layout: Layout, path: Path | str) -> None:
+    """Writes the flat file; on any failure there is none. `DiskFull` if there is no room."""
+    path = Path(path)
+    try:
+        with writing(path), open(path, "wb") as f:
+            flatten_to(lambda part: _write_whole(f.write, part), tensors, layout)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def unflatten(flat_D: Floats, layout: Layout) -> dict[str, Floats]:
+    """Each tensor as a view of the flat vector, in the layout's order; nothing is copied."""
+    _same_length(flat_D, layout)
+    return {e.name: flat_D[e.offset : e.offset + e.count].reshape(e.shape) for e in layout.entries}
+
+
+def weights_id(flat_D: Floats, layout: Layout) -> bytes:
+    """SHA-256 over (name, dtype, shape, bytes) of all tensors in bytewise order of name.
+
+    Padding and the order of tensors are not in it: the same weights have one id in every run.
+    Encoding: docs/spec/formats.md, "Weights id". Streams over a mapped file.
+    """
+    _same_length(flat_D, layout)
+    h = sha256(_WEIGHTS_LABEL + struct.pack("<I", len(layout.entries)))
+    for e in sorted(layout.entries, key=lambda e: e.name.encode()):
+        name, dtype = e.name.encode(), e.dtype.encode()
+        h.update(struct.pack("<I", len(name)) + name + struct.pack("<I", len(dtype)) + dtype)
+        h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, 4 * e.count))
+        for at in range(e.offset, e.offset + e.count, CHUNK_ELEMENTS):
+            part = flat_D[at : min(at + CHUNK_ELEMENTS, e.offset + e.count)]
+            h.update(np.ascontiguousarray(part, dtype=F32).data)
+    return h.digest()
+
+
+def check_finite(flat_D: Floats, layout: Layout) -> None:
+    """Nothing if every element is finite; otherwise `NonFinite` naming the first tensor that is not."""
+    _same_length(flat_D, layout)
+    for at in range(0, layout.elements, CHUNK_ELEMENTS):
+        part = flat_D[at : at + CHUNK_ELEMENTS]
+        if not (good := np.isfinite(part)).all():
+            i = at + int(np.argmin(good))
+            entry = layout.entry_at(i)
+            raise NonFinite(entry.name if entry else "(padding)", i, float(flat_D[i]))
+
+
+def check_padding(flat_D: Floats, layout: Layout) -> None:
+    """Nothing if all padding is +0.0; else `WeightsRefused`: padding would be a place to hide a difference."""
+    _same_length(flat_D, layout)
+    for first, last in layout.gaps():
+        if flat_D[first:last].tobytes().strip(b"\0"):
+            raise WeightsRefused("(padding)", f"elements {first}…{last - 1} belong to no tensor and must be zero")
+
+
+def _same_length(flat_D: Floats, layout: Layout) -> None:
+    if flat_D.dtype != np.float32 or flat_D.shape != (layout.elements,):
+        raise LayoutRefused(f"needs float32[{layout.elements}], got {flat_D.dtype}{list(flat_D.shape)}")
+
+
+def _write_whole(write: Callable[[memoryview], int], part: memoryview) -> None:
+    while part:
+        part = part[write(part) :]
