@@ -1,0 +1,1 @@
+"""Handwritten digits with Flower: an app that knows nothing about Dure."""
