@@ -32,7 +32,7 @@ from types import TracebackType
 
 from blake3 import blake3
 
-from dure.errors import DureError
+from dure.errors import DureError, Refused, Unavailable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -51,13 +51,8 @@ _MANIFEST_MAGIC = b"DUREMAN1"
 MAX_MANIFEST_BYTES = _MANIFEST_HEAD.size + MAX_CHUNKS * LEAF_BYTES
 
 
-class BlobRefused(DureError):
+class BlobRefused(Refused):
     """An id, a manifest or a chunk does not have the form or the hash it must have; nothing was kept."""
-
-    def __init__(self, field: str, why: str) -> None:
-        super().__init__(f"{field}: {why}")
-        self.field = field
-        self.why = why
 
 
 class BlobMissing(DureError):
@@ -77,7 +72,7 @@ class BlobDamaged(DureError):
         self.why = why
 
 
-class DiskFull(DureError):
+class DiskFull(Unavailable):
     """The file system or a quota has no room; what was being written does not count. Free space, then repeat."""
 
     def __init__(self, path: Path) -> None:

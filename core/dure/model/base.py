@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 from dure.blobs import BlobId, BlobRefused
-from dure.errors import DureError
+from dure.errors import Refused
 
 MAX_BASE_BYTES = 8192
 MAX_STEP_KEYS = 16
@@ -20,13 +20,8 @@ _VALUE = re.compile(r"[\x20-\x7e]{0,128}")
 _FIELDS = {"e_b", "exchange", "outer_state", "step", "v", "weights"}
 
 
-class BaseRefused(DureError):
+class BaseRefused(Refused):
     """A base record does not have the form it must have; `field` names where."""
-
-    def __init__(self, field: str, why: str) -> None:
-        super().__init__(f"base record, {field}: {why}")
-        self.field = field
-        self.why = why
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hashlib import sha256
 from math import prod
 from typing import Any
 
-from dure.errors import DureError
+from dure.errors import Refused
 
 BLOCK_ELEMENTS = 4096
 """Elements that share one scale."""
@@ -35,22 +35,20 @@ MAX_LAYOUT_BYTES = 16 * 1024 * 1024
 DTYPE = "float32"
 
 
-class LayoutRefused(DureError):
+class LayoutRefused(Refused):
     """A list of tensors cannot be a model here; `tensor` names the one at fault, if it is one."""
 
     def __init__(self, why: str, *, tensor: str | None = None) -> None:
-        super().__init__(f"tensor {tensor!r}: {why}" if tensor is not None else f"layout: {why}")
+        super().__init__("layout" if tensor is None else f"tensor {tensor!r}", why)
         self.tensor = tensor
-        self.why = why
 
 
-class LayoutDiffers(DureError):
+class LayoutDiffers(Refused):
     """Two models that must have the same tensors do not; `tensor` is the first that differs."""
 
     def __init__(self, tensor: str, why: str) -> None:
-        super().__init__(f"tensor {tensor!r}: {why}; every member must run the same model code")
+        super().__init__(f"tensor {tensor!r}", f"{why}; every member must run the same model code")
         self.tensor = tensor
-        self.why = why
 
 
 @dataclass(frozen=True)

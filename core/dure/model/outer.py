@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dure.errors import DureError
+from dure.errors import Refused
 from dure.model.layout import CHUNK_ELEMENTS
 
 Floats = NDArray[np.float32]
@@ -28,13 +28,8 @@ MAX_STEPS = 1_000_000
 """Adam's constants are found by repeated multiplication; this bounds the loop."""
 
 
-class StepRefused(DureError):
+class StepRefused(Refused):
     """An outer step's configuration or input cannot be used; `field` names what."""
-
-    def __init__(self, field: str, why: str) -> None:
-        super().__init__(f"outer step, {field}: {why}")
-        self.field = field
-        self.why = why
 
 
 class OuterStep(Protocol):

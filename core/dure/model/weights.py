@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure.blobs import writing
-from dure.errors import DureError
+from dure.errors import Refused
 from dure.model.layout import CHUNK_ELEMENTS, Layout, LayoutRefused
 
 F32 = np.dtype("<f4")
@@ -25,20 +25,19 @@ Floats = NDArray[np.float32]
 _WEIGHTS_LABEL = b"dure/weights/1\0"
 
 
-class WeightsRefused(DureError):
+class WeightsRefused(Refused):
     """Weights do not fit their layout; `tensor` names where."""
 
     def __init__(self, tensor: str, why: str) -> None:
-        super().__init__(f"tensor {tensor!r}: {why}")
+        super().__init__(f"tensor {tensor!r}", why)
         self.tensor = tensor
-        self.why = why
 
 
-class NonFinite(DureError):
+class NonFinite(Refused):
     """A tensor holds NaN or infinity; nothing computed from it may leave the site."""
 
     def __init__(self, tensor: str, index: int, value: float) -> None:
-        super().__init__(f"tensor {tensor!r} holds {value} at flat index {index}; training diverged, look at its loss")
+        super().__init__(f"tensor {tensor!r}", f"holds {value} at flat index {index}; training diverged, look at its loss")
         self.tensor = tensor
         self.index = index
         self.value = value

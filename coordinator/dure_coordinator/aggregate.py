@@ -1,0 +1,117 @@
+"""The sum of all survivors' uploads: one pass over the spools, chunk by chunk, memory O(threads · chunk).
+
+Chunk k of every upload is read, its hash checked, added up; then `unmask` takes the masks off the sum, in place.
+Chunks are independent, so several threads take one each and a blob writer gets them back in order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure.blobs import BlobWriter, Manifest
+from dure_coordinator.spool import Spool, SpoolRefused
+
+P = (1 << 61) - 1
+Unmask = Callable[[int, NDArray[Any]], None]
+
+
+class Group(StrEnum):
+    """What upload elements are added in."""
+
+    RING16 = "ring16"  # Z_2^16, two bytes: `update`
+    FIELD61 = "field61"  # F_p, p = 2^61 - 1, eight bytes: `scales`
+
+
+_DTYPE = {Group.RING16: np.dtype("<u2"), Group.FIELD61: np.dtype("<u8")}
+
+
+def sum_spools(spools: Sequence[Spool], group: Group | str, unmask: Unmask | None, out: BlobWriter, *, threads: int = 2) -> Manifest:
+    """Adds complete uploads of one length and commits the sum as a blob; returns its manifest (`.id.root` is the root).
+
+    Args:
+        unmask: called as unmask(k, sum of chunk k) from worker threads, at most one call per chunk; changes the
+            array in place, uint16 or uint64 (canonical, below p). None where nothing is masked.
+        out: writer whose chunk_bytes equals the spools'; aborted on any failure, so nothing half-summed is visible.
+
+    Raises:
+        SpoolRefused: no uploads, one incomplete, or lengths that differ.
+        BlobDamaged: an upload changed on the disk, naming its file.
+        DiskFull: no room for the sum.
+    """
+    group = Group(group)
+    _same_form(spools, group, out)
+    free = threading.local()
+
+    def one(k: int) -> NDArray[Any]:
+        if not hasattr(free, "buffer"):
+            free.buffer = memoryview(bytearray(spools[0].chunk_bytes))
+        total = sum_chunk(spools, k, group, free.buffer)
+        if unmask is not None:
+            unmask(k, total)
+        return total
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="sum")
+    window: deque[Future[NDArray[Any]]] = deque()
+    try:
+        for k in range(spools[0].chunks):
+            window.append(pool.submit(one, k))
+            if len(window) > threads:
+                out.append(window.popleft().result().data.cast("B"))
+        while window:
+            out.append(window.popleft().result().data.cast("B"))
+        return out.commit()
+    except BaseException:
+        for waiting in window:
+            waiting.cancel()
+        pool.shutdown(wait=True)  # nobody may still write into caller's objects when this returns
+        out.abort()
+        raise
+    finally:
+        pool.shutdown(wait=True)
+
+
+def sum_chunk(spools: Sequence[Spool], k: int, group: Group, buffer: memoryview) -> NDArray[Any]:
+    """Sum of chunk k over all uploads, masks still on; `buffer` (bytes, one chunk) is scratch."""
+    total = np.zeros(spools[0].size_of(k) // _DTYPE[group].itemsize, _DTYPE[group])
+    for spool in spools:
+        size = spool.read_chunk_into(k, buffer)
+        part = np.frombuffer(buffer[:size], _DTYPE[group])
+        if group is Group.RING16:
+            np.add(total, part, out=total)  # wraps modulo 2^16
+        else:
+            add_mod_p(total, part)
+    return total
+
+
+def add_mod_p(total: NDArray[np.uint64], part: NDArray[np.uint64]) -> None:
+    """total = (total + part) mod p in place; total below p, part any 64 bits (read modulo p)."""
+    # 2^61 ≡ 1: the high three bits are added to the low 61. part becomes < 2^61 + 7, the sum < 2^62 + 7: no overflow.
+    np.add(total, part & np.uint64(P), out=total)
+    np.add(total, part >> np.uint64(61), out=total)
+    high = total >> np.uint64(61)
+    np.bitwise_and(total, np.uint64(P), out=total)
+    np.add(total, high, out=total)
+    np.subtract(total, np.uint64(P), out=total, where=total >= np.uint64(P))
+
+
+def _same_form(spools: Sequence[Spool], group: Group, out: BlobWriter) -> None:
+    if not spools:
+        raise SpoolRefused("uploads", "there are none to add")
+    first = spools[0]
+    for spool in spools:
+        if not spool.complete:
+            raise SpoolRefused("chunk", f"{spool.path.name} has {spool.durable_chunks()} of {spool.chunks} chunks")
+        if (spool.length, spool.chunk_bytes) != (first.length, first.chunk_bytes):
+            raise SpoolRefused("length", f"{spool.path.name} differs from {first.path.name}")
+    if first.length % _DTYPE[group].itemsize or first.chunk_bytes % _DTYPE[group].itemsize:
+        raise SpoolRefused("length", f"is no multiple of {_DTYPE[group].itemsize} bytes")
+    if out.chunk_bytes != first.chunk_bytes:
+        raise SpoolRefused("chunk_bytes", f"the sum's writer has {out.chunk_bytes}, the uploads {first.chunk_bytes}")
