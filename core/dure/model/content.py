@@ -381,7 +381,7 @@ def _record_json(record: Item) -> dict[str, Any]:
         return {
             "kind": "array",
             "name": record.name,
-            "layout": record.layout.to_json(),
+            "layout": json.loads(record.layout.to_json()),
             "weights_id": record.weights_id.hex(),
         }
     kind = "config" if isinstance(record, ConfigItem) else "metric"
@@ -395,12 +395,19 @@ def _record_from_json(data: object, where: str) -> Item:
         weights = fields["weights_id"]
         if not isinstance(weights, str) or not re.fullmatch(r"[0-9a-f]{64}", weights):
             raise InstructionRefused(f"{where}.weights_id is not 64 hex digits")
-        return ArrayItem(fields["name"], Layout.from_json(fields["layout"]), bytes.fromhex(weights))
+        return ArrayItem(fields["name"], _layout(fields["layout"]), bytes.fromhex(weights))
     if kind not in ("config", "metric"):
         raise InstructionRefused(f"{where}.kind is not array, config or metric")
     fields = _fields(data, where, ("kind", "name", "values"))
     values = values_from_json(fields["values"], f"{where}.values")
     return ConfigItem(fields["name"], values) if kind == "config" else MetricItem(fields["name"], values)
+
+
+def _layout(data: object) -> Layout:
+    try:
+        return Layout.from_json(_compact(data))
+    except (ValueError, RecursionError):
+        raise InstructionRefused("layout is not plain JSON") from None
 
 
 def _fields(data: object, where: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -146,9 +146,11 @@ def encode(data: Mapping[str, Any]) -> bytes:
 
 
 def _number(value: object, what: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise WorkerMisbehaved(f"worker result: {what} is not a finite number")
-    return float(value)  # type: ignore[arg-type]
+    if type(value) is float and math.isfinite(value):
+        return value
+    if type(value) is int and abs(value) < 1 << 63:
+        return float(value)
+    raise WorkerMisbehaved(f"worker result: {what} is not a finite number")
 
 
 def _one_line(text: str) -> str:

@@ -24,41 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64ure_pb/v1/serverapp.proto\x12\ndure_pb.v1\"7\n\x15ServerAppNodesRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"0\n\rServerAppNode\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06member\x18\x02 \x01(\t\"S\n\x16ServerAppNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.dure_pb.v1.ServerAppNode\x12\x0f\n\x07missing\x18\x02 \x01(\t\";\n\x13ServerAppNodeValues\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x13\n\x0bvalues_json\x18\x02 \x01(\x0c\"\xbc\x01\n\x18ServerAppExchangeRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x18\n\x10instruction_json\x18\x02 \x01(\x0c\x12\r\n\x05nodes\x18\x03 \x03(\x04\x12\x34\n\x0bnode_values\x18\x04 \x03(\x0b\x32\x1f.dure_pb.v1.ServerAppNodeValues\x12\x11\n\tflat_file\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\".\n\x0fServerAppMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"5\n\x12ServerAppNodeError\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xf8\x03\n\x19ServerAppExchangeResponse\x12<\n\x06status\x18\x01 \x01(\x0e\x32,.dure_pb.v1.ServerAppExchangeResponse.Status\x12<\n\x06\x61rrays\x18\x02 \x01(\x0e\x32,.dure_pb.v1.ServerAppExchangeResponse.Arrays\x12\x11\n\tflat_file\x18\x03 \x01(\t\x12,\n\x07metrics\x18\x04 \x03(\x0b\x32\x1b.dure_pb.v1.ServerAppMetric\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x01\x12\x11\n\tsurvivors\x18\x06 \x03(\x04\x12.\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1e.dure_pb.v1.ServerAppNodeError\x12\x0e\n\x06reason\x18\x08 \x01(\t\"V\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\x12\x12\n\x0eSTATUS_STOPPED\x10\x03\"]\n\x06\x41rrays\x12\x16\n\x12\x41RRAYS_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41RRAYS_NONE\x10\x01\x12\x16\n\x12\x41RRAYS_MEAN_UPDATE\x10\x02\x12\x12\n\x0e\x41RRAYS_WEIGHTS\x10\x03\"f\n\x16ServerAppFinishRequest\x12\x0e\n\x06rounds\x18\x01 \x01(\x04\x12\x14\n\x0cmetrics_json\x18\x02 \x01(\x0c\x12\x13\n\x0blayout_json\x18\x03 \x01(\x0c\x12\x11\n\tflat_file\x18\x04 \x01(\t\"\x19\n\x17ServerAppFinishResponse\"5\n\x14ServerAppFailRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x17\n\x15ServerAppFailResponse2\xd8\x02\n\rServerAppGrid\x12N\n\x05Nodes\x12!.dure_pb.v1.ServerAppNodesRequest\x1a\".dure_pb.v1.ServerAppNodesResponse\x12W\n\x08\x45xchange\x12$.dure_pb.v1.ServerAppExchangeRequest\x1a%.dure_pb.v1.ServerAppExchangeResponse\x12Q\n\x06\x46inish\x12\".dure_pb.v1.ServerAppFinishRequest\x1a#.dure_pb.v1.ServerAppFinishResponse\x12K\n\x04\x46\x61il\x12 .dure_pb.v1.ServerAppFailRequest\x1a!.dure_pb.v1.ServerAppFailResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64ure_pb/v1/serverapp.proto\x12\ndure_pb.v1\"B\n ServerAppGridServiceNodesRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"0\n\rServerAppNode\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06member\x18\x02 \x01(\t\"^\n!ServerAppGridServiceNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.dure_pb.v1.ServerAppNode\x12\x0f\n\x07missing\x18\x02 \x01(\t\";\n\x13ServerAppNodeValues\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x13\n\x0bvalues_json\x18\x02 \x01(\x0c\"\xc7\x01\n#ServerAppGridServiceExchangeRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x18\n\x10instruction_json\x18\x02 \x01(\x0c\x12\r\n\x05nodes\x18\x03 \x03(\x04\x12\x34\n\x0bnode_values\x18\x04 \x03(\x0b\x32\x1f.dure_pb.v1.ServerAppNodeValues\x12\x11\n\tflat_file\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\".\n\x0fServerAppMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"5\n\x12ServerAppNodeError\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x99\x04\n$ServerAppGridServiceExchangeResponse\x12G\n\x06status\x18\x01 \x01(\x0e\x32\x37.dure_pb.v1.ServerAppGridServiceExchangeResponse.Status\x12G\n\x06\x61rrays\x18\x02 \x01(\x0e\x32\x37.dure_pb.v1.ServerAppGridServiceExchangeResponse.Arrays\x12\x11\n\tflat_file\x18\x03 \x01(\t\x12,\n\x07metrics\x18\x04 \x03(\x0b\x32\x1b.dure_pb.v1.ServerAppMetric\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x01\x12\x11\n\tsurvivors\x18\x06 \x03(\x04\x12.\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1e.dure_pb.v1.ServerAppNodeError\x12\x0e\n\x06reason\x18\x08 \x01(\t\"V\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\x12\x12\n\x0eSTATUS_STOPPED\x10\x03\"]\n\x06\x41rrays\x12\x16\n\x12\x41RRAYS_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41RRAYS_NONE\x10\x01\x12\x16\n\x12\x41RRAYS_MEAN_UPDATE\x10\x02\x12\x12\n\x0e\x41RRAYS_WEIGHTS\x10\x03\"q\n!ServerAppGridServiceFinishRequest\x12\x0e\n\x06rounds\x18\x01 \x01(\x04\x12\x14\n\x0cmetrics_json\x18\x02 \x01(\x0c\x12\x13\n\x0blayout_json\x18\x03 \x01(\x0c\x12\x11\n\tflat_file\x18\x04 \x01(\t\"$\n\"ServerAppGridServiceFinishResponse\"@\n\x1fServerAppGridServiceFailRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\"\n ServerAppGridServiceFailResponse2\xb7\x03\n\x14ServerAppGridService\x12\x64\n\x05Nodes\x12,.dure_pb.v1.ServerAppGridServiceNodesRequest\x1a-.dure_pb.v1.ServerAppGridServiceNodesResponse\x12m\n\x08\x45xchange\x12/.dure_pb.v1.ServerAppGridServiceExchangeRequest\x1a\x30.dure_pb.v1.ServerAppGridServiceExchangeResponse\x12g\n\x06\x46inish\x12-.dure_pb.v1.ServerAppGridServiceFinishRequest\x1a..dure_pb.v1.ServerAppGridServiceFinishResponse\x12\x61\n\x04\x46\x61il\x12+.dure_pb.v1.ServerAppGridServiceFailRequest\x1a,.dure_pb.v1.ServerAppGridServiceFailResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dure_pb.v1.serverapp_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVERAPPNODESREQUEST']._serialized_start=42
-  _globals['_SERVERAPPNODESREQUEST']._serialized_end=97
-  _globals['_SERVERAPPNODE']._serialized_start=99
-  _globals['_SERVERAPPNODE']._serialized_end=147
-  _globals['_SERVERAPPNODESRESPONSE']._serialized_start=149
-  _globals['_SERVERAPPNODESRESPONSE']._serialized_end=232
-  _globals['_SERVERAPPNODEVALUES']._serialized_start=234
-  _globals['_SERVERAPPNODEVALUES']._serialized_end=293
-  _globals['_SERVERAPPEXCHANGEREQUEST']._serialized_start=296
-  _globals['_SERVERAPPEXCHANGEREQUEST']._serialized_end=484
-  _globals['_SERVERAPPMETRIC']._serialized_start=486
-  _globals['_SERVERAPPMETRIC']._serialized_end=532
-  _globals['_SERVERAPPNODEERROR']._serialized_start=534
-  _globals['_SERVERAPPNODEERROR']._serialized_end=587
-  _globals['_SERVERAPPEXCHANGERESPONSE']._serialized_start=590
-  _globals['_SERVERAPPEXCHANGERESPONSE']._serialized_end=1094
-  _globals['_SERVERAPPEXCHANGERESPONSE_STATUS']._serialized_start=913
-  _globals['_SERVERAPPEXCHANGERESPONSE_STATUS']._serialized_end=999
-  _globals['_SERVERAPPEXCHANGERESPONSE_ARRAYS']._serialized_start=1001
-  _globals['_SERVERAPPEXCHANGERESPONSE_ARRAYS']._serialized_end=1094
-  _globals['_SERVERAPPFINISHREQUEST']._serialized_start=1096
-  _globals['_SERVERAPPFINISHREQUEST']._serialized_end=1198
-  _globals['_SERVERAPPFINISHRESPONSE']._serialized_start=1200
-  _globals['_SERVERAPPFINISHRESPONSE']._serialized_end=1225
-  _globals['_SERVERAPPFAILREQUEST']._serialized_start=1227
-  _globals['_SERVERAPPFAILREQUEST']._serialized_end=1280
-  _globals['_SERVERAPPFAILRESPONSE']._serialized_start=1282
-  _globals['_SERVERAPPFAILRESPONSE']._serialized_end=1305
-  _globals['_SERVERAPPGRID']._serialized_start=1308
-  _globals['_SERVERAPPGRID']._serialized_end=1652
+  _globals['_SERVERAPPGRIDSERVICENODESREQUEST']._serialized_start=42
+  _globals['_SERVERAPPGRIDSERVICENODESREQUEST']._serialized_end=108
+  _globals['_SERVERAPPNODE']._serialized_start=110
+  _globals['_SERVERAPPNODE']._serialized_end=158
+  _globals['_SERVERAPPGRIDSERVICENODESRESPONSE']._serialized_start=160
+  _globals['_SERVERAPPGRIDSERVICENODESRESPONSE']._serialized_end=254
+  _globals['_SERVERAPPNODEVALUES']._serialized_start=256
+  _globals['_SERVERAPPNODEVALUES']._serialized_end=315
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGEREQUEST']._serialized_start=318
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGEREQUEST']._serialized_end=517
+  _globals['_SERVERAPPMETRIC']._serialized_start=519
+  _globals['_SERVERAPPMETRIC']._serialized_end=565
+  _globals['_SERVERAPPNODEERROR']._serialized_start=567
+  _globals['_SERVERAPPNODEERROR']._serialized_end=620
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE']._serialized_start=623
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE']._serialized_end=1160
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_STATUS']._serialized_start=979
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_STATUS']._serialized_end=1065
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_ARRAYS']._serialized_start=1067
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_ARRAYS']._serialized_end=1160
+  _globals['_SERVERAPPGRIDSERVICEFINISHREQUEST']._serialized_start=1162
+  _globals['_SERVERAPPGRIDSERVICEFINISHREQUEST']._serialized_end=1275
+  _globals['_SERVERAPPGRIDSERVICEFINISHRESPONSE']._serialized_start=1277
+  _globals['_SERVERAPPGRIDSERVICEFINISHRESPONSE']._serialized_end=1313
+  _globals['_SERVERAPPGRIDSERVICEFAILREQUEST']._serialized_start=1315
+  _globals['_SERVERAPPGRIDSERVICEFAILREQUEST']._serialized_end=1379
+  _globals['_SERVERAPPGRIDSERVICEFAILRESPONSE']._serialized_start=1381
+  _globals['_SERVERAPPGRIDSERVICEFAILRESPONSE']._serialized_end=1415
+  _globals['_SERVERAPPGRIDSERVICE']._serialized_start=1418
+  _globals['_SERVERAPPGRIDSERVICE']._serialized_end=1857
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class ServerAppNodesRequest(_message.Message):
+class ServerAppGridServiceNodesRequest(_message.Message):
     __slots__ = ("seq", "timeout_s")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
@@ -23,7 +23,7 @@ class ServerAppNode(_message.Message):
     member: str
     def __init__(self, node_id: _Optional[int] = ..., member: _Optional[str] = ...) -> None: ...
 
-class ServerAppNodesResponse(_message.Message):
+class ServerAppGridServiceNodesResponse(_message.Message):
     __slots__ = ("nodes", "missing")
     NODES_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
@@ -39,7 +39,7 @@ class ServerAppNodeValues(_message.Message):
     values_json: bytes
     def __init__(self, node_id: _Optional[int] = ..., values_json: _Optional[bytes] = ...) -> None: ...
 
-class ServerAppExchangeRequest(_message.Message):
+class ServerAppGridServiceExchangeRequest(_message.Message):
     __slots__ = ("seq", "instruction_json", "nodes", "node_values", "flat_file", "timeout_s", "digest")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -73,28 +73,28 @@ class ServerAppNodeError(_message.Message):
     reason: str
     def __init__(self, node_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
-class ServerAppExchangeResponse(_message.Message):
+class ServerAppGridServiceExchangeResponse(_message.Message):
     __slots__ = ("status", "arrays", "flat_file", "metrics", "num_examples", "survivors", "errors", "reason")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
-        STATUS_UNSPECIFIED: _ClassVar[ServerAppExchangeResponse.Status]
-        STATUS_OK: _ClassVar[ServerAppExchangeResponse.Status]
-        STATUS_FAILED: _ClassVar[ServerAppExchangeResponse.Status]
-        STATUS_STOPPED: _ClassVar[ServerAppExchangeResponse.Status]
-    STATUS_UNSPECIFIED: ServerAppExchangeResponse.Status
-    STATUS_OK: ServerAppExchangeResponse.Status
-    STATUS_FAILED: ServerAppExchangeResponse.Status
-    STATUS_STOPPED: ServerAppExchangeResponse.Status
+        STATUS_UNSPECIFIED: _ClassVar[ServerAppGridServiceExchangeResponse.Status]
+        STATUS_OK: _ClassVar[ServerAppGridServiceExchangeResponse.Status]
+        STATUS_FAILED: _ClassVar[ServerAppGridServiceExchangeResponse.Status]
+        STATUS_STOPPED: _ClassVar[ServerAppGridServiceExchangeResponse.Status]
+    STATUS_UNSPECIFIED: ServerAppGridServiceExchangeResponse.Status
+    STATUS_OK: ServerAppGridServiceExchangeResponse.Status
+    STATUS_FAILED: ServerAppGridServiceExchangeResponse.Status
+    STATUS_STOPPED: ServerAppGridServiceExchangeResponse.Status
     class Arrays(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
-        ARRAYS_UNSPECIFIED: _ClassVar[ServerAppExchangeResponse.Arrays]
-        ARRAYS_NONE: _ClassVar[ServerAppExchangeResponse.Arrays]
-        ARRAYS_MEAN_UPDATE: _ClassVar[ServerAppExchangeResponse.Arrays]
-        ARRAYS_WEIGHTS: _ClassVar[ServerAppExchangeResponse.Arrays]
-    ARRAYS_UNSPECIFIED: ServerAppExchangeResponse.Arrays
-    ARRAYS_NONE: ServerAppExchangeResponse.Arrays
-    ARRAYS_MEAN_UPDATE: ServerAppExchangeResponse.Arrays
-    ARRAYS_WEIGHTS: ServerAppExchangeResponse.Arrays
+        ARRAYS_UNSPECIFIED: _ClassVar[ServerAppGridServiceExchangeResponse.Arrays]
+        ARRAYS_NONE: _ClassVar[ServerAppGridServiceExchangeResponse.Arrays]
+        ARRAYS_MEAN_UPDATE: _ClassVar[ServerAppGridServiceExchangeResponse.Arrays]
+        ARRAYS_WEIGHTS: _ClassVar[ServerAppGridServiceExchangeResponse.Arrays]
+    ARRAYS_UNSPECIFIED: ServerAppGridServiceExchangeResponse.Arrays
+    ARRAYS_NONE: ServerAppGridServiceExchangeResponse.Arrays
+    ARRAYS_MEAN_UPDATE: ServerAppGridServiceExchangeResponse.Arrays
+    ARRAYS_WEIGHTS: ServerAppGridServiceExchangeResponse.Arrays
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
     FLAT_FILE_FIELD_NUMBER: _ClassVar[int]
@@ -103,17 +103,17 @@ class ServerAppExchangeResponse(_message.Message):
     SURVIVORS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    status: ServerAppExchangeResponse.Status
-    arrays: ServerAppExchangeResponse.Arrays
+    status: ServerAppGridServiceExchangeResponse.Status
+    arrays: ServerAppGridServiceExchangeResponse.Arrays
     flat_file: str
     metrics: _containers.RepeatedCompositeFieldContainer[ServerAppMetric]
     num_examples: float
     survivors: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[ServerAppNodeError]
     reason: str
-    def __init__(self, status: _Optional[_Union[ServerAppExchangeResponse.Status, str]] = ..., arrays: _Optional[_Union[ServerAppExchangeResponse.Arrays, str]] = ..., flat_file: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[ServerAppMetric, _Mapping]]] = ..., num_examples: _Optional[float] = ..., survivors: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[ServerAppNodeError, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, status: _Optional[_Union[ServerAppGridServiceExchangeResponse.Status, str]] = ..., arrays: _Optional[_Union[ServerAppGridServiceExchangeResponse.Arrays, str]] = ..., flat_file: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[ServerAppMetric, _Mapping]]] = ..., num_examples: _Optional[float] = ..., survivors: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[ServerAppNodeError, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
 
-class ServerAppFinishRequest(_message.Message):
+class ServerAppGridServiceFinishRequest(_message.Message):
     __slots__ = ("rounds", "metrics_json", "layout_json", "flat_file")
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     METRICS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -125,11 +125,11 @@ class ServerAppFinishRequest(_message.Message):
     flat_file: str
     def __init__(self, rounds: _Optional[int] = ..., metrics_json: _Optional[bytes] = ..., layout_json: _Optional[bytes] = ..., flat_file: _Optional[str] = ...) -> None: ...
 
-class ServerAppFinishResponse(_message.Message):
+class ServerAppGridServiceFinishResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class ServerAppFailRequest(_message.Message):
+class ServerAppGridServiceFailRequest(_message.Message):
     __slots__ = ("kind", "message")
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,6 @@ class ServerAppFailRequest(_message.Message):
     message: str
     def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
-class ServerAppFailResponse(_message.Message):
+class ServerAppGridServiceFailResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class ServerAppGridStub:
+class ServerAppGridServiceStub:
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -35,28 +35,28 @@ class ServerAppGridStub:
             channel: A grpc.Channel.
         """
         self.Nodes = channel.unary_unary(
-                '/dure_pb.v1.ServerAppGrid/Nodes',
-                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppNodesRequest.SerializeToString,
-                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppNodesResponse.FromString,
+                '/dure_pb.v1.ServerAppGridService/Nodes',
+                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceNodesRequest.SerializeToString,
+                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceNodesResponse.FromString,
                 _registered_method=True)
         self.Exchange = channel.unary_unary(
-                '/dure_pb.v1.ServerAppGrid/Exchange',
-                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppExchangeRequest.SerializeToString,
-                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppExchangeResponse.FromString,
+                '/dure_pb.v1.ServerAppGridService/Exchange',
+                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceExchangeRequest.SerializeToString,
+                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceExchangeResponse.FromString,
                 _registered_method=True)
         self.Finish = channel.unary_unary(
-                '/dure_pb.v1.ServerAppGrid/Finish',
-                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFinishRequest.SerializeToString,
-                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFinishResponse.FromString,
+                '/dure_pb.v1.ServerAppGridService/Finish',
+                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFinishRequest.SerializeToString,
+                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFinishResponse.FromString,
                 _registered_method=True)
         self.Fail = channel.unary_unary(
-                '/dure_pb.v1.ServerAppGrid/Fail',
-                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFailRequest.SerializeToString,
-                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFailResponse.FromString,
+                '/dure_pb.v1.ServerAppGridService/Fail',
+                request_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFailRequest.SerializeToString,
+                response_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFailResponse.FromString,
                 _registered_method=True)
 
 
-class ServerAppGridServicer:
+class ServerAppGridServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Nodes(self, request, context):
@@ -88,37 +88,37 @@ class ServerAppGridServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_ServerAppGridServicer_to_server(servicer, server):
+def add_ServerAppGridServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Nodes': grpc.unary_unary_rpc_method_handler(
                     servicer.Nodes,
-                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppNodesRequest.FromString,
-                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppNodesResponse.SerializeToString,
+                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceNodesRequest.FromString,
+                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceNodesResponse.SerializeToString,
             ),
             'Exchange': grpc.unary_unary_rpc_method_handler(
                     servicer.Exchange,
-                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppExchangeRequest.FromString,
-                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppExchangeResponse.SerializeToString,
+                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceExchangeRequest.FromString,
+                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceExchangeResponse.SerializeToString,
             ),
             'Finish': grpc.unary_unary_rpc_method_handler(
                     servicer.Finish,
-                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFinishRequest.FromString,
-                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFinishResponse.SerializeToString,
+                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFinishRequest.FromString,
+                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFinishResponse.SerializeToString,
             ),
             'Fail': grpc.unary_unary_rpc_method_handler(
                     servicer.Fail,
-                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFailRequest.FromString,
-                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFailResponse.SerializeToString,
+                    request_deserializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFailRequest.FromString,
+                    response_serializer=dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFailResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'dure_pb.v1.ServerAppGrid', rpc_method_handlers)
+            'dure_pb.v1.ServerAppGridService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('dure_pb.v1.ServerAppGrid', rpc_method_handlers)
+    server.add_registered_method_handlers('dure_pb.v1.ServerAppGridService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class ServerAppGrid:
+class ServerAppGridService:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
@@ -135,9 +135,9 @@ class ServerAppGrid:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/dure_pb.v1.ServerAppGrid/Nodes',
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppNodesRequest.SerializeToString,
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppNodesResponse.FromString,
+            '/dure_pb.v1.ServerAppGridService/Nodes',
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceNodesRequest.SerializeToString,
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -162,9 +162,9 @@ class ServerAppGrid:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/dure_pb.v1.ServerAppGrid/Exchange',
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppExchangeRequest.SerializeToString,
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppExchangeResponse.FromString,
+            '/dure_pb.v1.ServerAppGridService/Exchange',
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceExchangeRequest.SerializeToString,
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceExchangeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -189,9 +189,9 @@ class ServerAppGrid:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/dure_pb.v1.ServerAppGrid/Finish',
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFinishRequest.SerializeToString,
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFinishResponse.FromString,
+            '/dure_pb.v1.ServerAppGridService/Finish',
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFinishRequest.SerializeToString,
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFinishResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -216,9 +216,9 @@ class ServerAppGrid:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/dure_pb.v1.ServerAppGrid/Fail',
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFailRequest.SerializeToString,
-            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppFailResponse.FromString,
+            '/dure_pb.v1.ServerAppGridService/Fail',
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFailRequest.SerializeToString,
+            dure__pb_dot_v1_dot_serverapp__pb2.ServerAppGridServiceFailResponse.FromString,
             options,
             channel_credentials,
             insecure,

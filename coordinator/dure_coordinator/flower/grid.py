@@ -1,0 +1,230 @@
+"""`DureGrid`: the Flower Grid a user's ServerApp runs on; below it a secure sum, above it nothing has changed.
+
+A strategy calls `get_node_ids` and `send_and_receive`. The second returns ONE reply that already is the weighted mean,
+with `num-examples` = the sum of the weights (docs/spec/flower.md); or `Error` messages, one per node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from dure.model.content import ArrayItem, Instruction, Value, content_id
+from dure_coordinator.flower import convert, private
+from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused
+from dure_coordinator.flower.strategies import check_no_strategy, check_strategy
+
+ERROR_CODE = 3
+"""Flower reads 0 as unknown, 1 and 2 as failures of its own apps; ours is above them."""
+
+
+class DureGrid(Grid):
+    """One run's Grid. Not thread-safe: one exchange at a time, as strategies do.
+
+    Args:
+        backend: who carries the exchange.
+        run_dir: folder the flat files are written to; the daemon reads them there.
+        quorum: u_min; fewer sampled nodes are refused before anything is sent.
+        per_node_keys: config keys the plan lists as per-node; all other content must be equal for all nodes.
+        linear_strategy: classes the plan declares linear.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        run_id: int,
+        run_dir: Path,
+        quorum: int = 3,
+        per_node_keys: Collection[str] = (),
+        linear_strategy: Collection[str] = (),
+        weight_key: str = "num-examples",
+    ) -> None:
+        self._backend, self._run_dir, self._quorum = backend, run_dir, quorum
+        self._per_node_keys, self._linear, self._weight_key = tuple(per_node_keys), tuple(linear_strategy), weight_key
+        self._run = private.empty_run(run_id)
+        self._seq = 0
+        self._strategy: Strategy | None = None
+        self._weights_path: Path | None = None
+        """The flat file the last exchange left, for a result without a strategy."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+
+    # -- what strategies call ------------------------------------------------------------------------------------
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Blocks until the plan's quorum is connected; QuorumMissing at its deadline, naming who is missing."""
+        return [node.node_id for node in self._backend.nodes(self._seq + 1, None)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """One exchange.
+
+        Raises:
+            GridRefused: the messages differ between nodes, cannot be carried, or come from a strategy that needs
+                individual replies. Nothing was sent.
+            RunStopped: the coordinator ended the run.
+        """
+        sent = list(messages)
+        if not sent:
+            return []
+        if self._strategy is None:
+            check_no_strategy(self._linear)
+        request = self._request(sent, timeout)
+        reply = self._backend.exchange(request)
+        self._seq = request.seq
+        return self._messages(sent, request, reply)
+
+    def push_messages(self, messages: Iterable[Message]) -> NoReturn:
+        raise GridRefused(
+            "push_messages waits for individual replies, and under secure aggregation only their sum is visible; use send_and_receive"
+        )
+
+    def pull_messages(self, message_ids: Iterable[str]) -> NoReturn:
+        raise GridRefused(
+            "pull_messages reads individual replies, and under secure aggregation only their sum is visible; use send_and_receive"
+        )
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: Any) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        return self._run
+
+    # -- what process.py calls -----------------------------------------------------------------------------------
+
+    @property
+    def exchanges(self) -> int:
+        """Exchanges answered so far, replayed ones included."""
+        return self._seq
+
+    def strategy_starts(self, strategy: Strategy, grid: Grid) -> None:
+        """For `private.wrap_strategy_start`: let the strategy through or raise GridRefused."""
+        check_strategy(strategy, self._linear)
+        self._strategy = strategy
+        self._weight_key = getattr(strategy, "weighted_by_key", self._weight_key)
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _request(self, sent: list[Message], timeout: float | None) -> ExchangeRequest:
+        nodes = [message.metadata.dst_node_id for message in sent]
+        if len(set(nodes)) != len(nodes):
+            twice = next(node for node in nodes if nodes.count(node) > 1)
+            raise GridRefused(f"node {twice} is sent two messages in one exchange; a member contributes once")
+        if len(nodes) < self._quorum:
+            raise GridRefused(
+                f"the strategy picked {len(nodes)} nodes, the quorum is {self._quorum}: a smaller sum would single members out; "
+                "set fraction_train and fraction_evaluate to 1.0 (or fraction_evaluate to 0.0)"
+            )
+        seq = self._seq + 1
+        arrays = self._write_base(sent[0], seq)
+        shared = convert.instruction_of(sent[0], arrays)
+        node_values = self._compare(sent, shared, arrays)
+        return ExchangeRequest(
+            seq=seq,
+            instruction=shared,
+            nodes=tuple(sorted(nodes)),
+            node_values=node_values,
+            flat_path=None if arrays is None else arrays[1],
+            timeout_s=timeout,
+        )
+
+    def _write_base(self, message: Message, seq: int) -> tuple[ArrayItem, Path] | None:
+        found = convert.the_array_record(message.content)
+        if found is None:
+            return None
+        for old in self._run_dir.glob("base-*.f32"):
+            if old.name != f"base-{seq}.f32":
+                with contextlib.suppress(FileNotFoundError):
+                    old.unlink()
+        return convert.write_arrays(found[0], found[1], self._run_dir / f"base-{seq}.f32")
+
+    def _compare(
+        self, sent: list[Message], shared: Instruction, arrays: tuple[ArrayItem, Path] | None
+    ) -> dict[int, Mapping[str, Mapping[str, Value]]]:
+        """Per-node values, after checking that the messages differ in nothing else."""
+        wanted = content_id(shared, self._per_node_keys)
+        values: dict[int, Mapping[str, Mapping[str, Value]]] = {}
+        for message in sent:
+            if message is sent[0] or (message.content is sent[0].content and _same_head(message, sent[0])):
+                own = shared
+            else:
+                self._compare_arrays(message, sent[0], arrays)
+                own = convert.instruction_of(message, arrays)
+                if content_id(own, self._per_node_keys) != wanted:
+                    raise GridRefused(_difference(shared, own, message.metadata.dst_node_id, self._per_node_keys))
+            if node_values := own.node_values(self._per_node_keys):
+                values[message.metadata.dst_node_id] = node_values
+        return values
+
+    def _compare_arrays(self, message: Message, first: Message, arrays: tuple[ArrayItem, Path] | None) -> None:
+        mine, theirs = convert.the_array_record(message.content), convert.the_array_record(first.content)
+        if mine is theirs or (mine and theirs and mine[0] == theirs[0] and mine[1] is theirs[1]):
+            return
+        node = message.metadata.dst_node_id
+        if mine is None or theirs is None or mine[0] != theirs[0] or list(mine[1]) != list(theirs[1]):
+            raise GridRefused(f"node {node} is sent other arrays than node {first.metadata.dst_node_id}; {_WHY_EQUAL}")
+        for name in mine[1]:
+            one, other = mine[1][name], theirs[1][name]
+            if (one.dtype, one.shape, one.data) != (other.dtype, other.shape, other.data):
+                raise GridRefused(
+                    f"array {name!r} of record {mine[0]!r} differs between node {node} and node {first.metadata.dst_node_id}; {_WHY_EQUAL}"
+                )
+
+    def _messages(self, sent: list[Message], request: ExchangeRequest, reply: ExchangeReply) -> list[Message]:
+        if reply.status != "ok":
+            return [
+                Message(Error(ERROR_CODE, reply.errors.get(message.metadata.dst_node_id, reply.reason)), reply_to=message)
+                for message in sent
+            ]
+        content = RecordDict()
+        item = request.instruction.arrays
+        if reply.arrays != "none":
+            if item is None or request.flat_path is None or reply.flat_path is None:
+                raise GridRefused(f"exchange {request.seq} returned arrays, but none were sent; a sum needs a base")
+            if reply.arrays == "weights":
+                content[item.name] = convert.read_arrays(reply.flat_path, item.layout)
+            else:
+                content[item.name] = convert.base_plus_mean(request.flat_path, reply.flat_path, item.layout)
+        content["metrics"] = convert.metric_record(reply.metrics, self._weight_key, reply.num_examples)
+        # The reply must come from a node the strategy knows: the first survivor, or the first it asked.
+        source = next((m for m in sent if m.metadata.dst_node_id in reply.survivors), sent[0])
+        return [Message(content, reply_to=source)]
+
+
+_WHY_EQUAL = "personalised broadcasts cannot be summed and would single a member out: send every node the same"
+
+
+def _same_head(one: Message, other: Message) -> bool:
+    a, b = one.metadata, other.metadata
+    return (a.message_type, a.group_id, a.ttl) == (b.message_type, b.group_id, b.ttl)
+
+
+def _difference(shared: Instruction, own: Instruction, node: int, per_node_keys: Collection[str]) -> str:
+    """One line naming the first thing in which a node's message differs."""
+    where = f"the message to node {node} differs"
+    for name in ("message_type", "group_id", "ttl_s"):
+        if getattr(shared, name) != getattr(own, name):
+            return f"{where} in {name}; {_WHY_EQUAL}"
+    if [record.name for record in shared.records] != [record.name for record in own.records]:
+        return f"{where} in its records; {_WHY_EQUAL}"
+    for mine, theirs in zip(shared.records, own.records, strict=True):
+        if isinstance(mine, ArrayItem) or isinstance(theirs, ArrayItem):
+            continue
+        for key in sorted(set(mine.values) | set(theirs.values)):
+            if key not in per_node_keys and mine.values.get(key) != theirs.values.get(key):
+                return (
+                    f"{where} in key {key!r} of record {mine.name!r}; {_WHY_EQUAL}, "
+                    f"or list the key in [tool.dure.per-node-config] with its permitted values"
+                )
+    return f"{where}; {_WHY_EQUAL}"

@@ -1,0 +1,68 @@
+"""All of flwr that is not public and that the coordinator's side needs (flwr 1.41; tests/contract/test_flwr_surface.py).
+
+When flwr moves one of these, the contract test fails by name and this file is where to mend it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore.object_ref import load_app
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE_ID = 1
+"""The ServerApp's own node id, as in Flower; members' ids are 63-bit digests."""
+
+
+def set_task_identity(run_id: int) -> None:
+    """Without it stock FedAvg raises "TaskIdentity.run_id is not set". Process-global: one run per process."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SERVER_NODE_ID
+
+
+def empty_run(run_id: int) -> Run:
+    return Run.create_empty(run_id)
+
+
+def load_server_app(reference: str, folder: Path) -> ServerApp:
+    """The ServerApp at `module:attribute` in an unpacked app."""
+    app = load_app(reference, ImportError, folder)
+    if not isinstance(app, ServerApp):
+        raise ImportError(f"{reference} is a {type(app).__name__}, not a flwr.serverapp.ServerApp")
+    return app
+
+
+def set_message_id(message: Any, message_id: str) -> None:
+    """`Metadata.message_id` has no setter; flwr itself writes `__dict__`, too."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def wrap_strategy_start(before: Callable[[Strategy, Grid], None], after: Callable[[Strategy, Any], None]) -> Callable[[], None]:
+    """Call `before(strategy, grid)` when any strategy starts, and `after(strategy, result)` when it is done.
+
+    Patches the one method every stock strategy inherits; a class with a `start` of its own is caught at the Grid,
+    which sends nothing for a strategy that was never let through.
+
+    Returns:
+        a function that undoes it.
+    """
+    original = Strategy.start
+
+    @functools.wraps(original)
+    def start(self: Strategy, grid: Grid, *args: Any, **kwargs: Any) -> Any:
+        before(self, grid)
+        result = original(self, grid, *args, **kwargs)
+        after(self, result)
+        return result
+
+    Strategy.start = start  # type: ignore[method-assign]
+
+    def undo() -> None:
+        Strategy.start = original  # type: ignore[method-assign]
+
+    return undo

@@ -1,0 +1,129 @@
+"""`python -m dure_coordinator.flower.process`: one run's ServerApp, started by `launch.ServerAppProcess`.
+
+Reads a `launch.ProcessConfig` as JSON from stdin, runs the app's ServerApp on a `DureGrid`, reports Finish or Fail.
+Runs the author's code: it holds no keys, and everything it says is judged at the other end of the socket.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before flwr is imported: it phones home by default
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+import logging
+import random
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, RecordDict
+
+from dure.apps import read_app
+from dure.errors import DureError
+from dure_coordinator.flower import convert, private
+from dure_coordinator.flower.backend import Backend, GridRefused, QuorumMissing, RunResult, RunStopped
+from dure_coordinator.flower.grid import DureGrid
+from dure_coordinator.flower.grpc_backend import CoordinatorGone, GrpcBackend
+from dure_coordinator.flower.launch import EXIT_COORDINATOR_GONE, EXIT_FAILED, EXIT_FINISHED, ProcessConfig
+
+
+def main() -> int:
+    """Run the app of the config on stdin; returns the exit code."""
+    config = ProcessConfig.from_json(sys.stdin.read())
+    backend = GrpcBackend(config.socket, Path(config.run_dir), reconnect_s=config.reconnect_s)
+    try:
+        return run(config, backend)
+    except CoordinatorGone as error:
+        print(f"coordinator gone: {error}", file=sys.stderr)
+        return EXIT_COORDINATOR_GONE
+    finally:
+        backend.close()
+
+
+def run(config: ProcessConfig, backend: Backend) -> int:
+    """Run the ServerApp to its end and report it.
+
+    Raises:
+        CoordinatorGone: nothing could be reported; start again later, the journal holds what was done.
+    """
+    try:
+        result = serve(config, backend)
+    except CoordinatorGone:
+        raise
+    except (GridRefused, QuorumMissing, RunStopped) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        backend.fail(type(error).__name__, str(error))
+        return EXIT_FAILED
+    except (Exception, SystemExit) as error:  # the author's code may raise anything
+        traceback.print_exc()
+        backend.fail("ServerAppFailed", f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000])
+        return EXIT_FAILED
+    backend.finish(result)
+    return EXIT_FINISHED
+
+
+def serve(config: ProcessConfig, backend: Backend) -> RunResult:
+    """Load and run the ServerApp; the same seed every time, so that a replay asks the same."""
+    logging.getLogger("flwr").setLevel(logging.INFO)
+    random.seed(config.seed)
+    np.random.seed(config.seed % (1 << 32))
+    private.set_task_identity(config.run_id)
+    folder = Path(config.app_dir)
+    app = read_app(folder)
+    grid = DureGrid(
+        backend,
+        run_id=config.run_id,
+        run_dir=Path(config.run_dir),
+        quorum=config.quorum,
+        per_node_keys=config.per_node_keys,
+        linear_strategy=config.linear_strategy,
+        weight_key=app.dure.weight_key,
+    )
+    results: list[Any] = []
+    undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result))
+    try:
+        server_app = private.load_server_app(app.serverapp, folder)
+        # Importing the app may have drawn random numbers or seeded them with the time.
+        random.seed(config.seed)
+        np.random.seed(config.seed % (1 << 32))
+        context = Context(
+            run_id=config.run_id,
+            node_id=private.SERVER_NODE_ID,
+            node_config={},
+            state=RecordDict(),
+            run_config=dict(config.run_config),
+        )
+        server_app(grid, context)
+    except DureError as error:
+        if not isinstance(error, GridRefused | QuorumMissing | RunStopped):
+            raise GridRefused(str(error)) from error  # LayoutRefused and the like: what was sent cannot be carried
+        raise
+    finally:
+        undo()
+    return _result(results[-1] if results else None, Path(config.run_dir))
+
+
+def _result(result: Any, run_dir: Path) -> RunResult:
+    if result is None:
+        return RunResult(rounds=0, metrics={})
+    metrics = {
+        kind: {number: dict(record) for number, record in rounds.items()}
+        for kind, rounds in (
+            ("train", result.train_metrics_clientapp),
+            ("evaluate", result.evaluate_metrics_clientapp),
+            ("server", result.evaluate_metrics_serverapp),
+        )
+    }
+    rounds = max((number for table in metrics.values() for number in table), default=0)
+    arrays: ArrayRecord = result.arrays
+    if not arrays:
+        return RunResult(rounds=rounds, metrics=metrics)
+    item, path = convert.write_arrays("arrays", arrays, run_dir / "final.f32")
+    return RunResult(rounds=rounds, metrics=metrics, layout_json=item.layout.to_json().decode(), flat_path=path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
