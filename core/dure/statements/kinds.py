@@ -1,0 +1,281 @@
+"""One frozen dataclass per statement; the annotation of a field is its form (schema.py). Source: ledger.md §3-4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from dure.statements.schema import Hex, Items, Pattern, Range
+
+MemberId = Annotated[str, Pattern(r"[a-z0-9-]{1,32}")]
+Name = Annotated[str, Pattern(r"[A-Za-z0-9._-]{1,64}")]
+Reason = Annotated[str, Pattern(r"[^\x00-\x1f]{0,500}")]
+Decimal = Annotated[str, Pattern(r"-?[0-9]{1,12}(\.[0-9]{1,18})?")]
+Digest = Annotated[bytes, Hex(32)]
+Nonce = Annotated[bytes, Hex(16)]
+Instance = Annotated[bytes, Hex(most=512)]
+"""TLV of the instance id (secagg.ids.InstanceId.tlv)."""
+Counter = Annotated[int, Range(0, 2**48)]
+Seconds = Annotated[int, Range(1, 10 * 86_400)]
+BlobId = Annotated[str, Pattern(r"[0-9a-f]{64}:[0-9]{1,15}")]
+SettingValue = str | int | bool
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds from the phase's start."""
+
+    approve: Seconds = 86_400
+    epoch: Seconds = 60
+    execute: Seconds = 3_600
+    share: Seconds = 60
+    upload: Seconds = 600
+    survivors: Seconds = 60
+    reveal: Seconds = 60
+    accept: Seconds = 600
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """What turns an aggregate into the next base; `none` leaves it to the run's ServerApp. Decimals as text."""
+
+    name: Annotated[str, Pattern("none|average|nesterov|adam")]
+    settings: Annotated[Mapping[str, Decimal], Items(0, 8)]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What members approve before a run. `run` = SHA-256 of this statement's payload, which holds a nonce: one approval, one run."""
+
+    kind: ClassVar[str] = "run-plan"
+    nonce: Nonce
+    consortium: Nonce
+    charter_version: Counter
+    charter_sha256: Digest
+    name: Name
+    app_sha256: Digest
+    app_blob: BlobId
+    app_name: Name
+    app_version: Annotated[str, Pattern(r"[^\x00-\x1f]{1,64}")]
+    roster: Annotated[tuple[MemberId, ...], Items(3, 255)]
+    rounds: Annotated[int, Range(1, 1_000_000)]
+    max_exchanges: Annotated[int, Range(1, 10_000_000)]
+    outer_step: OuterStep
+    encoding: Annotated[str, Pattern("ring16")]
+    stream: Annotated[str, Pattern("aes-256-ctr")]
+    recheck: Annotated[str, Pattern("off")]
+    keep_uploads: Annotated[str, Pattern("none|all")]
+    base: Annotated[str, Pattern("as-sent")]
+    w_max: Annotated[int, Range(1, 2**40)]
+    e_cap: Annotated[int, Range(-40, 6)]
+    colluders: Annotated[int, Range(1, 254)]
+    u_min: Annotated[int, Range(3, 255)]
+    metrics: Annotated[Mapping[str, tuple[str, ...]], Items(0, 3)]
+    """Per category the names of masked metrics; empty: the first exchange of the category fixes them."""
+    per_node_config: Annotated[tuple[str, ...], Items(0, 64)]
+    scalars_max: Annotated[int, Range(0, 10_000_000)]
+    """Most exchanges without arrays, per category."""
+    allow_unrecomputed_bases: bool
+    settings: Annotated[Mapping[str, SettingValue], Items(0, 256)]
+    """The app's run config. Decimals as text; the app folder says their types."""
+    deadlines: Deadlines
+
+
+@dataclass(frozen=True)
+class RunApproval:
+    """A node's word, after its operator allowed the plan."""
+
+    kind: ClassVar[str] = "run-approval"
+    run: Digest
+    member: MemberId
+    node: Name
+
+
+@dataclass(frozen=True)
+class CohortMember:
+    member: MemberId
+    advert_sha256: Digest
+    seq: Counter
+    """The node's latest statement number, as its `ready` said."""
+
+
+@dataclass(frozen=True)
+class ScalesReference:
+    """Which opened `scales` an `update` uses."""
+
+    instance: Instance
+    survivors_sha256: Digest
+    """Payload digest of its instance-survivors."""
+    aggregate_sha256: Digest
+    """Payload digest of its instance-aggregate."""
+    e_b_sha256: Digest
+    """SHA-256 of the block exponents, int8 each."""
+
+
+@dataclass(frozen=True)
+class InstanceOpen:
+    """Everything one instance is about; ctx hashes this payload, so views that differ never cancel."""
+
+    kind: ClassVar[str] = "instance-open"
+    instance: Instance
+    charter_version: Counter
+    charter_sha256: Digest
+    run: Digest
+    category: Annotated[str, Pattern("train|evaluate|query")]
+    message_type: Annotated[str, Pattern(r"(train|evaluate|query)(\.[A-Za-z0-9_.-]{1,64})?")]
+    weights_id: Digest
+    base_id: Digest
+    content_id: Digest
+    layout_sha256: Digest
+    elements: Counter
+    codec: Annotated[str, Pattern("ring16|fp61|none")]
+    cohort: Annotated[tuple[CohortMember, ...], Items(3, 255)]
+    metrics: Annotated[tuple[str, ...], Items(0, 64)]
+    shares_sha256: Digest
+    scales: ScalesReference | None
+    u_min: Annotated[int, Range(3, 255)]
+    threshold: Annotated[int, Range(2, 255)]
+    upload_deadline: Counter
+    """Unix seconds."""
+
+
+@dataclass(frozen=True)
+class InstanceCommit:
+    """Ends a node's upload stream; the upload counts once this is durable at the coordinator."""
+
+    kind: ClassVar[str] = "instance-commit"
+    instance: Instance
+    ctx: Digest
+    member: MemberId
+    root: Digest
+    """Merkle root over the chunks of the masked vector; of nothing where the instance has none."""
+    length: Counter
+    """Bytes of the masked vector."""
+    trailer: Annotated[tuple[Annotated[int, Range(0, 2**64 - 1)], ...], Items(1, 96)]
+    """Masked, in Z_2^64."""
+    tag: Annotated[int, Range(0, 2**61 - 2)]
+    """Masked, in F_p."""
+    usage_sha256: Digest | None
+    """Envelope digest of the exchange's usage statement; in its last instance."""
+
+
+@dataclass(frozen=True)
+class Survivor:
+    member: MemberId
+    commit_sha256: Digest
+    """Payload digest of its instance-commit."""
+
+
+@dataclass(frozen=True)
+class SurvivorSignature:
+    member: MemberId
+    signature: Annotated[bytes, Hex(64)]
+
+
+@dataclass(frozen=True)
+class InstanceSurvivors:
+    """The one survivor set of an instance, with its quorum certificate."""
+
+    kind: ClassVar[str] = "instance-survivors"
+    instance: Instance
+    ctx: Digest
+    survivors: Annotated[tuple[Survivor, ...], Items(3, 255)]
+    certificate: Annotated[tuple[SurvivorSignature, ...], Items(2, 255)]
+
+
+@dataclass(frozen=True)
+class InstanceAggregate:
+    """The opened sum."""
+
+    kind: ClassVar[str] = "instance-aggregate"
+    instance: Instance
+    ctx: Digest
+    survivors_sha256: Digest
+    root: Digest
+    length: Counter
+    trailer: Annotated[tuple[Annotated[int, Range(0, 2**64 - 1)], ...], Items(1, 96)]
+    tag: Annotated[int, Range(0, 2**61 - 2)]
+    seeds_sha256: Digest
+    """SHA-256 of the revealed self seeds and dropped pair secrets (TLV)."""
+
+
+@dataclass(frozen=True)
+class InstanceDropout:
+    kind: ClassVar[str] = "instance-dropout"
+    instance: Instance
+    member: MemberId
+    phase: Name
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class ExchangeAccept:
+    """A node verified the exchange's sums; one per exchange, after its last instance."""
+
+    kind: ClassVar[str] = "exchange-accept"
+    run: Digest
+    exchange: Counter
+    member: MemberId
+    aggregates: Annotated[tuple[Digest, ...], Items(1, 2)]
+    """Payload digests of the instance-aggregates whose tags verified."""
+    recomputed: Annotated[tuple[Digest, ...], Items(0, 2)]
+    base_id: Digest | None
+    """Next base; null where the step is not plan-named or no arrays came back."""
+
+
+@dataclass(frozen=True)
+class InstanceVoid:
+    """Never will this node sign a survivor set or reveal anything in this instance; its secrets of it are erased."""
+
+    kind: ClassVar[str] = "instance-void"
+    instance: Instance
+    member: MemberId
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a member says it spent on one exchange: self-declared."""
+
+    kind: ClassVar[str] = "usage"
+    run: Digest
+    exchange: Counter
+    member: MemberId
+    tokens: Counter
+    steps: Counter
+    milliseconds: Counter
+    bytes_up: Counter
+    bytes_down: Counter
+    device: Annotated[str, Pattern(r"[^\x00-\x1f]{0,64}")]
+
+
+@dataclass(frozen=True)
+class NodeDelegation:
+    """A member lets a node key speak for it; a higher generation replaces every lower one."""
+
+    kind: ClassVar[str] = "node-delegation"
+    member: MemberId
+    node: Name
+    node_key: Digest
+    generation: Annotated[int, Range(1, 2**31)]
+    not_before: Counter
+    not_after: Counter
+
+
+KINDS: dict[str, type] = {
+    kind.kind: kind
+    for kind in (
+        RunPlan,
+        RunApproval,
+        InstanceOpen,
+        InstanceCommit,
+        InstanceSurvivors,
+        InstanceAggregate,
+        InstanceDropout,
+        ExchangeAccept,
+        InstanceVoid,
+        Usage,
+        NodeDelegation,
+    )
+}

@@ -1,0 +1,127 @@
+"""in-toto Statements in a chain per signing key: sealing one, and reading one back with its signature checked.
+
+Every predicate carries `seq`, `prev` (digest of the party's previous envelope), `time` and `checkpoint` (null until the log exists), so gaps,
+order and causality are visible. Source: in-toto Statement v1; ledger.md §1 "Entries".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.errors import Refused
+from dure.statements import schema
+from dure.statements.dsse import IN_TOTO, Envelope, canonical_json, seal_payload
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Where a signing key's chain of statements stands; persisted with whatever the statement describes."""
+
+    seq: int = 0
+    """Number of the next statement."""
+    prev: bytes | None = None
+    """Envelope digest of the latest one."""
+
+
+@dataclass(frozen=True)
+class Signed(Generic[S]):
+    """A statement whose signature verified under `key`, with its place in that key's chain."""
+
+    fact: S
+    envelope: Envelope
+    key: bytes
+    seq: int
+    prev: bytes | None
+    time: int
+
+
+def seal(fact: Any, key: Ed25519PrivateKey, chain: Chain, now: float) -> tuple[Envelope, Chain]:
+    """Sign a fact as the next statement of `key`'s chain; the caller persists the returned chain with it."""
+    predicate = {
+        **schema.encode(fact),
+        "seq": chain.seq,
+        "prev": chain.prev.hex() if chain.prev else None,
+        "time": int(now),
+        "checkpoint": None,
+    }
+    payload = canonical_json(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": fact.kind, "digest": {"sha256": _subject(fact).hex()}}],
+            "predicateType": f"urn:dure:{fact.kind}:v1",
+            "predicate": predicate,
+        }
+    )
+    envelope = seal_payload(payload, key)
+    return envelope, Chain(chain.seq + 1, envelope.sha256)
+
+
+def _subject(fact: Any) -> bytes:
+    """What the statement is about, by digest: the fact's own canonical JSON."""
+    import hashlib
+
+    return hashlib.sha256(canonical_json(schema.encode(fact))).digest()
+
+
+def open_statement(raw: bytes | Envelope, kind: type[S], keys: Iterable[bytes], *, max_bytes: int = 32_768) -> Signed[S]:
+    """Check an envelope's signature and read the fact in it.
+
+    Args:
+        keys: 32-byte Ed25519 keys of which one must have signed.
+
+    Raises:
+        Refused: out of form (names the field), of another kind, or signed by none of the keys.
+    """
+    envelope = raw if isinstance(raw, Envelope) else Envelope.from_bytes(raw, max_bytes=max_bytes)
+    if envelope.payload_type != IN_TOTO:
+        raise Refused("payloadType", f"must be {IN_TOTO}")
+    signers = envelope.signed_by(keys)
+    if not signers:
+        raise Refused("signatures", "not signed by a key that may sign this")
+    fact, seq, prev, time = _parse(envelope.payload, kind)
+    return Signed(fact, envelope, next(iter(signers)), seq, prev, time)
+
+
+def _parse(payload: bytes, kind: type[S]) -> tuple[S, int, bytes | None, int]:
+    name: str = kind.kind  # type: ignore[attr-defined]  # every statement dataclass has it
+    try:
+        body = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise Refused("payload", "is not JSON") from None
+    if not isinstance(body, dict) or set(body) != {"_type", "subject", "predicateType", "predicate"}:
+        raise Refused("payload", "must be an in-toto statement")
+    if body["_type"] != STATEMENT_TYPE:
+        raise Refused("_type", f"must be {STATEMENT_TYPE}")
+    if body["predicateType"] != f"urn:dure:{name}:v1":
+        raise Refused("predicateType", f"must be urn:dure:{name}:v1")
+    predicate = body["predicate"]
+    if not isinstance(predicate, dict):
+        raise Refused("predicate", "must be an object")
+    predicate = dict(predicate)
+    seq, prev, time = (_take(predicate, field) for field in ("seq", "prev", "time"))
+    if _take(predicate, "checkpoint") is not None:
+        raise Refused("checkpoint", "must be null until the log exists")
+    if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**48:
+        raise Refused("seq", "must be a number in 0..2^48")
+    if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time < 2**48:
+        raise Refused("time", "must be unix seconds")
+    if prev is not None and (not isinstance(prev, str) or len(prev) != 64):
+        raise Refused("prev", "must be 64 hex digits or null")
+    fact = schema.decode(kind, predicate)
+    if body["subject"] != [{"name": name, "digest": {"sha256": _subject(fact).hex()}}]:
+        raise Refused("subject", "does not name what the predicate states")
+    return fact, seq, schema._decode_hex(schema.Hex(32), prev, "prev") if prev is not None else None, time
+
+
+def _take(predicate: dict[str, Any], field: str) -> Any:
+    if field not in predicate:
+        raise Refused(field, "is absent")
+    return predicate.pop(field)
