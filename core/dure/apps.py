@@ -23,7 +23,16 @@ from dure.errors import DureError
 MAX_FILES = 2000
 MAX_ARCHIVE_BYTES = 32 << 20
 MAX_PATH_CHARS = 240
-SKIPPED_FOLDERS = {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules"}
+SKIPPED_FOLDERS = {
+    ".git",
+    ".venv",
+    "venv",
+    "__pycache__",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    "node_modules",
+}
 SKIPPED_SUFFIXES = (".pyc", ".pyo", ".swp", ".fab")
 SKIPPED_FILES = {".DS_Store"}
 ROUNDS_KEYS = ("num-server-rounds", "num-rounds", "rounds")
@@ -118,7 +127,7 @@ def read_app(folder: Path) -> App:
     for kind in ("serverapp", "clientapp"):
         reference = components.get(kind)
         if not isinstance(reference, str):
-            raise AppRefused(f"{path}: [tool.flwr.app.components] has no {kind} = \"module:attribute\"")
+            raise AppRefused(f'{path}: [tool.flwr.app.components] has no {kind} = "module:attribute"')
         _check_component(folder, kind, reference)
         references[kind] = reference
     return App(
@@ -267,13 +276,15 @@ def _check_path(name: str) -> None:
     path = PurePosixPath(name)
     parts_fine = all(part not in ("", ".", "..") for part in name.split("/"))
     if path.is_absolute() or not parts_fine or "\\" in name or not name.isprintable() or len(name) > MAX_PATH_CHARS:
-        raise AppRefused(f"app file name {name[:80]!r} is refused: relative, printable, at most {MAX_PATH_CHARS} characters")
+        raise AppRefused(
+            f"app file name {name[:80]!r} is refused: relative, printable, at most {MAX_PATH_CHARS} characters"
+        )
 
 
 def _check_component(folder: Path, kind: str, reference: str) -> None:
     module, colon, attribute = reference.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
-        raise AppRefused(f"{kind} {reference!r} is not \"module:attribute\"")
+        raise AppRefused(f'{kind} {reference!r} is not "module:attribute"')
     base = folder.joinpath(*module.split("."))
     source = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
     if not source.is_file():
@@ -319,7 +330,11 @@ def _dure_table(raw: object, where: str) -> DureTable:
         raise AppRefused(f"{where}: outer-step is one of {', '.join(OUTER_STEPS)}, or a table with that as kind")
     per_node = _table(table.pop("per-node-config", {}), f"{where} per-node-config")
     for key, values in per_node.items():
-        if not isinstance(values, list) or not values or not all(isinstance(v, bool | int | float | str) for v in values):
+        if (
+            not isinstance(values, list)
+            or not values
+            or not all(isinstance(v, bool | int | float | str) for v in values)
+        ):
             raise AppRefused(f"{where}: per-node-config.{key} is not a list of permitted values")
     messages = _table(table.pop("max-messages", {}), f"{where} max-messages")
     return DureTable(

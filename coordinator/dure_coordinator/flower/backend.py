@@ -48,7 +48,8 @@ class ExchangeRequest:
     node_values: Mapping[int, Mapping[str, Mapping[str, Value]]] = field(default_factory=dict)
     """{node: {config record: {key: value}}} for keys the plan lists as per-node; part of the digest."""
     flat_path: Path | None = None
-    """The base as a flat vector file in the run's folder, if the instruction has arrays; the daemon takes it over."""
+    """The base as a flat vector file in the run's folder, if the instruction has arrays. The daemon copies or links
+    it (content never changes under a link) and leaves it in place: the Grid may need it to add the mean."""
     timeout_s: float | None = None
     """What the ServerApp asked for; the plan's own deadlines rule."""
 

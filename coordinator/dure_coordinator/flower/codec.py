@@ -89,7 +89,9 @@ def reply_to_pb(reply: ExchangeReply) -> pb.ServerAppGridServiceExchangeResponse
     """The daemon's answer; `flat_path` must lie in the run's folder."""
     ok = reply.status == "ok"
     return pb.ServerAppGridServiceExchangeResponse(
-        status=pb.ServerAppGridServiceExchangeResponse.STATUS_OK if ok else pb.ServerAppGridServiceExchangeResponse.STATUS_FAILED,
+        status=pb.ServerAppGridServiceExchangeResponse.STATUS_OK
+        if ok
+        else pb.ServerAppGridServiceExchangeResponse.STATUS_FAILED,
         arrays=_ARRAYS_TO_PB[reply.arrays],  # type: ignore[arg-type]
         flat_file="" if reply.flat_path is None else reply.flat_path.name,
         metrics=[pb.ServerAppMetric(name=name, value=value) for name, value in reply.metrics.items()],

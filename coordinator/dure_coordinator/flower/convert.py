@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,15 @@ def write_arrays(name: str, record: ArrayRecord, path: Path) -> tuple[ArrayItem,
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for key, array in record.items():
         if array.stype != "numpy.ndarray":
-            raise GridRefused(f"array {key!r} of record {name!r} is serialised as {array.stype!r}; only numpy arrays are carried")
+            raise GridRefused(
+                f"array {key!r} of record {name!r} is serialised as {array.stype!r}; only numpy arrays are carried"
+            )
         tensors[key] = array.numpy()
     layout = Layout.build((key, str(value.dtype), value.shape) for key, value in tensors.items())
-    flatten(tensors, layout, path)
+    # A new file each time: the daemon may have linked an earlier one of this name, and a link shares its content.
+    fresh = path.with_name(path.name + ".new")
+    flatten(tensors, layout, fresh)
+    os.replace(fresh, path)
     return ArrayItem(name, layout, weights_id(open_flat(path, layout), layout)), path
 
 

@@ -184,7 +184,9 @@ class DureGrid(Grid):
     def _messages(self, sent: list[Message], request: ExchangeRequest, reply: ExchangeReply) -> list[Message]:
         if reply.status != "ok":
             return [
-                Message(Error(ERROR_CODE, reply.errors.get(message.metadata.dst_node_id, reply.reason)), reply_to=message)
+                Message(
+                    Error(ERROR_CODE, reply.errors.get(message.metadata.dst_node_id, reply.reason)), reply_to=message
+                )
                 for message in sent
             ]
         content = RecordDict()

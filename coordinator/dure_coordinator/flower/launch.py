@@ -114,7 +114,9 @@ class ServerAppProcess:
             if code == EXIT_FAILED:
                 return Ended(code, restarts, "failed")
             if restarts >= self.max_restarts:
-                return Ended(code, restarts, f"ended {restarts + 1} times, last with exit code {code}; see {self.log_path}")
+                return Ended(
+                    code, restarts, f"ended {restarts + 1} times, last with exit code {code}; see {self.log_path}"
+                )
             restarts += 1
             if self.on_restart is not None:
                 await self.on_restart(code, restarts)
@@ -134,7 +136,7 @@ class ServerAppProcess:
     async def _once(self) -> int:
         if self._stopped:
             return -signal.SIGKILL
-        Path(self.config.run_dir).mkdir(parents=True, exist_ok=True)
+        os.makedirs(self.config.run_dir, exist_ok=True)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",

@@ -300,7 +300,9 @@ def _check_value(value: object, where: str, *, numbers_only: bool) -> Value:
 def _check_scalar(value: object, where: str, *, numbers_only: bool) -> Scalar:
     allowed: tuple[type, ...] = (int, float) if numbers_only else (int, float, str, bool, bytes)
     if type(value) not in allowed:
-        raise InstructionRefused(f"{where} has type {type(value).__name__}; carried are {_names(allowed)} and lists of one of them")
+        raise InstructionRefused(
+            f"{where} has type {type(value).__name__}; carried are {_names(allowed)} and lists of one of them"
+        )
     if type(value) is int and not _INT_MIN <= value <= _INT_MAX:
         raise InstructionRefused(f"{where} does not fit 64 bits")
     if isinstance(value, str | bytes):
@@ -356,12 +358,8 @@ def _scalar_from_json(letter: object, raw: object, where: str) -> Scalar:
     if letter == "x" and isinstance(raw, str) and len(raw) <= 2 * MAX_VALUE_BYTES:
         if re.fullmatch(r"([0-9a-f]{2})*", raw):
             return bytes.fromhex(raw)
-    elif letter == "i" and type(raw) is int:
-        return raw
-    elif letter == "b" and type(raw) is bool:
-        return raw
-    elif letter == "s" and type(raw) is str:
-        return raw
+    elif (letter, type(raw)) in (("i", int), ("b", bool), ("s", str)):
+        return raw  # type: ignore[no-any-return]
     raise InstructionRefused(f"{where} is not a typed value (i, f, s, b or x)")
 
 

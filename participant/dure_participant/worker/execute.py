@@ -1,0 +1,171 @@
+"""One task: instruction and flat file in, ClientApp called, flat file and metrics out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from dure.errors import DureError
+from dure.model.content import ArrayItem, ConfigItem, Instruction, content_id
+from dure.model.weights import check_finite, flatten, open_flat, unflatten
+from dure_participant.worker import private
+from dure_participant.worker.protocol import Task, TaskResult, Usage
+
+USAGE_PREFIX = "dure."
+USAGE_METRICS = ("dure.tokens", "dure.steps")
+
+
+class ReplyRefused(DureError):
+    """The app's reply cannot be summed; the message names the first thing that is wrong."""
+
+
+def execute(app: ClientApp, task: Task) -> TaskResult:
+    """Run the app on one instruction.
+
+    Raises:
+        ReplyRefused, WeightsRefused, NonFinite: what the app returned cannot be summed, by name.
+        Anything the app raises.
+    """
+    instruction = Instruction.from_json(task.instruction)
+    message = private.make_message(
+        _content(instruction, task),
+        run_id=task.run_id,
+        node_id=task.node_id,
+        message_type=instruction.message_type,
+        group_id=instruction.group_id,
+        ttl_s=instruction.ttl_s,
+        message_id=content_id(instruction).hex(),
+    )
+    context = Context(
+        run_id=task.run_id,
+        node_id=task.node_id,
+        node_config=dict(task.node_config),
+        state=_load_state(task.state_path),
+        run_config=dict(task.run_config),
+    )
+    reply = app(message, context)
+    if not isinstance(reply, Message):
+        raise ReplyRefused(f"the app returned a {type(reply).__name__}, not a flwr.app.Message")
+    if reply.has_error():
+        raise ReplyRefused(f"the app replied with error {reply.error.code}: {reply.error.reason}")
+    result = _result(reply.content, instruction, task)
+    _save_state(task.state_path, context.state)
+    return result
+
+
+def _content(instruction: Instruction, task: Task) -> RecordDict:
+    content = RecordDict()
+    for record in instruction.records:
+        if isinstance(record, ArrayItem):
+            if task.base_path is None:
+                raise ReplyRefused("the instruction has arrays, but the task names no base file")
+            flat_D = open_flat(task.base_path, record.layout)
+            tensors = unflatten(flat_D, record.layout)
+            content[record.name] = ArrayRecord(
+                {key: Array(np.ascontiguousarray(value)) for key, value in tensors.items()}
+            )
+            continue
+        values: dict[str, Any] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in record.values.items()
+        }
+        content[record.name] = ConfigRecord(values) if isinstance(record, ConfigItem) else MetricRecord(values)
+    return content
+
+
+def _result(content: RecordDict, instruction: Instruction, task: Task) -> TaskResult:
+    for name, record in content.items():
+        if isinstance(record, ConfigRecord) and record:
+            raise ReplyRefused(f"the reply has config record {name!r}; only arrays and metrics can be summed")
+    flat_path = _arrays(content, instruction, task)
+    metrics = _metrics(content)
+    weight = metrics.pop(task.weight_key, None)
+    if weight is None:
+        raise ReplyRefused(f"the reply has no metric {task.weight_key!r}, which is its weight in the sum")
+    if weight <= 0:
+        raise ReplyRefused(f"metric {task.weight_key!r} is {weight}; a weight must be above 0")
+    used = {name: metrics.pop(name, 0) for name in USAGE_METRICS}
+    for name, value in used.items():
+        if value < 0 or value != int(value):
+            raise ReplyRefused(f"metric {name!r} is {value}; it counts, so it must be a whole number of at least 0")
+    if reserved := [name for name in metrics if name.startswith(USAGE_PREFIX)]:
+        raise ReplyRefused(
+            f"metric {reserved[0]!r}: names starting with {USAGE_PREFIX!r} are reserved for {', '.join(USAGE_METRICS)}"
+        )
+    return TaskResult(
+        status="ok",
+        flat_path=flat_path,
+        metrics={name: float(value) for name, value in metrics.items()},
+        num_examples=float(weight),
+        usage=Usage(tokens=int(used["dure.tokens"]), steps=int(used["dure.steps"])),
+    )
+
+
+def _arrays(content: RecordDict, instruction: Instruction, task: Task) -> Path | None:
+    names = list(content.array_records)
+    if instruction.category != "train":
+        if names:
+            raise ReplyRefused(
+                f"{instruction.category} reply has array record {names[0]!r}; only train replies carry arrays"
+            )
+        return None
+    sent = instruction.arrays
+    if sent is None:
+        if names:
+            raise ReplyRefused(f"the reply has array record {names[0]!r}, but none was sent; a sum needs a base")
+        return None
+    if len(names) != 1:
+        raise ReplyRefused(
+            f"a train reply carries exactly one array record, this one has {len(names)}: {', '.join(names) or 'none'}"
+        )
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for key, array in content.array_records[names[0]].items():
+        if array.stype != "numpy.ndarray":
+            raise ReplyRefused(f"array {key!r} is serialised as {array.stype!r}; only numpy arrays can be summed")
+        tensors[key] = array.numpy()
+    flatten(tensors, sent.layout, task.out_path)
+    check_finite(open_flat(task.out_path, sent.layout), sent.layout)
+    return task.out_path
+
+
+def _metrics(content: RecordDict) -> dict[str, int | float]:
+    records = list(content.metric_records.items())
+    if len(records) > 1:
+        raise ReplyRefused(
+            f"a reply carries one metric record, this one has {', '.join(repr(name) for name, _ in records)}"
+        )
+    metrics: dict[str, int | float] = {}
+    for name, value in records[0][1].items() if records else ():
+        if not isinstance(value, int | float):
+            raise ReplyRefused(f"metric {name!r} is a {type(value).__name__}; only single numbers are summed")
+        if not math.isfinite(value):
+            raise ReplyRefused(f"metric {name!r} is {value}; training diverged?")
+        metrics[name] = value
+    return metrics
+
+
+def _load_state(path: Path) -> RecordDict:
+    try:
+        return private.state_from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return RecordDict()
+
+
+def _save_state(path: Path, state: RecordDict) -> None:
+    """All or nothing: a worker killed here leaves the state of the exchange before."""
+    if not state:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return
+    fresh = path.with_name(path.name + ".new")
+    with open(fresh, "wb") as file:
+        file.write(private.state_bytes(state))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
