@@ -30,7 +30,7 @@ class Group(StrEnum):
     FIELD61 = "field61"  # F_p, p = 2^61 - 1, eight bytes: `scales`
 
 
-_DTYPE = {Group.RING16: np.dtype("<u2"), Group.FIELD61: np.dtype("<u8")}
+_DTYPE: dict[Group, np.dtype[Any]] = {Group.RING16: np.dtype("<u2"), Group.FIELD61: np.dtype("<u8")}
 
 
 def sum_spools(spools: Sequence[Spool], group: Group | str, unmask: Unmask | None, out: BlobWriter, *, threads: int = 2) -> Manifest:

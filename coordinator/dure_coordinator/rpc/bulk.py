@@ -1,0 +1,303 @@
+"""The bulk methods of the members' port: blobs down, uploads up, as frames of `dure.wire.bulk`.
+
+Who may read or send what is not decided here: every question goes to a `BulkPolicy`. Disk and hashing run in threads,
+so the event loop only moves frames; a stream holds at most two chunks in memory, and a slow peer slows only itself,
+because nothing is read (or written) before gRPC's own flow control lets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import grpc
+
+from dure.blobs import BlobId, Manifest
+from dure.errors import DureError, NotAuthorised, Unavailable
+from dure.wire.bulk import (
+    SERVICE,
+    Frame,
+    FrameKind,
+    PullRequest,
+    Refusal,
+    decode_frame,
+    encode_frame,
+    expect,
+    split_manifest,
+    split_push_chunk,
+)
+from dure.wire.control import WireRefused
+from dure_coordinator.spool import Spool
+
+__all__ = ["BulkPolicy", "BulkService", "BulkSettings", "ChunkSource"]
+
+Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in grpc-stubs
+
+
+class ChunkSource(Protocol):
+    """A blob someone was allowed to read; `dure.blobs.BlobReader` is one. Called from threads."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def read_chunk(self, k: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class BulkPolicy(Protocol):
+    """Who may move which bytes. Raises `NotAuthorised`, `Refused` (never again), or `Unavailable` (try later)."""
+
+    async def authorise_pull(self, member: str, blob: BlobId) -> ChunkSource:
+        """The blob, open, if this member may read it now. Closed by the caller."""
+        ...
+
+    async def open_upload(self, member: str, upload: bytes) -> Spool | bytes:
+        """Where this upload's chunks go; or, if its commit is durable already, the answer it got."""
+        ...
+
+    async def commit_upload(self, member: str, upload: bytes, commit: bytes) -> bytes:
+        """Judges the signed commit, checks the root (`Spool.finish`, in a thread), makes both durable, answers.
+
+        All chunks are durable when this is called. The same commit gets the same answer.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BulkSettings:
+    """Limits of the bulk streams."""
+
+    streams_per_member: int = 4
+    """Pulls and pushes of one member at a time; more are refused with "try later"."""
+    idle_s: float = 300.0
+    """A peer that neither sends nor takes a frame for so long loses its stream; it may resume."""
+
+
+@dataclass
+class BulkService:
+    """Both methods. Register with `server.add_generic_rpc_handlers((service.handler(),))`."""
+
+    policy: BulkPolicy
+    identify: Callable[[Context], str]
+    """The member behind a call, from its certificate; raises `NotAuthorised`."""
+    settings: BulkSettings = field(default_factory=BulkSettings)
+    _streams: Counter[str] = field(default_factory=Counter)
+    _pushes: dict[tuple[str, bytes], asyncio.Task[None]] = field(default_factory=dict)
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """No serialisers are given, so gRPC hands the bytes through as they are."""
+        methods = {
+            "Pull": grpc.unary_stream_rpc_method_handler(self.pull),
+            "Push": grpc.stream_stream_rpc_method_handler(self.push),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    # -- down ------------------------------------------------------------------------------------------------------
+
+    async def pull(self, request: bytes, context: Context) -> None:
+        member = await self._member(context)
+        root = bytes(32)
+        try:
+            wanted = PullRequest.decode(request)
+            root = wanted.blob.root
+            with self._stream(member):
+                await self._send_blob(member, wanted, context)
+        except DureError as e:
+            await self._write(context, refusal_of(e).encode(root))
+
+    async def _send_blob(self, member: str, wanted: PullRequest, context: Context) -> None:
+        source = await self.policy.authorise_pull(member, wanted.blob)
+        try:
+            manifest = source.manifest
+            if wanted.first > manifest.chunks:
+                raise WireRefused("chunk", f"is {wanted.first}, the blob has {manifest.chunks}")
+            end = min(manifest.chunks, wanted.first + wanted.count) if wanted.count else manifest.chunks
+            if wanted.manifest:
+                for part in split_manifest(wanted.blob.root, manifest.encode()):
+                    await self._write(context, part)
+            ahead: asyncio.Task[bytes] | None = None
+            try:
+                for k in range(wanted.first, end):
+                    frame = await (ahead or _chunk_frame(source, wanted.blob.root, k))
+                    ahead = asyncio.create_task(_chunk_frame(source, wanted.blob.root, k + 1)) if k + 1 < end else None
+                    await self._write(context, frame)
+            finally:
+                if ahead is not None:  # the thread must be out of `source` before it is closed
+                    await asyncio.wait({ahead})
+                    ahead.exception()
+            await self._write(context, encode_frame(FrameKind.DONE, wanted.blob.root, end))
+        finally:
+            source.close()
+
+    # -- up --------------------------------------------------------------------------------------------------------
+
+    async def push(self, _requests: object, context: Context) -> None:
+        member = await self._member(context)
+        upload = bytes(32)
+        try:
+            first = await self._read(context)
+            if first is None:
+                return
+            upload = expect(first, FrameKind.RESUME, id=first.id, chunk=0).id
+            await self._supersede(member, upload)
+            with self._stream(member):
+                await self._run_push(member, upload, context)
+        except DureError as e:
+            await self._write(context, refusal_of(e).encode(upload))
+
+    async def _supersede(self, member: str, upload: bytes) -> None:
+        """A member that reconnects has left its older stream for this upload, whether we have noticed or not."""
+        older = self._pushes.get((member, upload))
+        if older is not None:
+            older.cancel()
+            await asyncio.wait({older})
+
+    async def _run_push(self, member: str, upload: bytes, context: Context) -> None:
+        task = asyncio.create_task(self._take_upload(member, upload, context))
+        self._pushes[member, upload] = task
+        try:
+            await asyncio.wait({task})
+            if task.cancelled():
+                raise Superseded()
+            task.result()
+        finally:
+            task.cancel()
+            if self._pushes.get((member, upload)) is task:
+                del self._pushes[member, upload]
+
+    async def _take_upload(self, member: str, upload: bytes, context: Context) -> None:
+        spool = await self.policy.open_upload(member, upload)
+        if isinstance(spool, bytes):
+            await self._write(context, encode_frame(FrameKind.DONE, upload, 0, spool))
+            return
+        try:
+            commit = await self._take_chunks(spool, upload, context)
+        finally:
+            # What came counts at the next resume, however this stream ended.
+            await asyncio.shield(asyncio.to_thread(_sync_quietly, spool))
+        if commit is None:
+            return
+        await asyncio.to_thread(spool.sync)  # raises what the quiet one did not
+        reply = await self.policy.commit_upload(member, upload, commit)
+        await self._write(context, encode_frame(FrameKind.DONE, upload, spool.chunks, reply))
+
+    async def _take_chunks(self, spool: Spool, upload: bytes, context: Context) -> bytes | None:
+        """Chunks into the spool until the commit, which is returned; None if the peer left before."""
+        k = await asyncio.to_thread(spool.sync)
+        await self._write(context, encode_frame(FrameKind.RESUME, upload, k))
+        storing: asyncio.Task[None] | None = None  # chunk k-1 is hashed and written while chunk k arrives
+        try:
+            while (frame := await self._read(context)) is not None:
+                expect(frame, FrameKind.CHUNK, FrameKind.COMMIT, id=upload, chunk=k)
+                if storing is not None:
+                    done, storing = storing, None
+                    await done
+                if frame.kind is FrameKind.COMMIT:
+                    if k != spool.chunks:
+                        raise WireRefused("chunk", f"commit after {k} of {spool.chunks} chunks")
+                    return bytes(frame.payload)
+                leaf, chunk = split_push_chunk(frame)
+                storing = asyncio.create_task(asyncio.to_thread(_store, spool, k, chunk, leaf))
+                k += 1
+            return None
+        finally:
+            if storing is not None:
+                await asyncio.wait({storing})
+                if not storing.cancelled():
+                    storing.exception()
+
+    # -- both ------------------------------------------------------------------------------------------------------
+
+    async def _member(self, context: Context) -> str:
+        try:
+            return self.identify(context)
+        except NotAuthorised as e:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(e))
+            raise AssertionError("abort raises") from e
+
+    @contextlib.contextmanager
+    def _stream(self, member: str) -> Iterator[None]:
+        if self._streams[member] >= self.settings.streams_per_member:
+            raise TooManyStreams(self.settings.streams_per_member)
+        self._streams[member] += 1
+        try:
+            yield
+        finally:
+            self._streams[member] -= 1
+            if not self._streams[member]:
+                del self._streams[member]
+
+    async def _read(self, context: Context) -> Frame | None:
+        """The next frame, judged; None when the peer has ended its side."""
+        try:
+            async with asyncio.timeout(self.settings.idle_s):
+                data = await context.read()
+        except TimeoutError:
+            raise Idle(self.settings.idle_s) from None
+        return None if data is EOF else decode_frame(data)
+
+    async def _write(self, context: Context, frame: bytes) -> None:
+        try:
+            async with asyncio.timeout(self.settings.idle_s):
+                await context.write(frame)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no frame taken for {self.settings.idle_s} s")
+
+
+class TooManyStreams(Unavailable):
+    """The member has all its streams open already; it waits for one to end."""
+
+    field = "streams"
+
+    def __init__(self, limit: int) -> None:
+        self.why = f"at most {limit} bulk streams per member at a time"
+        super().__init__(self.why)
+
+
+class Superseded(Unavailable):
+    """The member opened a newer stream for the same upload; this one ends."""
+
+    field = "upload"
+    why = "a newer stream of the same upload took over"
+
+
+class Idle(Unavailable):
+    """The peer sent nothing for too long; it may resume."""
+
+    field = "stream"
+
+    def __init__(self, idle_s: float) -> None:
+        self.why = f"nothing came for {idle_s} s"
+        super().__init__(self.why)
+
+
+def refusal_of(error: DureError) -> Refusal:
+    """What the peer is told: field and reason where the error has them; never a path of this machine."""
+    again = isinstance(error, Unavailable)
+    named, why = getattr(error, "field", None), getattr(error, "why", None)
+    if isinstance(named, str) and isinstance(why, str):
+        return Refusal(named, why, again)
+    if isinstance(error, NotAuthorised):
+        return Refusal("member", str(error), False)
+    if again:
+        return Refusal("coordinator", "has no room or is busy; try again later", True)
+    return Refusal("coordinator", f"cannot serve this ({type(error).__name__}); its operator finds more in the log", False)
+
+
+async def _chunk_frame(source: ChunkSource, root: bytes, k: int) -> bytes:
+    return await asyncio.to_thread(lambda: encode_frame(FrameKind.CHUNK, root, k, source.read_chunk(k)))
+
+
+def _store(spool: Spool, k: int, chunk: memoryview, leaf: bytes) -> None:
+    spool.write(k, chunk, leaf=leaf)
+
+
+def _sync_quietly(spool: Spool) -> None:
+    with contextlib.suppress(DureError, OSError):
+        spool.sync()
