@@ -215,6 +215,6 @@ def _decimal(key: str, value: object) -> str:
     if key.startswith("beta") or key == "momentum":
         if not (0.0 <= number < 1.0 and np.float32(number) < 1):
             raise StepRefused(key, f"must be at least 0 and below 1, is {value}")
-    elif not (0.0 < np.float32(number) <= 1e6):
+    elif not (number <= 1e6 and np.float32(number) > 0):
         raise StepRefused(key, f"must be above 0 and at most 1e6, is {value}")
     return value
