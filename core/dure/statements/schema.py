@@ -1,8 +1,8 @@
 """Frozen dataclasses <-> JSON values, judged field by field.
 
 A field's annotation says everything: `Annotated[bytes, Hex(32)]`, `Annotated[int, Range(0, 9)]`, `Annotated[str, Pattern(...)]`,
-`T | None`, `tuple[T, ...]` (with `Items`), `Mapping[str, T]` (with `Items`), or another such dataclass. Absent is not zero: every field must be there,
-and nothing else may be. A refusal names the field by its path.
+`T | None`, `tuple[T, ...]` (with `Items`), `Mapping[str, T]` (with `Items`), or another such dataclass. Absent is not zero: every field
+must be there, and nothing else may be. A refusal names the field by its path.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Items:
-    """How many items a list or mapping may have; `ascending` asks for strictly ascending order (by repr of the encoded item)."""
+    """How many items a list or mapping may have."""
 
     low: int
     high: int
@@ -91,7 +91,8 @@ def decode(kind: type[T], value: object, path: str = "") -> T:
     for name in value:
         if name not in names:
             raise Refused(_join(path, str(name)[:64]), "is unknown")
-    hints = _hints(kind)
+    anything: Any = kind
+    hints = _hints(anything)
     decoded = kind(**{name: _decode(hints[name], value[name], _join(path, name)) for name in names})
     return decoded
 

@@ -1,11 +1,12 @@
 """in-toto Statements in a chain per signing key: sealing one, and reading one back with its signature checked.
 
-Every predicate carries `seq`, `prev` (digest of the party's previous envelope), `time` and `checkpoint` (null until the log exists), so gaps,
-order and causality are visible. Source: in-toto Statement v1; ledger.md §1 "Entries".
+Every predicate carries `seq`, `prev` (digest of the party's previous envelope), `time` and `checkpoint` (null until the log exists),
+so gaps, order and causality are visible. Source: in-toto Statement v1; ledger.md §1 "Entries".
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,8 +67,6 @@ def seal(fact: Any, key: Ed25519PrivateKey, chain: Chain, now: float) -> tuple[E
 
 def _subject(fact: Any) -> bytes:
     """What the statement is about, by digest: the fact's own canonical JSON."""
-    import hashlib
-
     return hashlib.sha256(canonical_json(schema.encode(fact))).digest()
 
 

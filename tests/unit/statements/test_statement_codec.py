@@ -1,0 +1,203 @@
+"""Statements are judged field by field, and no byte of an envelope can change unseen."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dure.errors import Refused
+from dure.statements.dsse import Envelope, canonical_json, pae, seal_payload
+from dure.statements.kinds import (
+    KINDS,
+    CohortMember,
+    Deadlines,
+    ExchangeAccept,
+    InstanceAggregate,
+    InstanceCommit,
+    InstanceDropout,
+    InstanceOpen,
+    InstanceSurvivors,
+    InstanceVoid,
+    NodeDelegation,
+    OuterStep,
+    RunApproval,
+    RunPlan,
+    ScalesReference,
+    Survivor,
+    SurvivorSignature,
+    Usage,
+)
+from dure.statements.statement import Chain, open_statement, seal
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = KEY.public_key().public_bytes_raw()
+D = bytes(range(32))
+PLAN = RunPlan(
+    nonce=bytes(16),
+    consortium=bytes(16),
+    charter_version=1,
+    charter_sha256=D,
+    name="first-light",
+    app_sha256=D,
+    app_blob="0" * 64 + ":12",
+    app_name="pretrain",
+    app_version="1.0",
+    roster=("a", "b", "c"),
+    rounds=4,
+    max_exchanges=24,
+    outer_step=OuterStep("nesterov", {"lr": "0.8", "momentum": "0.5"}),
+    encoding="ring16",
+    stream="aes-256-ctr",
+    recheck="off",
+    keep_uploads="none",
+    base="as-sent",
+    w_max=65_536,
+    e_cap=6,
+    colluders=1,
+    u_min=3,
+    metrics={"train": ("loss",)},
+    per_node_config=(),
+    scalars_max=4,
+    allow_unrecomputed_bases=False,
+    settings={"lr": "0.1", "steps": 3, "fast": True},
+    deadlines=Deadlines(),
+)
+OPEN = InstanceOpen(
+    b"tlv", 1, D, D, "train", "train", D, D, D, D, 10, "ring16",
+    (CohortMember("a", D, 1), CohortMember("b", D, 1), CohortMember("c", D, 2)),
+    ("loss",), D, ScalesReference(b"tlv", D, D, D), 3, 3, 99,
+)  # fmt: skip
+FACTS: list[Any] = [
+    PLAN,
+    RunApproval(D, "a", "node1"),
+    OPEN,
+    InstanceCommit(b"tlv", D, "a", D, 512, (1, 2**64 - 1), 2**61 - 2, None),
+    InstanceSurvivors(
+        b"tlv", D, tuple(Survivor(m, D) for m in "abc"), (SurvivorSignature("a", bytes(64)), SurvivorSignature("b", bytes(64)))
+    ),
+    InstanceAggregate(b"tlv", D, D, D, 512, (3,), 7, D),
+    InstanceDropout(b"tlv", "c", "upload", "silent past the deadline"),
+    ExchangeAccept(D, 3, "a", (D,), (), None),
+    InstanceVoid(b"tlv", "a", "too few uploads"),
+    Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu"),
+    NodeDelegation("a", "node1", D, 1, 0, 99),
+]
+
+
+def test_every_kind_has_an_example_here():
+    assert {type(f) for f in FACTS} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda f: f.kind)
+def test_a_statement_reads_back_as_it_was_sealed(fact):
+    envelope, chain = seal(fact, KEY, Chain(5, D), 1234.9)
+    read = open_statement(envelope.to_bytes(), type(fact), [PUBLIC])
+    assert (read.fact, read.seq, read.prev, read.time, read.key) == (fact, 5, D, 1234, PUBLIC)
+    assert chain == Chain(6, envelope.sha256)
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda f: f.kind)
+def test_a_statement_is_refused_as_any_other_kind(fact):
+    envelope, _ = seal(fact, KEY, Chain(), 0)
+    for kind in KINDS.values():
+        if kind is not type(fact):
+            with pytest.raises(Refused) as refused:
+                open_statement(envelope, kind, [PUBLIC])
+            assert refused.value.field == "predicateType"
+
+
+def test_a_strangers_signature_is_not_enough():
+    envelope, _ = seal(PLAN, Ed25519PrivateKey.generate(), Chain(), 0)
+    with pytest.raises(Refused, match="not signed by a key that may sign this"):
+        open_statement(envelope, RunPlan, [PUBLIC])
+
+
+@given(st.data())
+def test_no_byte_of_an_envelope_can_change_unseen(data):
+    envelope, _ = seal(RunApproval(D, "a", "node1"), KEY, Chain(), 0)
+    raw = bytearray(envelope.to_bytes())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(Refused):
+        open_statement(bytes(raw), RunApproval, [PUBLIC])
+
+
+@given(st.data())
+def test_every_field_absent_or_unknown_is_refused_by_name(data):
+    fact = data.draw(st.sampled_from(FACTS))
+    envelope, _ = seal(fact, KEY, Chain(), 0)
+    body = json.loads(envelope.payload)
+    name = data.draw(st.sampled_from(sorted(body["predicate"])))
+    del body["predicate"][name]
+    with pytest.raises(Refused) as refused:
+        open_statement(seal_payload(canonical_json(body), KEY), type(fact), [PUBLIC])
+    assert refused.value.field == name
+    body = json.loads(envelope.payload)
+    body["predicate"]["surplus"] = 1
+    with pytest.raises(Refused) as refused:
+        open_statement(seal_payload(canonical_json(body), KEY), type(fact), [PUBLIC])
+    assert refused.value.field == "surplus"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("nonce", "00", "nonce"),
+        ("nonce", "ZZ" * 16, "nonce"),
+        ("roster", ["a", "b"], "roster"),
+        ("roster", ["a", "b", "../x"], "roster[2]"),
+        ("rounds", 0, "rounds"),
+        ("rounds", True, "rounds"),
+        ("rounds", "4", "rounds"),
+        ("colluders", 0, "colluders"),
+        ("encoding", "plain", "encoding"),
+        ("recheck", "full", "recheck"),
+        ("e_cap", 7, "e_cap"),
+        ("settings", {"lr": ["0.1"]}, "settings.lr"),
+        ("outer_step", {"name": "magic", "settings": {}}, "outer_step.name"),
+        ("deadlines", {}, "deadlines.approve"),
+        ("charter_sha256", None, "charter_sha256"),
+    ],
+)
+def test_a_plan_out_of_form_is_refused_by_field(field, value, named):
+    envelope, _ = seal(PLAN, KEY, Chain(), 0)
+    body = json.loads(envelope.payload)
+    body["predicate"][field] = value
+    with pytest.raises(Refused) as refused:
+        open_statement(seal_payload(canonical_json(body), KEY), RunPlan, [PUBLIC])
+    assert refused.value.field == named
+
+
+def test_floats_are_never_signed():
+    with pytest.raises(Refused, match="decimals as strings"):
+        canonical_json({"lr": 0.1})
+
+
+def test_an_oversized_envelope_is_refused_before_it_is_parsed():
+    with pytest.raises(Refused, match="larger than"):
+        Envelope.from_bytes(b" " * 32_769)
+
+
+def test_the_signed_bytes_are_those_of_the_dsse_specification():
+    # Source: DSSE protocol.md, "Test Vectors": PAE("http://example.com/HelloWorld", "hello world").
+    assert pae("http://example.com/HelloWorld", b"hello world") == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+
+
+def test_a_stock_verifier_accepts_an_envelope_and_rejects_its_tampered_twin():
+    from securesystemslib.dsse import Envelope as StockEnvelope
+    from securesystemslib.exceptions import VerificationError
+    from securesystemslib.signer import SSlibKey
+
+    envelope, _ = seal(PLAN, KEY, Chain(), 0)
+    body = json.loads(envelope.to_bytes())
+    key = SSlibKey(body["signatures"][0]["keyid"], "ed25519", "ed25519", {"public": PUBLIC.hex()})
+    assert StockEnvelope.from_dict(json.loads(envelope.to_bytes())).verify([key], 1)
+    body["payload"] = base64.b64encode(envelope.payload.replace(b"first-light", b"second-nite")).decode()
+    with pytest.raises(VerificationError):
+        StockEnvelope.from_dict(body).verify([key], 1)
