@@ -48,8 +48,12 @@ def the_array_record(content: RecordDict) -> tuple[str, ArrayRecord] | None:
     return (names[0], content.array_records[names[0]]) if names else None
 
 
-def write_arrays(name: str, record: ArrayRecord, path: Path) -> tuple[ArrayItem, Path]:
+def write_arrays(name: str, record: ArrayRecord, path: Path, known: Layout | None = None) -> tuple[ArrayItem, Path]:
     """Write a record's arrays as a flat file.
+
+    Args:
+        known: the layout the run began with. A float array that a strategy widened since (FedAdam returns float64 for
+            float32) is cast back to the dtype it has there; in a first broadcast nothing is cast.
 
     Raises:
         LayoutRefused, WeightsRefused: naming the array that is not float32 or not plain numbers.
@@ -60,7 +64,10 @@ def write_arrays(name: str, record: ArrayRecord, path: Path) -> tuple[ArrayItem,
             raise GridRefused(
                 f"array {key!r} of record {name!r} is serialised as {array.stype!r}; only numpy arrays are carried"
             )
-        tensors[key] = array.numpy()
+        value = array.numpy()
+        if known is not None and key in known and value.shape == known[key].shape and value.dtype.kind == "f":
+            value = value.astype(known[key].dtype, copy=False)
+        tensors[key] = value
     layout = Layout.build((key, str(value.dtype), value.shape) for key, value in tensors.items())
     # A new file each time: the daemon may have linked an earlier one of this name, and a link shares its content.
     fresh = path.with_name(path.name + ".new")

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from dure.model.content import ArrayItem, Instruction, Value, content_id
+from dure.model.layout import Layout
 from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused
 from dure_coordinator.flower.strategies import check_no_strategy, check_strategy
@@ -51,8 +52,7 @@ class DureGrid(Grid):
         self._run = private.empty_run(run_id)
         self._seq = 0
         self._strategy: Strategy | None = None
-        self._weights_path: Path | None = None
-        """The flat file the last exchange left, for a result without a strategy."""
+        self._layout: Layout | None = None
         run_dir.mkdir(parents=True, exist_ok=True)
 
     # -- what strategies call ------------------------------------------------------------------------------------
@@ -108,6 +108,11 @@ class DureGrid(Grid):
         """Exchanges answered so far, replayed ones included."""
         return self._seq
 
+    @property
+    def layout(self) -> Layout | None:
+        """Of the first arrays that were sent; None before."""
+        return self._layout
+
     def strategy_starts(self, strategy: Strategy, grid: Grid) -> None:
         """For `private.wrap_strategy_start`: let the strategy through or raise GridRefused."""
         check_strategy(strategy, self._linear)
@@ -147,7 +152,9 @@ class DureGrid(Grid):
             if old.name != f"base-{seq}.f32":
                 with contextlib.suppress(FileNotFoundError):
                     old.unlink()
-        return convert.write_arrays(found[0], found[1], self._run_dir / f"base-{seq}.f32")
+        written = convert.write_arrays(found[0], found[1], self._run_dir / f"base-{seq}.f32", self._layout)
+        self._layout = self._layout or written[0].layout
+        return written
 
     def _compare(
         self, sent: list[Message], shared: Instruction, arrays: tuple[ArrayItem, Path] | None

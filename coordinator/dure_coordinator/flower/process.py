@@ -25,6 +25,7 @@ from flwr.app import ArrayRecord, Context, RecordDict
 
 from dure.apps import read_app
 from dure.errors import DureError
+from dure.model.layout import Layout
 from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, GridRefused, QuorumMissing, RunResult, RunStopped
 from dure_coordinator.flower.grid import DureGrid
@@ -105,10 +106,10 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
         raise
     finally:
         undo()
-    return _result(results[-1] if results else None, Path(config.run_dir))
+    return _result(results[-1] if results else None, Path(config.run_dir), grid.layout)
 
 
-def _result(result: Any, run_dir: Path) -> RunResult:
+def _result(result: Any, run_dir: Path, layout: Layout | None) -> RunResult:
     if result is None:
         return RunResult(rounds=0, metrics={})
     metrics = {
@@ -123,7 +124,7 @@ def _result(result: Any, run_dir: Path) -> RunResult:
     arrays: ArrayRecord = result.arrays
     if not arrays:
         return RunResult(rounds=rounds, metrics=metrics)
-    item, path = convert.write_arrays("arrays", arrays, run_dir / "final.f32")
+    item, path = convert.write_arrays("arrays", arrays, run_dir / "final.f32", layout)
     return RunResult(rounds=rounds, metrics=metrics, layout_json=item.layout.to_json().decode(), flat_path=path)
 
 
