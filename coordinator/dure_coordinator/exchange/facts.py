@@ -1,0 +1,52 @@
+"""What one run is about, fixed when it is made: everything `decide` may rely on without asking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dure.statements.kinds import RunPlan
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The constants of one run. The engine builds it once from plan and charter; a refold needs the very same."""
+
+    consortium: bytes
+    """16 bytes, the charter's."""
+    run: bytes
+    """32 bytes: SHA-256 of the run-plan payload."""
+    plan: RunPlan
+    plan_envelope: bytes
+    """DSSE bytes of the plan, as every roster member gets them."""
+    charter_version: int
+    charter_sha256: bytes
+    member_signing_keys: Mapping[str, bytes]
+    """Per roster member its charter signing key (32 bytes), under which node delegations verify."""
+    coordinator_key: bytes
+    """32 bytes; every statement a `Sign` duty asks for is signed with it."""
+    gone_grace_s: float = 15.0
+    """How long a member that lost its connection still holds up a phase others have finished, in seconds."""
+    join_grace_s: float = 5.0
+    """How long the first epoch waits for further members once the quorum approved and is connected, in seconds."""
+    epoch_max_s: float = 86_400.0
+    """Age in seconds at which keys are agreed anew, between exchanges."""
+
+    @property
+    def roster(self) -> tuple[str, ...]:
+        """Bytewise ordered member ids."""
+        return tuple(sorted(self.plan.roster))
+
+    @property
+    def u_min(self) -> int:
+        """Survivors at least, and approvals a run opens with."""
+        return self.plan.u_min
+
+    @property
+    def colluders(self) -> int:
+        return self.plan.colluders
+
+    @property
+    def named_step(self) -> bool:
+        """True where members recompute the next base themselves."""
+        return self.plan.outer_step.name != "none"

@@ -1,0 +1,240 @@
+"""The state of one run: frozen dataclasses, a pure fold over the event log. Never persisted, so never migrated.
+
+RunState ─ epoch: EpochState ─ exchange: ExchangeState ─ instances: InstanceState (scales, update | scalars)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from dure_coordinator.exchange.duties import Reply
+from dure_coordinator.exchange.events import Asked
+from dure_coordinator.exchange.facts import RunFacts
+
+
+class RunPhase(StrEnum):
+    APPROVING = "approving"
+    EPOCH = "epoch"
+    IDLE = "idle"
+    EXCHANGE = "exchange"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+class EpochPhase(StrEnum):
+    ADVERT = "advert"
+    KEM = "kem"
+    GROUP = "group"
+    JOIN = "join"
+    READY = "ready"
+
+
+class ExchangePhase(StrEnum):
+    EXECUTE = "execute"
+    SCALES = "scales"
+    UPDATE = "update"
+    SCALARS = "scalars"
+    STEP = "step"
+    """The coordinator computes the next base and collects acceptances."""
+    CLOSED = "closed"
+    FAILED = "failed"
+
+
+class InstancePhase(StrEnum):
+    SHARE = "share"
+    OPEN = "open"
+    """All share messages are here; the coordinator owes the signed instance-open."""
+    UPLOAD = "upload"
+    SURVIVORS = "survivors"
+    CERTIFY = "certify"
+    """The quorum signed; the coordinator owes the signed instance-survivors."""
+    REVEAL = "reveal"
+    SUM = "sum"
+    AGGREGATE = "aggregate"
+    """The sum is there; the coordinator owes the signed instance-aggregate (and instance-dropouts)."""
+    OPENED = "opened"
+    VOID = "void"
+    """Collecting instance-void statements."""
+    VOIDED = "voided"
+    FAILED = "failed"
+    """Given up before anyone was asked for a byte: needs no voids."""
+
+
+@dataclass(frozen=True)
+class Presence:
+    """One roster member's node, as last seen."""
+
+    node_key: bytes
+    generation: int
+    delegation: bytes
+    connected: bool
+    since: float
+    """Unix seconds of the last change of `connected`."""
+
+
+@dataclass(frozen=True)
+class EpochState:
+    """One key epoch of the run."""
+
+    number: int
+    phase: EpochPhase
+    members: tuple[str, ...]
+    began: float
+    """Start of the current phase, unix seconds."""
+    started: float
+    """Start of the epoch, unix seconds."""
+    adverts: Mapping[str, bytes] = field(default_factory=dict)
+    kems: Mapping[str, bytes] = field(default_factory=dict)
+    groups: Mapping[str, bytes] = field(default_factory=dict)
+    joined: tuple[str, ...] = ()
+    node_keys: Mapping[str, bytes] = field(default_factory=dict)
+    """Node key each member's advert verified under."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A node executed the instruction and could deal."""
+
+    content_id: bytes
+    weights_id: bytes
+    layout_sha256: bytes
+    metrics: tuple[str, ...]
+    seq: int
+    prev: bytes
+    """32 bytes; zeros where the node's chain is empty."""
+
+
+@dataclass(frozen=True)
+class InstanceState:
+    """One instance of the secure sum, one attempt."""
+
+    instance: bytes
+    """TLV of the instance id: the key everywhere."""
+    purpose: Literal["scales", "update", "scalars"]
+    attempt: int
+    epoch: int
+    cohort: tuple[str, ...]
+    threshold: int
+    phase: InstancePhase
+    began: float
+    """Start of the current phase, unix seconds."""
+    shares: Mapping[str, bytes] = field(default_factory=dict)
+    open_statement: Any = None
+    open_envelope: bytes = b""
+    ctx: bytes = b""
+    commits: Mapping[str, bytes] = field(default_factory=dict)
+    survivors: tuple[str, ...] = ()
+    signatures: Mapping[str, bytes] = field(default_factory=dict)
+    survivors_statement: Any = None
+    survivors_envelope: bytes = b""
+    decision: Literal["", "reveal", "void"] = ""
+    """Persisted once; the other is never asked for."""
+    reveals: Mapping[str, bytes] = field(default_factory=dict)
+    unopened: tuple[str, ...] = ()
+    """Dropped members whose bundle does not open; survivors are asked for their pair secrets."""
+    self_seeds: Mapping[str, bytes] = field(default_factory=dict)
+    pair_secrets: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
+    seeds: bytes = b""
+    root: bytes = b""
+    sum: str = ""
+    e_b: str = ""
+    e_b_sha256: bytes = bytes(32)
+    trailer: tuple[int, ...] = ()
+    """Opened, modulo 2^64."""
+    tag: int = 0
+    aggregate_statement: Any = None
+    aggregate_envelope: bytes = b""
+    dropouts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Per member left out: (phase, reason)."""
+    dropout_envelopes: Mapping[str, bytes] = field(default_factory=dict)
+    voids: Mapping[str, bytes] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ExchangeState:
+    """One exchange."""
+
+    number: int
+    epoch: int
+    asked: Asked
+    category: Literal["train", "evaluate", "query"]
+    has_arrays: bool
+    weights_id: bytes
+    content_id: bytes
+    layout: bytes
+    base_record: bytes
+    """Canonical JSON; b"" without arrays."""
+    members: tuple[str, ...]
+    phase: ExchangePhase
+    began: float
+    ready: Mapping[str, Ready] = field(default_factory=dict)
+    sat_out: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """(phase, reason) per member that left, was lost or was left out."""
+    instances: tuple[InstanceState, ...] = ()
+    """In order; the last is the current one. Failed attempts stay."""
+    metrics: tuple[str, ...] = ()
+    scales: InstanceState | None = None
+    """The opened scales this exchange's update uses, its own or an earlier exchange's."""
+    scales_exchange: int = 0
+    step_result: Mapping[str, bytes] = field(default_factory=dict)
+    accepts: Mapping[str, bytes] = field(default_factory=dict)
+    accepted_base: bytes | None = None
+    reply: Reply | None = None
+    answered: bool = False
+    reason: str = ""
+
+    @property
+    def instance(self) -> InstanceState | None:
+        """The current instance."""
+        return self.instances[-1] if self.instances else None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The whole run."""
+
+    facts: RunFacts
+    phase: RunPhase
+    began: float
+    present: Mapping[str, Presence] = field(default_factory=dict)
+    approvals: Mapping[str, bytes] = field(default_factory=dict)
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    quorum_since: float | None = None
+    """When the quorum was approved and connected for the first time."""
+    epoch: EpochState | None = None
+    epochs: int = 0
+    """Epoch numbers used."""
+    left_out: tuple[str, ...] = ()
+    """Members an epoch went on without; considered again once they reconnect or the exchange is over."""
+    renew: bool = False
+    """A new epoch is due as soon as no exchange is in flight."""
+    exchange: ExchangeState | None = None
+    """In flight, or the last one."""
+    closed: tuple[ExchangeState, ...] = ()
+    """Earlier exchanges, closed or failed, without bulky parts (`slim`)."""
+    exchanges: int = 0
+    """Exchange numbers used."""
+    queued: Asked | None = None
+    """Asked and waiting for an epoch."""
+    answers: Mapping[int, tuple[bytes, int, Reply]] = field(default_factory=dict)
+    """seq -> (digest, exchange, reply) of every request decided."""
+    unanswered: tuple[int, ...] = ()
+    """Sequence numbers whose Answer duty is still owed."""
+    base_record: bytes = b""
+    """Canonical JSON of the current base; b"" before the first exchange with arrays."""
+    base_weights_id: bytes = bytes(32)
+    base_accepts: Mapping[str, bytes] = field(default_factory=dict)
+    """The exchange-accepts that named the current base."""
+    metric_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Frozen metric names per category."""
+    seqs: Mapping[str, int] = field(default_factory=dict)
+    """Highest statement number seen per node key (hex)."""
+    convicted: Mapping[str, str] = field(default_factory=dict)
+    """Members proved guilty: in no later cohort."""
+    stopping: bool = False
+    reason: str = ""
+    """In words: what is waited for, or how it ended."""

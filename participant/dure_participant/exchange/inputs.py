@@ -1,0 +1,104 @@
+"""What a node's half of the exchange is told. Each is idempotent: the same input changes nothing a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dure.wire.messages import Directive
+
+
+@dataclass(frozen=True)
+class Directed:
+    """The coordinator's current directive, as decoded by `wire/`. Not believed: judged."""
+
+    directive: Directive
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The operator (or the site's policy) decided about this run's plan."""
+
+    run: bytes
+    allowed: bool = True
+    reason: str = ""
+    """Why not; sent to the coordinator as the refusal."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a `Train`. `problem` non-empty: nothing may leave, the node sits out with this reason."""
+
+    weights_id: bytes = bytes(32)
+    """Weights id the agent computed over the base file it gave the worker; zeros where there are no arrays."""
+    has_arrays: bool = False
+    update_sha256: bytes = bytes(32)
+    """SHA-256 of the local weights file: a resumed upload must be of these very bytes."""
+    weight: float = 0.0
+    """num-examples, > 0."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    steps: int = 0
+    milliseconds: int = 0
+    device: str = ""
+    problem: str = ""
+    """In words, naming tensor or metric: app error, NaN or infinity, |x·ŵ| >= 2^6, base not as promised."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A `Train` action ended."""
+
+    exchange: int
+    result: TrainResult
+
+
+@dataclass(frozen=True)
+class UploadReady:
+    """Every chunk of an `Upload` was acknowledged as durable; what the encoder then holds."""
+
+    instance: bytes
+    root: bytes
+    """Merkle root over the masked chunks; of nothing for scalars."""
+    length: int
+    trailer: tuple[int, ...]
+    """Masked, Z_2^64."""
+    tag: int
+    """Masked, F_p."""
+
+
+@dataclass(frozen=True)
+class VerifyFacts:
+    """What the agent found out about a downloaded sum; `step` judges it."""
+
+    root: bytes
+    """Merkle root over the sum's chunks as downloaded (leaves recomputed)."""
+    length: int
+    tag: int
+    """Σ_b u_b Σ_c v_c·lift(q_bc) of the sum under the tag key of this ctx: the data part, no trailer, no pads."""
+    e_b: str = ""
+    """scales: blob id text of the exponents after caps (int8, one per block), which the agent keeps."""
+    e_b_sha256: bytes = bytes(32)
+    next_base: bytes = b""
+    """update, plan-named step: canonical JSON of the next base record; b"" otherwise."""
+    next_weights_id: bytes = bytes(32)
+    """Weights id of the next base; zeros otherwise."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A `Verify` action ended."""
+
+    instance: bytes
+    facts: VerifyFacts
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An action could not be done and repeating it will not help. `what` is the action's id."""
+
+    what: str
+    reason: str
+
+
+Input = Directed | Allowed | Trained | UploadReady | Verified | Failed

@@ -1,0 +1,68 @@
+"""Who this node is, and what it has ever sent on which weights (rule 2, across runs)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.statements.schema import Hex, Pattern, Range
+
+
+@dataclass(frozen=True)
+class Site:
+    """Constants of one node; built by the agent from its settings and the pinned charter."""
+
+    consortium: bytes
+    member: str
+    node: str
+    node_key: Ed25519PrivateKey
+    generation: int
+    delegation: bytes
+    """DSSE bytes of this node's own delegation."""
+    charter_version: int
+    charter_sha256: bytes
+    colluders: int
+    """The pinned charter's c; thresholds are recomputed from it, never taken from the plan."""
+    members: Mapping[str, bytes]
+    """Signing key (32 bytes) of every charter member."""
+    coordinator_key: bytes
+    """The charter's coordinator signing key, 32 bytes."""
+    allow_unrecomputed_bases: bool = False
+    """The charter's word; without it a plan whose step is `none` is refused."""
+    software: str = ""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One instance in which this node sent bytes: the unit of rule 2. Written before the first byte leaves."""
+
+    weights_id: Annotated[bytes, Hex(32)]
+    """Zeros for an exchange without arrays; then `content_id` counts."""
+    category: Annotated[str, Pattern("train|evaluate|query")]
+    purpose: Annotated[str, Pattern("scales|update|scalars")]
+    run: Annotated[bytes, Hex(32)]
+    exchange: Annotated[int, Range(0, 2**48)]
+    instance: Annotated[bytes, Hex(most=512)]
+    content_id: Annotated[bytes, Hex(32)]
+    outcome: Annotated[str, Pattern("open|void|summed|out")] = "open"
+    """open: undecided; void: V certificates seen; summed: this node's bytes are in an opened sum; out: opened without it."""
+    tensors: Annotated[bytes, Hex(32)] = bytes(32)
+    """Layout digest, to recognise earlier runs on the same tensors."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Every `Sent` of this node, in any run, oldest first; one per instance (a later record replaces an earlier)."""
+
+    sent: tuple[Sent, ...] = field(default=())
+
+    def with_records(self, records: tuple[Sent, ...]) -> History:
+        """This history with these records added or replaced, by instance."""
+        replaced = {r.instance: r for r in self.sent} | {r.instance: r for r in records}
+        return History(tuple(replaced.values()))
+
+
+Category = Literal["train", "evaluate", "query"]
