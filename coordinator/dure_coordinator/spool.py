@@ -170,15 +170,17 @@ class Spool:
         if self._durable == len(self._leaves):
             return
         records = b"".join(_record(k, self._leaves[k]) for k in range(self._durable, len(self._leaves)))
-        at = _HEADER.size + self._durable * _RECORD.size
-        with writing(self.path):
-            os.fsync(self._fd)
-            try:
-                write_all_at(self._note_fd, records, at)
+        try:
+            with writing(self.path):
+                os.fsync(self._fd)
+                write_all_at(self._note_fd, records, _HEADER.size + self._durable * _RECORD.size)
                 os.fsync(self._note_fd)
-            except OSError:
-                os.ftruncate(self._note_fd, at)
-                raise
+        except BaseException:
+            # After a failed fsync the kernel may have dropped the pages, and a second one would lie: forget the tail.
+            del self._leaves[self._durable :]
+            os.ftruncate(self._note_fd, _HEADER.size + self._durable * _RECORD.size)
+            os.ftruncate(self._fd, self._end(self._durable))
+            raise
         self._durable = len(self._leaves)
 
     def root(self) -> bytes:

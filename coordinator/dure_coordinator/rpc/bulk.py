@@ -153,10 +153,11 @@ class BulkService:
 
     async def _supersede(self, member: str, upload: bytes) -> None:
         """A member that reconnects has left its older stream for this upload, whether we have noticed or not."""
-        older = self._pushes.get((member, upload))
-        if older is not None:
+        while (older := self._pushes.get((member, upload))) is not None:
             older.cancel()
             await asyncio.wait({older})
+            if self._pushes.get((member, upload)) is older:
+                del self._pushes[member, upload]
 
     async def _run_push(self, member: str, upload: bytes, context: Context) -> None:
         task = asyncio.create_task(self._take_upload(member, upload, context))
@@ -205,6 +206,9 @@ class BulkService:
                 leaf, chunk = split_push_chunk(frame)
                 storing = asyncio.create_task(asyncio.to_thread(_store, spool, k, chunk, leaf))
                 k += 1
+            if storing is not None:
+                done, storing = storing, None
+                await done
             return None
         finally:
             if storing is not None:

@@ -154,6 +154,24 @@ def test_full_disk_counts_nothing_of_the_chunk_and_the_upload_goes_on_later(tmp_
     again.finish(ROOT)
 
 
+def test_failed_fsync_forgets_what_it_should_have_made_durable(tmp_path, monkeypatch):
+    """A second fsync after a failed one may succeed without the data being on the disk."""
+    spool = filled(tmp_path, 2)
+    spool.sync()
+    spool.write(2, CHUNKS[2])
+
+    def fail(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as m, pytest.raises(OSError):
+        m.setattr(os, "fsync", fail)
+        spool.sync()
+    assert spool.received_chunks == spool.durable_chunks() == 2
+    for k in (2, 3, 4):
+        spool.write(k, CHUNKS[k])
+    spool.finish(ROOT)
+
+
 def test_large_upload_is_synced_as_it_comes(tmp_path, monkeypatch):
     monkeypatch.setattr(spool_module, "SYNC_BYTES", 32)
     assert filled(tmp_path, 3).durable_chunks() == 2
