@@ -1,0 +1,363 @@
+"""The coordinator's database: what is returned has been committed.
+
+One process writes (serve.lock), one transaction at a time; a crash between two calls loses nothing that was answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from dure.errors import Conflict, Unavailable
+from dure.statements.dsse import Envelope
+from dure.statements.statement import Chain
+from dure_coordinator.storage import tables as t
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class StoreUnusable(Unavailable):
+    """The database cannot be opened or written; nothing of this call counts."""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run as the registry knows it; its state is the fold of its events."""
+
+    run: bytes
+    name: str
+    plan: bytes
+    app_digest: bytes
+    label: str = "open"
+    """open | finished | stopped | aborted: anything but open is final."""
+    reason: str = ""
+    created: float = 0.0
+
+
+@dataclass(frozen=True)
+class EventRow:
+    position: int
+    time: float
+    body: bytes
+
+
+@dataclass(frozen=True)
+class StatementRow:
+    """A signed statement, verbatim."""
+
+    party: str
+    """Key id of the signer."""
+    seq: int
+    kind: str
+    envelope: bytes
+    digest: bytes
+    run: bytes | None = None
+
+    @staticmethod
+    def of(raw: bytes, run: bytes | None = None) -> StatementRow:
+        """The row for an envelope whose signature was checked by whoever accepted it."""
+        envelope = Envelope.from_bytes(raw)
+        body = json.loads(envelope.payload)
+        kind = str(body["predicateType"]).removeprefix("urn:dure:").removesuffix(":v1")
+        return StatementRow(envelope.signatures[0][0], int(body["predicate"]["seq"]), kind, raw, envelope.sha256, run)
+
+
+@dataclass(frozen=True)
+class BlobRow:
+    """A blob that this run's roster may read, and why."""
+
+    run: bytes
+    purpose: str
+    blob: str
+    exchange: int = 0
+
+
+@dataclass(frozen=True)
+class UploadRow:
+    upload: bytes
+    run: bytes
+    instance: bytes
+    member: str
+    length: int
+    chunk_bytes: int
+    commit: bytes | None = None
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    member: str
+    node: str
+    node_key: bytes
+    generation: int
+
+
+@dataclass(frozen=True)
+class JournalRow:
+    """One exchange as the ServerApp saw it; `flower.journal` gives it meaning."""
+
+    seq: int
+    nodes: tuple[int, ...] | None = None
+    digest: bytes | None = None
+    category: str | None = None
+    weights_id: bytes | None = None
+    reply: dict[str, Any] | None = None
+    summed: bool = False
+
+
+@dataclass(frozen=True)
+class With:
+    """What is committed together with an event."""
+
+    statements: tuple[StatementRow, ...] = ()
+    blobs: tuple[BlobRow, ...] = ()
+    chain: tuple[str, Chain] | None = None
+    """(key id, where its chain stands now)."""
+    committed: tuple[bytes, bytes] | None = None
+    """(upload id, its signed commit)."""
+    label: tuple[str, str] | None = None
+    """(label, reason) of the run from now on."""
+    journal: JournalRow | None = None
+
+
+NOTHING = With()
+
+
+@dataclass
+class Store:
+    """Queries. Make one with `Store.open`."""
+
+    engine: AsyncEngine
+    _write: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @classmethod
+    async def open(cls, url: str) -> Store:
+        """Connects and upgrades the tables to this version.
+
+        Raises:
+            StoreUnusable: cannot be opened, or was written by a newer version.
+        """
+        engine = create_async_engine(url)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine.sync_engine, "connect", _durable_sqlite)
+        store = cls(engine)
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(upgrade)
+                await connection.commit()
+        except CommandError as e:
+            await engine.dispose()
+            raise StoreUnusable(f"database {_shown(url)}: written by another version of Dure ({e}); use that one or a newer one") from e
+        except (DBAPIError, OSError) as e:
+            await engine.dispose()
+            raise StoreUnusable(f"database {_shown(url)}: {_cause(e)}") from e
+        return store
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def _transaction(self) -> Any:
+        async with self._write:
+            try:
+                async with self.engine.begin() as connection:
+                    yield connection
+            except DBAPIError as e:
+                if isinstance(e, sa.exc.IntegrityError):
+                    raise
+                raise StoreUnusable(f"database: {_cause(e)}; nothing of this was kept") from e
+
+    # -- runs and events -------------------------------------------------------------------------------------------
+
+    async def add_run(self, row: RunRow, also: With = NOTHING) -> None:
+        """Registers a run, with its plan among the statements; `Conflict` if it is there already."""
+        async with self._transaction() as c:
+            if await c.scalar(sa.select(sa.func.count()).select_from(t.runs).where(t.runs.c.run == row.run)):
+                raise Conflict(f"run {row.run.hex()[:12]} exists already")
+            await c.execute(sa.insert(t.runs).values(**{**row.__dict__, "created": row.created or time.time()}))
+            await _write_with(c, row.run, also)
+
+    async def runs(self) -> list[RunRow]:
+        """All runs, oldest first."""
+        async with self.engine.connect() as c:
+            found = await c.execute(sa.select(t.runs).order_by(t.runs.c.created, t.runs.c.run))
+            return [RunRow(**r._mapping) for r in found]
+
+    async def append(self, run: bytes, position: int, now: float, body: bytes, also: With = NOTHING) -> None:
+        """One more event of a run, and what belongs to it, in one transaction.
+
+        Raises:
+            Conflict: there is an event at this position: somebody else writes this run.
+        """
+        try:
+            async with self._transaction() as c:
+                await c.execute(sa.insert(t.events).values(run=run, position=position, time=now, body=body))
+                await _write_with(c, run, also)
+        except sa.exc.IntegrityError as e:
+            raise Conflict(f"run {run.hex()[:12]}: event {position} is there already; two coordinators on one database?") from e
+
+    async def events(self, run: bytes) -> list[EventRow]:
+        """A run's events in order. A gap means the database was damaged."""
+        query = sa.select(t.events.c.position, t.events.c.time, t.events.c.body)
+        async with self.engine.connect() as c:
+            found = await c.execute(query.where(t.events.c.run == run).order_by(t.events.c.position))
+            rows = [EventRow(*r) for r in found]
+        if [r.position for r in rows] != list(range(len(rows))):
+            raise StoreUnusable(f"run {run.hex()[:12]}: its events have a gap; restore the database from a backup")
+        return rows
+
+    async def write(self, run: bytes, also: With) -> None:
+        """What belongs to no event (a journal row, a blob that was shipped)."""
+        async with self._transaction() as c:
+            await _write_with(c, run, also)
+
+    # -- statements ------------------------------------------------------------------------------------------------
+
+    async def chain_of(self, party: str) -> Chain:
+        """Where a signing key's chain stands; a new one starts at 0."""
+        async with self.engine.connect() as c:
+            row = (await c.execute(sa.select(t.chain.c.seq, t.chain.c.prev).where(t.chain.c.party == party))).first()
+        return Chain() if row is None else Chain(row.seq, row.prev)
+
+    async def statements(self, *, run: bytes | None = None, kind: str | None = None) -> list[StatementRow]:
+        query = sa.select(t.statements)
+        if run is not None:
+            query = query.where(t.statements.c.run == run)
+        if kind is not None:
+            query = query.where(t.statements.c.kind == kind)
+        async with self.engine.connect() as c:
+            found = await c.execute(query.order_by(t.statements.c.party, t.statements.c.seq))
+            return [StatementRow(**r._mapping) for r in found]
+
+    # -- blobs and uploads -----------------------------------------------------------------------------------------
+
+    async def runs_of_blob(self, blob: str) -> list[tuple[bytes, str]]:
+        """(run, purpose) pairs under which this blob is registered."""
+        async with self.engine.connect() as c:
+            found = await c.execute(sa.select(t.blobs.c.run, t.blobs.c.purpose).where(t.blobs.c.blob == blob))
+            return [(r.run, r.purpose) for r in found]
+
+    async def blobs(self, run: bytes) -> list[BlobRow]:
+        async with self.engine.connect() as c:
+            found = await c.execute(sa.select(t.blobs).where(t.blobs.c.run == run).order_by(t.blobs.c.exchange))
+            return [BlobRow(**r._mapping) for r in found]
+
+    async def forget_blobs(self, run: bytes, blobs: Iterable[str]) -> None:
+        async with self._transaction() as c:
+            await c.execute(sa.delete(t.blobs).where(t.blobs.c.run == run, t.blobs.c.blob.in_(list(blobs))))
+
+    async def begin_upload(self, row: UploadRow) -> None:
+        """Notes an upload before its first chunk is taken; repeating it is no error."""
+        async with self._transaction() as c:
+            await _insert_new(c, t.uploads, row.__dict__)
+
+    async def upload(self, upload: bytes) -> UploadRow | None:
+        async with self.engine.connect() as c:
+            row = (await c.execute(sa.select(t.uploads).where(t.uploads.c.upload == upload))).first()
+        return None if row is None else UploadRow(**row._mapping)
+
+    async def uploads(self, run: bytes, instance: bytes) -> list[UploadRow]:
+        query = sa.select(t.uploads).where(t.uploads.c.run == run, t.uploads.c.instance == instance)
+        async with self.engine.connect() as c:
+            return [UploadRow(**r._mapping) for r in await c.execute(query.order_by(t.uploads.c.member))]
+
+    async def forget_upload(self, upload: bytes) -> None:
+        async with self._transaction() as c:
+            await c.execute(sa.delete(t.uploads).where(t.uploads.c.upload == upload))
+
+    # -- nodes and journal -----------------------------------------------------------------------------------------
+
+    async def node(self, member: str) -> NodeRow | None:
+        """The node with the highest generation this member ever came with."""
+        async with self.engine.connect() as c:
+            row = (await c.execute(sa.select(t.nodes).where(t.nodes.c.member == member))).first()
+        return None if row is None else NodeRow(**row._mapping)
+
+    async def put_node(self, row: NodeRow) -> None:
+        async with self._transaction() as c:
+            await c.execute(sa.delete(t.nodes).where(t.nodes.c.member == row.member))
+            await c.execute(sa.insert(t.nodes).values(**row.__dict__))
+
+    async def journal(self, run: bytes) -> list[JournalRow]:
+        async with self.engine.connect() as c:
+            found = await c.execute(sa.select(t.journal).where(t.journal.c.run == run).order_by(t.journal.c.seq))
+            return [_journal_row(r._mapping) for r in found]
+
+
+def upgrade(connection: sa.Connection) -> None:
+    """Brings the tables to this version's; a no-op when they are."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    head = ScriptDirectory.from_config(config).get_current_head()
+    if MigrationContext.configure(connection).get_current_revision() != head:
+        command.upgrade(config, "head")
+
+
+def _durable_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+async def _write_with(c: AsyncConnection, run: bytes, also: With) -> None:
+    for statement in also.statements:
+        await _insert_new(c, t.statements, statement.__dict__)
+    for blob in also.blobs:
+        await _insert_new(c, t.blobs, blob.__dict__)
+    if also.chain is not None:
+        party, chain = also.chain
+        await c.execute(sa.delete(t.chain).where(t.chain.c.party == party))
+        await c.execute(sa.insert(t.chain).values(party=party, seq=chain.seq, prev=chain.prev))
+    if also.committed is not None:
+        upload, commit = also.committed
+        await c.execute(sa.update(t.uploads).where(t.uploads.c.upload == upload).values(commit=commit))
+    if also.label is not None:
+        label, reason = also.label
+        await c.execute(sa.update(t.runs).where(t.runs.c.run == run).values(label=label, reason=reason))
+    if also.journal is not None:
+        row = also.journal
+        await c.execute(sa.delete(t.journal).where(t.journal.c.run == run, t.journal.c.seq == row.seq))
+        values = {**row.__dict__, "nodes": _json(row.nodes), "reply": _json(row.reply)}
+        await c.execute(sa.insert(t.journal).values(run=run, **values))
+
+
+async def _insert_new(c: AsyncConnection, table: sa.Table, values: dict[str, Any]) -> None:
+    """Inserts unless a row with this primary key is there."""
+    same = sa.and_(*(column == values[column.name] for column in table.primary_key.columns))
+    if not await c.scalar(sa.select(sa.func.count()).select_from(table).where(same)):
+        await c.execute(sa.insert(table).values(**values))
+
+
+def _journal_row(row: Any) -> JournalRow:
+    values = {k: v for k, v in row.items() if k != "run"}
+    nodes, reply = values["nodes"], values["reply"]
+    return JournalRow(**{**values, "nodes": None if nodes is None else tuple(json.loads(nodes)), "reply": reply and json.loads(reply)})
+
+
+def _json(value: Sequence[int] | dict[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value, sort_keys=True)
+
+
+def _cause(e: Exception) -> str:
+    return str(getattr(e, "orig", None) or e).splitlines()[0]
+
+
+def _shown(url: str) -> str:
+    return sa.engine.make_url(url).render_as_string(hide_password=True)
