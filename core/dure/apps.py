@@ -276,9 +276,7 @@ def _check_path(name: str) -> None:
     path = PurePosixPath(name)
     parts_fine = all(part not in ("", ".", "..") for part in name.split("/"))
     if path.is_absolute() or not parts_fine or "\\" in name or not name.isprintable() or len(name) > MAX_PATH_CHARS:
-        raise AppRefused(
-            f"app file name {name[:80]!r} is refused: relative, printable, at most {MAX_PATH_CHARS} characters"
-        )
+        raise AppRefused(f"app file name {name[:80]!r} is refused: relative, printable, at most {MAX_PATH_CHARS} characters")
 
 
 def _check_component(folder: Path, kind: str, reference: str) -> None:
@@ -330,11 +328,7 @@ def _dure_table(raw: object, where: str) -> DureTable:
         raise AppRefused(f"{where}: outer-step is one of {', '.join(OUTER_STEPS)}, or a table with that as kind")
     per_node = _table(table.pop("per-node-config", {}), f"{where} per-node-config")
     for key, values in per_node.items():
-        if (
-            not isinstance(values, list)
-            or not values
-            or not all(isinstance(v, bool | int | float | str) for v in values)
-        ):
+        if not isinstance(values, list) or not values or not all(isinstance(v, bool | int | float | str) for v in values):
             raise AppRefused(f"{where}: per-node-config.{key} is not a list of permitted values")
     messages = _table(table.pop("max-messages", {}), f"{where} max-messages")
     return DureTable(

@@ -6,13 +6,14 @@ import inspect
 
 import numpy as np
 import pytest
-from dure_coordinator.flower import private as server_side
-from dure_participant.worker import private as worker_side
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+
+from dure_coordinator.flower import private as server_side
+from dure_participant.worker import private as worker_side
 
 
 def test_grid_has_exactly_the_abstract_members_dure_grid_implements():
@@ -47,9 +48,7 @@ def test_worker_message_reaches_a_client_app_and_its_reply_names_the_sender():
     def train(message: Message, context: Context) -> Message:
         return Message(RecordDict({"m": MetricRecord({"n": 1})}), reply_to=message)
 
-    message = worker_side.make_message(
-        RecordDict(), run_id=7, node_id=9, message_type="train", group_id="g", ttl_s=60.0, message_id="id"
-    )
+    message = worker_side.make_message(RecordDict(), run_id=7, node_id=9, message_type="train", group_id="g", ttl_s=60.0, message_id="id")
     reply = app(message, Context(7, 9, {}, RecordDict(), {}))
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (9, worker_side.SERVER_NODE_ID)
     assert reply.metadata.reply_to_message_id == "id"
@@ -103,3 +102,13 @@ def test_daemon_side_modules_import_no_flwr():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_our_example_app_is_a_valid_flower_app():
+    from pathlib import Path
+
+    from flwr.common.config import get_project_config, validate_config
+
+    folder = Path(__file__).parents[2] / "apps" / "digits"
+    valid, errors, _ = validate_config(get_project_config(folder), check_module=True, project_dir=folder)
+    assert valid, errors

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from dure.model.content import ArrayItem, ConfigItem, Instruction
 from dure.model.layout import Layout
 from dure.model.weights import flatten, open_flat, unflatten, weights_id
@@ -80,7 +81,8 @@ def train(message, context):
         context.state["n"] = MetricRecord({"n": n}); return reply(message, metrics={"n": n})
     if what == "count and raise":
         context.state["n"] = MetricRecord({"n": 100}); raise RuntimeError("after the state changed")
-    if what == "context": return reply(message, metrics={"run": context.run_id, "part": context.node_config["part"], "lr": context.run_config["lr"]})
+    if what == "context":
+        return reply(message, metrics={"run": context.run_id, "part": context.node_config["part"], "lr": context.run_config["lr"]})
     if what == "shape": w["b"] = w["b"][:1]; return reply(message, w)
     if what == "dtype": w["b"] = w["b"].astype(np.float64); return reply(message, w)
     if what == "missing": del w["b"]; return reply(message, w)

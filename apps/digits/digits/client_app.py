@@ -13,9 +13,7 @@ app = ClientApp()
 
 def _partition(context: Context):
     """This node's digits; a node that was given no partition takes all of them."""
-    return load_partition(
-        int(context.node_config.get("partition-id", 0)), int(context.node_config.get("num-partitions", 1))
-    )
+    return load_partition(int(context.node_config.get("partition-id", 0)), int(context.node_config.get("num-partitions", 1)))
 
 
 def _weights(message: Message) -> dict[str, np.ndarray]:

@@ -35,9 +35,7 @@ def request_to_pb(request: ExchangeRequest) -> pb.ServerAppGridServiceExchangeRe
         instruction_json=_dump(request.instruction.to_json()),
         nodes=list(request.nodes),
         node_values=[
-            pb.ServerAppNodeValues(
-                node_id=node, values_json=_dump({record: values_to_json(keys) for record, keys in records.items()})
-            )
+            pb.ServerAppNodeValues(node_id=node, values_json=_dump({record: values_to_json(keys) for record, keys in records.items()}))
             for node, records in sorted(request.node_values.items())
         ],
         flat_file="" if request.flat_path is None else request.flat_path.name,
@@ -63,9 +61,7 @@ def request_from_pb(message: pb.ServerAppGridServiceExchangeRequest, run_dir: Pa
         records = _load(entry.values_json, "node_values", 1 << 20)
         if not isinstance(records, dict):
             raise WireRefused("node_values: not an object")
-        node_values[entry.node_id] = {
-            name: values_from_json(values, f"node_values.{name}") for name, values in records.items()
-        }
+        node_values[entry.node_id] = {name: values_from_json(values, f"node_values.{name}") for name, values in records.items()}
         instruction.with_node_values(node_values[entry.node_id])
     flat = _file(message.flat_file, run_dir, "flat_file")
     if (flat is None) != (instruction.arrays is None):
@@ -89,9 +85,7 @@ def reply_to_pb(reply: ExchangeReply) -> pb.ServerAppGridServiceExchangeResponse
     """The daemon's answer; `flat_path` must lie in the run's folder."""
     ok = reply.status == "ok"
     return pb.ServerAppGridServiceExchangeResponse(
-        status=pb.ServerAppGridServiceExchangeResponse.STATUS_OK
-        if ok
-        else pb.ServerAppGridServiceExchangeResponse.STATUS_FAILED,
+        status=pb.ServerAppGridServiceExchangeResponse.STATUS_OK if ok else pb.ServerAppGridServiceExchangeResponse.STATUS_FAILED,
         arrays=_ARRAYS_TO_PB[reply.arrays],  # type: ignore[arg-type]
         flat_file="" if reply.flat_path is None else reply.flat_path.name,
         metrics=[pb.ServerAppMetric(name=name, value=value) for name, value in reply.metrics.items()],
@@ -104,9 +98,7 @@ def reply_to_pb(reply: ExchangeReply) -> pb.ServerAppGridServiceExchangeResponse
 
 def stopped_to_pb(reason: str) -> pb.ServerAppGridServiceExchangeResponse:
     """The answer that ends the run at the ServerApp: diverged, cancelled, refused for good."""
-    return pb.ServerAppGridServiceExchangeResponse(
-        status=pb.ServerAppGridServiceExchangeResponse.STATUS_STOPPED, reason=reason
-    )
+    return pb.ServerAppGridServiceExchangeResponse(status=pb.ServerAppGridServiceExchangeResponse.STATUS_STOPPED, reason=reason)
 
 
 def reply_from_pb(message: pb.ServerAppGridServiceExchangeResponse, run_dir: Path) -> ExchangeReply:
@@ -129,9 +121,7 @@ def reply_from_pb(message: pb.ServerAppGridServiceExchangeResponse, run_dir: Pat
 
 
 def nodes_to_pb(nodes: list[Node]) -> pb.ServerAppGridServiceNodesResponse:
-    return pb.ServerAppGridServiceNodesResponse(
-        nodes=[pb.ServerAppNode(node_id=node.node_id, member=node.member) for node in nodes]
-    )
+    return pb.ServerAppGridServiceNodesResponse(nodes=[pb.ServerAppNode(node_id=node.node_id, member=node.member) for node in nodes])
 
 
 def missing_to_pb(reason: str) -> pb.ServerAppGridServiceNodesResponse:

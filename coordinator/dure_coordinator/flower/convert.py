@@ -61,9 +61,7 @@ def write_arrays(name: str, record: ArrayRecord, path: Path, known: Layout | Non
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for key, array in record.items():
         if array.stype != "numpy.ndarray":
-            raise GridRefused(
-                f"array {key!r} of record {name!r} is serialised as {array.stype!r}; only numpy arrays are carried"
-            )
+            raise GridRefused(f"array {key!r} of record {name!r} is serialised as {array.stype!r}; only numpy arrays are carried")
         value = array.numpy()
         if known is not None and key in known and value.shape == known[key].shape and value.dtype.kind == "f":
             value = value.astype(known[key].dtype, copy=False)

@@ -89,9 +89,7 @@ class DureGrid(Grid):
             "pull_messages reads individual replies, and under secure aggregation only their sum is visible; use send_and_receive"
         )
 
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def set_run(self, run: Any) -> None:
@@ -191,9 +189,7 @@ class DureGrid(Grid):
     def _messages(self, sent: list[Message], request: ExchangeRequest, reply: ExchangeReply) -> list[Message]:
         if reply.status != "ok":
             return [
-                Message(
-                    Error(ERROR_CODE, reply.errors.get(message.metadata.dst_node_id, reply.reason)), reply_to=message
-                )
+                Message(Error(ERROR_CODE, reply.errors.get(message.metadata.dst_node_id, reply.reason)), reply_to=message)
                 for message in sent
             ]
         content = RecordDict()

@@ -32,7 +32,7 @@ class GrpcBackend:
 
     def __init__(self, socket: str, run_dir: Path, *, reconnect_s: float = 600.0) -> None:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=OPTIONS)
-        self._stub = rpc.ServerAppGridServiceStub(self._channel)
+        self._stub = rpc.ServerAppGridServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
         self._run_dir, self._reconnect_s = run_dir, reconnect_s
 
     def nodes(self, seq: int, timeout_s: float | None) -> list[Node]:

@@ -81,9 +81,7 @@ class Journal:
                 raise Diverged(seq=request.seq, journaled=entry.digest, asked=digest)
             return self, entry
         if request.seq != len(self.entries) + 1 or (self.entries and self.entries[-1].reply is None):
-            raise OutOfOrder(
-                f"exchange {request.seq} asked after {len(self.entries)}; numbers rise by one, answered in turn"
-            )
+            raise OutOfOrder(f"exchange {request.seq} asked after {len(self.entries)}; numbers rise by one, answered in turn")
         arrays = request.instruction.arrays
         entry = Entry(
             seq=request.seq,

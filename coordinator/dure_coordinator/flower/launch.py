@@ -114,9 +114,7 @@ class ServerAppProcess:
             if code == EXIT_FAILED:
                 return Ended(code, restarts, "failed")
             if restarts >= self.max_restarts:
-                return Ended(
-                    code, restarts, f"ended {restarts + 1} times, last with exit code {code}; see {self.log_path}"
-                )
+                return Ended(code, restarts, f"ended {restarts + 1} times, last with exit code {code}; see {self.log_path}")
             restarts += 1
             if self.on_restart is not None:
                 await self.on_restart(code, restarts)

@@ -42,9 +42,7 @@ def set_message_id(message: Any, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def wrap_strategy_start(
-    before: Callable[[Strategy, Grid], None], after: Callable[[Strategy, Any], None]
-) -> Callable[[], None]:
+def wrap_strategy_start(before: Callable[[Strategy, Grid], None], after: Callable[[Strategy, Any], None]) -> Callable[[], None]:
     """Call `before(strategy, grid)` when any strategy starts, and `after(strategy, result)` when it is done.
 
     Patches the one method every stock strategy inherits; a class with a `start` of its own is caught at the Grid,

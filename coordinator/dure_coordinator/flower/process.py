@@ -4,8 +4,6 @@ Reads a `launch.ProcessConfig` as JSON from stdin, runs the app's ServerApp on a
 Runs the author's code: it holds no keys, and everything it says is judged at the other end of the socket.
 """
 
-# ruff: noqa: E402  (telemetry is off before flwr is imported)
-
 from __future__ import annotations
 
 import os

@@ -56,13 +56,10 @@ def check_strategy(strategy: Strategy, declared_linear: Collection[str] = ()) ->
         GridRefused: naming the class and the reason.
     """
     kind = type(strategy)
-    stock = next(
-        (base for base in kind.__mro__ if base.__module__.startswith("flwr.") and base.__name__ in REASONS), None
-    )
+    stock = next((base for base in kind.__mro__ if base.__module__.startswith("flwr.") and base.__name__ in REASONS), None)
     if stock is not None:
         raise GridRefused(
-            f"strategy {kind.__name__} cannot run under secure aggregation: {REASONS[stock.__name__]}; "
-            f"use one of {_allowed_names()}"
+            f"strategy {kind.__name__} cannot run under secure aggregation: {REASONS[stock.__name__]}; use one of {_allowed_names()}"
         )
     if kind in ALLOWED or kind.__name__ in declared_linear:
         return

@@ -185,9 +185,7 @@ def category(message_type: str) -> Literal["train", "evaluate", "query"]:
     """
     head = message_type.split(".", 1)[0] if isinstance(message_type, str) else ""
     if head not in CATEGORIES or not _MESSAGE_TYPE.fullmatch(message_type):
-        raise InstructionRefused(
-            f"message type {message_type!r} is refused: use train, evaluate or query, optionally .name"
-        )
+        raise InstructionRefused(f"message type {message_type!r} is refused: use train, evaluate or query, optionally .name")
     return head  # type: ignore[return-value]
 
 
@@ -210,9 +208,7 @@ def canonical_bytes(instruction: Instruction, per_node_keys: Collection[str] = (
             body: dict[str, Any] = {"kind": "array", "weights_id": record.weights_id.hex()}
         else:
             hidden = per_node_keys if isinstance(record, ConfigItem) else ()
-            values = {
-                key: {"per-node": 1} if key in hidden else _value_json(value) for key, value in record.values.items()
-            }
+            values = {key: {"per-node": 1} if key in hidden else _value_json(value) for key, value in record.values.items()}
             body = {"kind": "config" if isinstance(record, ConfigItem) else "metric", "values": values}
         records.append({"name": record.name, "position": position, **body})
     whole = {
@@ -300,9 +296,7 @@ def _check_value(value: object, where: str, *, numbers_only: bool) -> Value:
 def _check_scalar(value: object, where: str, *, numbers_only: bool) -> Scalar:
     allowed: tuple[type, ...] = (int, float) if numbers_only else (int, float, str, bool, bytes)
     if type(value) not in allowed:
-        raise InstructionRefused(
-            f"{where} has type {type(value).__name__}; carried are {_names(allowed)} and lists of one of them"
-        )
+        raise InstructionRefused(f"{where} has type {type(value).__name__}; carried are {_names(allowed)} and lists of one of them")
     if type(value) is int and not _INT_MIN <= value <= _INT_MAX:
         raise InstructionRefused(f"{where} does not fit 64 bits")
     if isinstance(value, str | bytes):
@@ -358,8 +352,8 @@ def _scalar_from_json(letter: object, raw: object, where: str) -> Scalar:
     if letter == "x" and isinstance(raw, str) and len(raw) <= 2 * MAX_VALUE_BYTES:
         if re.fullmatch(r"([0-9a-f]{2})*", raw):
             return bytes.fromhex(raw)
-    elif (letter, type(raw)) in (("i", int), ("b", bool), ("s", str)):
-        return raw  # type: ignore[no-any-return]
+    elif isinstance(raw, int | str) and (letter, type(raw)) in (("i", int), ("b", bool), ("s", str)):
+        return raw
     raise InstructionRefused(f"{where} is not a typed value (i, f, s, b or x)")
 
 

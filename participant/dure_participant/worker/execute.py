@@ -68,13 +68,9 @@ def _content(instruction: Instruction, task: Task) -> RecordDict:
                 raise ReplyRefused("the instruction has arrays, but the task names no base file")
             flat_D = open_flat(task.base_path, record.layout)
             tensors = unflatten(flat_D, record.layout)
-            content[record.name] = ArrayRecord(
-                {key: Array(np.ascontiguousarray(value)) for key, value in tensors.items()}
-            )
+            content[record.name] = ArrayRecord({key: Array(np.ascontiguousarray(value)) for key, value in tensors.items()})
             continue
-        values: dict[str, Any] = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in record.values.items()
-        }
+        values: dict[str, Any] = {key: list(value) if isinstance(value, tuple) else value for key, value in record.values.items()}
         content[record.name] = ConfigRecord(values) if isinstance(record, ConfigItem) else MetricRecord(values)
     return content
 
@@ -95,9 +91,7 @@ def _result(content: RecordDict, instruction: Instruction, task: Task) -> TaskRe
         if value < 0 or value != int(value):
             raise ReplyRefused(f"metric {name!r} is {value}; it counts, so it must be a whole number of at least 0")
     if reserved := [name for name in metrics if name.startswith(USAGE_PREFIX)]:
-        raise ReplyRefused(
-            f"metric {reserved[0]!r}: names starting with {USAGE_PREFIX!r} are reserved for {', '.join(USAGE_METRICS)}"
-        )
+        raise ReplyRefused(f"metric {reserved[0]!r}: names starting with {USAGE_PREFIX!r} are reserved for {', '.join(USAGE_METRICS)}")
     return TaskResult(
         status="ok",
         flat_path=flat_path,
@@ -111,9 +105,7 @@ def _arrays(content: RecordDict, instruction: Instruction, task: Task) -> Path |
     names = list(content.array_records)
     if instruction.category != "train":
         if names:
-            raise ReplyRefused(
-                f"{instruction.category} reply has array record {names[0]!r}; only train replies carry arrays"
-            )
+            raise ReplyRefused(f"{instruction.category} reply has array record {names[0]!r}; only train replies carry arrays")
         return None
     sent = instruction.arrays
     if sent is None:
@@ -121,9 +113,7 @@ def _arrays(content: RecordDict, instruction: Instruction, task: Task) -> Path |
             raise ReplyRefused(f"the reply has array record {names[0]!r}, but none was sent; a sum needs a base")
         return None
     if len(names) != 1:
-        raise ReplyRefused(
-            f"a train reply carries exactly one array record, this one has {len(names)}: {', '.join(names) or 'none'}"
-        )
+        raise ReplyRefused(f"a train reply carries exactly one array record, this one has {len(names)}: {', '.join(names) or 'none'}")
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for key, array in content.array_records[names[0]].items():
         if array.stype != "numpy.ndarray":
@@ -137,9 +127,7 @@ def _arrays(content: RecordDict, instruction: Instruction, task: Task) -> Path |
 def _metrics(content: RecordDict) -> dict[str, int | float]:
     records = list(content.metric_records.items())
     if len(records) > 1:
-        raise ReplyRefused(
-            f"a reply carries one metric record, this one has {', '.join(repr(name) for name, _ in records)}"
-        )
+        raise ReplyRefused(f"a reply carries one metric record, this one has {', '.join(repr(name) for name, _ in records)}")
     metrics: dict[str, int | float] = {}
     for name, value in records[0][1].items() if records else ():
         if not isinstance(value, int | float):

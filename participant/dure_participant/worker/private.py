@@ -46,7 +46,8 @@ def make_message(
         dst_task_id=1,
     )
     metadata.delivered_at = ""  # ClientApps from before 1.2x read it; `Message` sets it, too
-    return Message(content=content, metadata=metadata)
+    message: Message = Message(content=content, metadata=metadata)  # type: ignore[call-overload]  # flwr-internal signature
+    return message
 
 
 def state_bytes(state: RecordDict) -> bytes:

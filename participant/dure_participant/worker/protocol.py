@@ -61,10 +61,7 @@ class Task:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Task:
-        paths = {
-            name: Path(data[name]) if data[name] is not None else None
-            for name in ("out_path", "state_path", "base_path")
-        }
+        paths = {name: Path(data[name]) if data[name] is not None else None for name in ("out_path", "state_path", "base_path")}
         return cls(**{**data, **paths})
 
 

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from dure.apps import AppRefused, pack_app, read_app, run_config, unpack_app
 
 DIGITS = Path(__file__).parents[3] / "apps" / "digits"

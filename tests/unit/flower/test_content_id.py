@@ -6,6 +6,9 @@ import hashlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dure.model.content import (
     MAX_RECORD_BYTES,
     ArrayItem,
@@ -17,8 +20,6 @@ from dure.model.content import (
     content_id,
 )
 from dure.model.layout import Layout
-from hypothesis import given
-from hypothesis import strategies as st
 
 LAYOUT = Layout.build([("w", "float32", (2, 3)), ("b", "float32", (3,))])
 

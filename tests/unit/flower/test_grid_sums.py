@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
+
 from dure.model.content import category, flower_node_id
 from dure.model.weights import flatten, open_flat, unflatten
 from dure_coordinator.flower import private
@@ -16,9 +20,6 @@ from dure_coordinator.flower.backend import ExchangeReply, GridRefused, Node
 from dure_coordinator.flower.grid import DureGrid
 from dure_coordinator.flower.journal import Journal, already_summed_reason
 from dure_coordinator.flower.strategies import check_strategy
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp import strategy as flower
 
 logging.getLogger("flwr").setLevel(logging.CRITICAL)
 NODES = sorted(flower_node_id(name) for name in ("alpha", "beta", "gamma", "delta"))
@@ -141,7 +142,8 @@ def test_one_mean_reply_gives_what_individual_replies_gave(tmp_path, name, kind)
     ours = start(make(name), grid(tmp_path, FakeBackend(tmp_path, arrays=kind)))
     for tensor in SHAPES:
         assert np.allclose(ours.arrays[tensor].numpy(), plain.arrays[tensor].numpy(), atol=2e-5)
-    for mine, theirs in ((ours.train_metrics_clientapp, plain.train_metrics_clientapp), (ours.evaluate_metrics_clientapp, plain.evaluate_metrics_clientapp)):
+    for kind in ("train", "evaluate"):
+        mine, theirs = (getattr(result, f"{kind}_metrics_clientapp") for result in (ours, plain))
         assert list(mine) == list(theirs) == [1, 2, 3]
         for round_ in mine:
             assert mine[round_]["loss"] == pytest.approx(theirs[round_]["loss"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from dure.model.content import ArrayItem, ConfigItem, Instruction
 from dure.model.layout import Layout
 from dure_coordinator.flower.backend import ExchangeRequest
