@@ -6,11 +6,11 @@ Chunks are independent, so several threads take one each and a blob writer gets 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -48,47 +48,56 @@ def sum_spools(spools: Sequence[Spool], group: Group | str, unmask: Unmask | Non
     """
     group = Group(group)
     _same_form(spools, group, out)
-    free = threading.local()
+    size = spools[0].chunk_bytes
+    # Buffers go round: fresh pages cost more than the adding. One per thread, and one the writer holds.
+    free: SimpleQueue[tuple[NDArray[Any], memoryview]] = SimpleQueue()
+    for _ in range(threads + 1):
+        free.put((np.empty(size // _DTYPE[group].itemsize, _DTYPE[group]), memoryview(bytearray(size))))
 
-    def one(k: int) -> NDArray[Any]:
-        if not hasattr(free, "buffer"):
-            free.buffer = memoryview(bytearray(spools[0].chunk_bytes))
-        total = sum_chunk(spools, k, group, free.buffer)
+    def one(k: int) -> tuple[NDArray[Any], memoryview, NDArray[Any]]:
+        total, scratch = free.get()
+        part = sum_chunk(spools, k, group, total, scratch)
         if unmask is not None:
-            unmask(k, total)
-        return total
+            unmask(k, part)
+        return total, scratch, part
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="sum")
-    window: deque[Future[NDArray[Any]]] = deque()
+    window: deque[Future[tuple[NDArray[Any], memoryview, NDArray[Any]]]] = deque()
+
+    def take() -> None:
+        total, scratch, part = window.popleft().result()
+        out.append(part.data.cast("B"))
+        free.put((total, scratch))
+
     try:
         for k in range(spools[0].chunks):
             window.append(pool.submit(one, k))
             if len(window) > threads:
-                out.append(window.popleft().result().data.cast("B"))
+                take()
         while window:
-            out.append(window.popleft().result().data.cast("B"))
+            take()
         return out.commit()
     except BaseException:
         for waiting in window:
             waiting.cancel()
-        pool.shutdown(wait=True)  # nobody may still write into caller's objects when this returns
         out.abort()
         raise
     finally:
-        pool.shutdown(wait=True)
+        pool.shutdown(wait=True)  # nobody may still touch the spools when this returns
 
 
-def sum_chunk(spools: Sequence[Spool], k: int, group: Group, buffer: memoryview) -> NDArray[Any]:
-    """Sum of chunk k over all uploads, masks still on; `buffer` (bytes, one chunk) is scratch."""
-    total = np.zeros(spools[0].size_of(k) // _DTYPE[group].itemsize, _DTYPE[group])
+def sum_chunk(spools: Sequence[Spool], k: int, group: Group, total: NDArray[Any], scratch: memoryview) -> NDArray[Any]:
+    """Sum of chunk k over all uploads, masks still on, in the front of `total`; `scratch` holds one chunk of bytes."""
+    part = total[: spools[0].size_of(k) // _DTYPE[group].itemsize]
+    part[:] = 0
     for spool in spools:
-        size = spool.read_chunk_into(k, buffer)
-        part = np.frombuffer(buffer[:size], _DTYPE[group])
+        size = spool.read_chunk_into(k, scratch)
+        one = np.frombuffer(scratch[:size], _DTYPE[group])
         if group is Group.RING16:
-            np.add(total, part, out=total)  # wraps modulo 2^16
+            np.add(part, one, out=part)  # wraps modulo 2^16
         else:
-            add_mod_p(total, part)
-    return total
+            add_mod_p(part, one)
+    return part
 
 
 def add_mod_p(total: NDArray[np.uint64], part: NDArray[np.uint64]) -> None:
