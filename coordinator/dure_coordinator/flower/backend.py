@@ -90,7 +90,8 @@ class Backend(Protocol):
     """What the Grid needs. Every call blocks and may be repeated with the same arguments."""
 
     def nodes(self, seq: int, timeout_s: float | None) -> list[Node]:
-        """Connected nodes for exchange `seq`, at least the plan's quorum; a replayed `seq` gets the nodes it had then.
+        """Connected nodes for exchange `seq`, at least the plan's quorum; a replayed `seq` gets the nodes it had then
+        (`Journal.nodes_for`).
 
         Raises:
             QuorumMissing: at the deadline, naming who is missing.

@@ -7,6 +7,7 @@ with `num-examples` = the sum of the weights (docs/spec/flower.md); or `Error` m
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from dure.model.content import ArrayItem, Instruction, Value, content_id
 from dure.model.layout import Layout
 from dure_coordinator.flower import convert, private
-from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused
+from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused, QuorumMissing
 from dure_coordinator.flower.strategies import check_no_strategy, check_strategy
 
 ERROR_CODE = 3
@@ -34,6 +35,8 @@ class DureGrid(Grid):
         quorum: u_min; fewer sampled nodes are refused before anything is sent.
         per_node_keys: config keys the plan lists as per-node; all other content must be equal for all nodes.
         linear_strategy: classes the plan declares linear.
+        node_wait_s: how long a strategy may go on asking for more nodes than are connected. Flower's
+            `min_available_nodes` would wait for ever, silently.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DureGrid(Grid):
         per_node_keys: Collection[str] = (),
         linear_strategy: Collection[str] = (),
         weight_key: str = "num-examples",
+        node_wait_s: float = 300.0,
     ) -> None:
         self._backend, self._run_dir, self._quorum = backend, run_dir, quorum
         self._per_node_keys, self._linear, self._weight_key = tuple(per_node_keys), tuple(linear_strategy), weight_key
@@ -53,13 +57,24 @@ class DureGrid(Grid):
         self._seq = 0
         self._strategy: Strategy | None = None
         self._layout: Layout | None = None
+        self._node_wait_s = node_wait_s
+        self._waiting_since: tuple[int, float] | None = None
         run_dir.mkdir(parents=True, exist_ok=True)
 
     # -- what strategies call ------------------------------------------------------------------------------------
 
     def get_node_ids(self) -> Iterable[int]:
         """Blocks until the plan's quorum is connected; QuorumMissing at its deadline, naming who is missing."""
-        return [node.node_id for node in self._backend.nodes(self._seq + 1, None)]
+        nodes = [node.node_id for node in self._backend.nodes(self._seq + 1, None)]
+        now = time.monotonic()
+        if self._waiting_since is None or self._waiting_since[0] != self._seq:
+            self._waiting_since = (self._seq, now)
+        elif now - self._waiting_since[1] > self._node_wait_s:
+            raise QuorumMissing(
+                f"{len(nodes)} nodes are connected and the strategy waits for more since {self._node_wait_s:g} s; "
+                "lower min_available_nodes, min_train_nodes and min_evaluate_nodes, or connect more members"
+            )
+        return nodes
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """One exchange.

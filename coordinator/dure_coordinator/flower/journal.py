@@ -55,14 +55,18 @@ class Journal:
 
     entries: tuple[Entry, ...] = ()
     nodes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """Node ids first answered to `Nodes(seq)`: sampling draws on them, so a replay sees the same."""
+    """Node ids last answered to `Nodes(seq)` before exchange seq: sampling draws on them, so a replay sees the same."""
 
     def nodes_for(self, seq: int) -> tuple[int, ...] | None:
-        """What `Nodes(seq)` answered before; None: ask the fleet and `with_nodes` the answer."""
-        return self.nodes.get(seq)
+        """What a replayed `Nodes(seq)` must be answered; None: exchange `seq` was not asked yet, so ask the fleet.
+
+        Until then the answer may change from call to call: a strategy may be waiting for more nodes than the quorum.
+        """
+        return self.nodes.get(seq) if seq <= len(self.entries) else None
 
     def with_nodes(self, seq: int, nodes: Sequence[int]) -> Journal:
-        return self if seq in self.nodes else replace(self, nodes={**self.nodes, seq: tuple(nodes)})
+        """The journal after `Nodes(seq)` was answered; the last answer before exchange `seq` is asked stays."""
+        return self if seq <= len(self.entries) else replace(self, nodes={**self.nodes, seq: tuple(nodes)})
 
     def ask(self, request: ExchangeRequest) -> tuple[Journal, Entry]:
         """The entry that answers a request: `reply` set is the answer, None means running (or to be started).

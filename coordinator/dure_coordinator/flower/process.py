@@ -69,8 +69,7 @@ def run(config: ProcessConfig, backend: Backend) -> int:
 def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     """Load and run the ServerApp; the same seed every time, so that a replay asks the same."""
     logging.getLogger("flwr").setLevel(logging.INFO)
-    random.seed(config.seed)
-    np.random.seed(config.seed % (1 << 32))
+    _seed(config.seed)
     private.set_task_identity(config.run_id)
     folder = Path(config.app_dir)
     app = read_app(folder)
@@ -88,8 +87,7 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     try:
         server_app = private.load_server_app(app.serverapp, folder)
         # Importing the app may have drawn random numbers or seeded them with the time.
-        random.seed(config.seed)
-        np.random.seed(config.seed % (1 << 32))
+        _seed(config.seed)
         context = Context(
             run_id=config.run_id,
             node_id=private.SERVER_NODE_ID,
@@ -105,6 +103,13 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     finally:
         undo()
     return _result(results[-1] if results else None, Path(config.run_dir), grid.layout)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    if "torch" in sys.modules:  # the app's own dependency; a coordinator need not have it
+        sys.modules["torch"].manual_seed(seed)
 
 
 def _result(result: Any, run_dir: Path, layout: Layout | None) -> RunResult:

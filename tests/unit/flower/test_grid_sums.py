@@ -16,7 +16,7 @@ from flwr.serverapp import strategy as flower
 from dure.model.content import category, flower_node_id
 from dure.model.weights import flatten, open_flat, unflatten
 from dure_coordinator.flower import private
-from dure_coordinator.flower.backend import ExchangeReply, GridRefused, Node
+from dure_coordinator.flower.backend import ExchangeReply, GridRefused, Node, QuorumMissing
 from dure_coordinator.flower.grid import DureGrid
 from dure_coordinator.flower.journal import Journal, already_summed_reason
 from dure_coordinator.flower.strategies import check_strategy
@@ -259,6 +259,11 @@ def test_too_small_a_sample_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(GridRefused, match="fraction_train"):
         start(flower.FedAvg(fraction_train=0.5, min_train_nodes=2), grid(tmp_path, backend))
     assert not backend.requests
+
+
+def test_strategy_that_waits_for_more_nodes_than_there_are_is_stopped(tmp_path):
+    with pytest.raises(QuorumMissing, match="min_available_nodes"):
+        start(flower.FedAvg(min_available_nodes=5), grid(tmp_path, node_wait_s=0.5))
 
 
 def test_individual_replies_are_refused_with_the_reason(tmp_path):

@@ -82,9 +82,12 @@ def test_a_failed_exchange_does_not_use_up_its_base():
     assert journal.summed_before(entry) is None
 
 
-def test_nodes_answered_once_are_answered_again():
-    journal = Journal().with_nodes(1, [3, 4]).with_nodes(1, [5])
-    assert journal.nodes_for(1) == (3, 4) and journal.nodes_for(2) is None
+def test_nodes_may_change_until_the_exchange_is_asked_and_are_then_replayed():
+    journal = Journal().with_nodes(1, [3, 4]).with_nodes(1, [3, 4, 5])
+    assert journal.nodes_for(1) is None
+    journal, _ = journal.ask(request(1))
+    assert journal.with_nodes(1, [9]).nodes_for(1) == (3, 4, 5)
+    assert journal.nodes_for(2) is None
 
 
 def test_json_round_trip():
