@@ -145,7 +145,7 @@ def task(tmp_path, what="ok", kind="train", **more) -> Task:
     return Task(
         run_id=5,
         node_id=9,
-        exchange=1,
+        exchange=more.pop("exchange", 1),
         instruction=Instruction(kind, "", 600.0, records).to_json(),
         out_path=tmp_path / "out.f32",
         state_path=tmp_path / "state",
@@ -279,11 +279,18 @@ async def test_environment_is_scrubbed(tricks, tmp_path, monkeypatch):
 
 
 async def test_state_is_kept_per_run_across_workers_and_not_after_a_failure(host, tmp_path):
-    assert (await host.run(task(tmp_path, "count"))).metrics == {"n": 1}
+    assert (await host.run(task(tmp_path, "count", exchange=1))).metrics == {"n": 1}
     await host.kill()
-    assert (await host.run(task(tmp_path, "count"))).metrics == {"n": 2}
-    assert (await host.run(task(tmp_path, "count and raise"))).status == "error"
-    assert (await host.run(task(tmp_path, "count"))).metrics == {"n": 3}
+    assert (await host.run(task(tmp_path, "count", exchange=2))).metrics == {"n": 2}
+    assert (await host.run(task(tmp_path, "count and raise", exchange=3))).status == "error"
+    assert (await host.run(task(tmp_path, "count", exchange=9))).metrics == {"n": 3}
+    assert sorted(file.name for file in tmp_path.glob("state*")) == ["state.2", "state.9"]
+
+
+async def test_repeated_exchange_starts_from_the_same_state(host, tmp_path):
+    await host.run(task(tmp_path, "count", exchange=1))
+    for _ in range(3):
+        assert (await host.run(task(tmp_path, "count", exchange=2))).metrics == {"n": 2}
 
 
 async def test_context_holds_run_node_and_run_config(host, tmp_path):

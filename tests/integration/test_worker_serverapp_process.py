@@ -116,21 +116,27 @@ async def coordinator(tmp_path):
         await host.kill()
 
 
+async def listen(coordinator, socket):
+    server = grpc.aio.server()
+    rpc.add_ServerAppGridServiceServicer_to_server(coordinator, server)
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    return server
+
+
 @contextlib.asynccontextmanager
 async def serving(coordinator, **more):
     coordinator.folder.mkdir(parents=True, exist_ok=True)
     runtime = tempfile.mkdtemp(prefix="dure-")  # a Unix path over 107 characters does not bind
     socket = f"{runtime}/s"
-    server = grpc.aio.server()
-    rpc.add_ServerAppGridServiceServicer_to_server(coordinator, server)
-    server.add_insecure_port(f"unix:{socket}")
-    await server.start()
+    coordinator.server = await listen(coordinator, socket)
+    coordinator.socket = socket
     fields = {"run_id": 7, "app_dir": str(DIGITS), "run_config": CONFIG, "reconnect_s": 5.0}
     config = ProcessConfig(run_dir=str(coordinator.run_dir), socket=socket, **{**fields, **more})
     process = ServerAppProcess(config, coordinator.folder / "serverapp.log", restart_wait_s=0.05)
     yield process
     await process.stop()
-    await server.stop(None)
+    await coordinator.server.stop(None)
     shutil.rmtree(runtime)
 
 
@@ -172,6 +178,19 @@ async def test_serverapp_killed_twice_resumes_from_the_journal_bit_identically(t
         for host in hosts.values():
             await host.kill()
     assert finals[0] == finals[1]
+
+
+async def test_serverapp_waits_for_a_coordinator_that_restarts(coordinator):
+    async def restart():
+        await coordinator.server.stop(None)
+        await asyncio.sleep(0.3)
+        coordinator.server = await listen(coordinator, coordinator.socket)
+
+    restarts = []
+    coordinator.before = lambda seq: restarts.append(asyncio.create_task(restart())) if seq in (1, 4) else None
+    ended, log = await run_whole(coordinator)
+    assert ended.reason == "finished" and ended.restarts == 0, log
+    assert coordinator.live == [1, 2, 3, 4, 5, 6] and len(restarts) == 2
 
 
 def app_with(tmp_path, server: str) -> str:

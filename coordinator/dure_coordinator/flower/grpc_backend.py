@@ -16,7 +16,8 @@ from dure_pb.v1 import serverapp_pb2_grpc as rpc
 
 MAX_MESSAGE_BYTES = 64 << 20
 OPTIONS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
-RETRIED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN}
+RETRIED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+"""The coordinator is away or going down; every other status is its last word."""
 
 
 class CoordinatorGone(Exception):

@@ -66,7 +66,8 @@ class ProcessConfig:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process ended for good."""
+    """How the process ended for good. The author's code can exit with any code: what counts for the run is the Finish
+    or Fail that arrived; "finished" without a Finish is a failed run."""
 
     exit_code: int
     restarts: int

@@ -47,7 +47,7 @@ def execute(app: ClientApp, task: Task) -> TaskResult:
         run_id=task.run_id,
         node_id=task.node_id,
         node_config=dict(task.node_config),
-        state=_load_state(task.state_path),
+        state=_load_state(task.state_path, task.exchange),
         run_config=dict(task.run_config),
     )
     reply = app(message, context)
@@ -56,7 +56,7 @@ def execute(app: ClientApp, task: Task) -> TaskResult:
     if reply.has_error():
         raise ReplyRefused(f"the app replied with error {reply.error.code}: {reply.error.reason}")
     result = _result(reply.content, instruction, task)
-    _save_state(task.state_path, context.state)
+    _save_state(task.state_path, task.exchange, context.state)
     return result
 
 
@@ -138,22 +138,27 @@ def _metrics(content: RecordDict) -> dict[str, int | float]:
     return metrics
 
 
-def _load_state(path: Path) -> RecordDict:
-    try:
-        return private.state_from_bytes(path.read_bytes())
-    except FileNotFoundError:
-        return RecordDict()
+def _states(path: Path) -> dict[int, Path]:
+    """The kept states of this run by exchange: `<state_path>.<exchange>`."""
+    found = {file.name.removeprefix(path.name + "."): file for file in path.parent.glob(path.name + ".*")}
+    return {int(number): file for number, file in found.items() if number.isdecimal()}
 
 
-def _save_state(path: Path, state: RecordDict) -> None:
-    """All or nothing: a worker killed here leaves the state of the exchange before."""
-    if not state:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        return
+def _load_state(path: Path, exchange: int) -> RecordDict:
+    """The state the last exchange before this one left: asked again, a node starts from where it started before."""
+    earlier = {number: file for number, file in _states(path).items() if number < exchange}
+    return private.state_from_bytes(earlier[max(earlier)].read_bytes()) if earlier else RecordDict()
+
+
+def _save_state(path: Path, exchange: int, state: RecordDict) -> None:
+    """All or nothing: a worker killed here leaves the states before. The one this exchange started from is kept, too."""
+    earlier = sorted(number for number in _states(path) if number < exchange)
     fresh = path.with_name(path.name + ".new")
     with open(fresh, "wb") as file:
         file.write(private.state_bytes(state))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(fresh, path)
+    os.replace(fresh, path.with_name(f"{path.name}.{exchange}"))
+    for number in earlier[:-1]:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(f"{path.name}.{number}").unlink()

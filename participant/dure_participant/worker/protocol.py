@@ -44,7 +44,8 @@ class Task:
     out_path: Path
     """Where the reply's arrays go, as a flat vector of the instruction's layout."""
     state_path: Path
-    """`context.state` of this run, kept between exchanges; written only after a reply."""
+    """Prefix of the files `context.state` of this run is kept in, one per exchange (the last two), written only after
+    a reply. A repeated exchange starts from the state it started from before."""
     base_path: Path | None = None
     """The base as a flat vector file; None if the instruction has no arrays."""
     node_config: Mapping[str, UserValue] = field(default_factory=dict)
