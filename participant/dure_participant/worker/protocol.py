@@ -56,7 +56,7 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         for name in ("out_path", "state_path", "base_path"):
-            data[name] = None if data[name] is None else str(data[name])
+            data[name] = None if data[name] is None else str(data[name].absolute())
         data["node_config"], data["run_config"] = dict(self.node_config), dict(self.run_config)
         return data
 
