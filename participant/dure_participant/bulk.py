@@ -225,10 +225,20 @@ async def _push_once(
 async def _made(chunk_of: ChunkOf, upload: bytes, first: int, chunks: int, ahead: int) -> AsyncGenerator[bytes, None]:
     """Chunk frames in order, made up to `ahead` at once."""
 
+    def framed(k: int, made: Any) -> bytes:
+        leaf, chunk = made if isinstance(made, tuple) else (chunk_leaf(made), made)
+        return push_chunk(upload, k, leaf, chunk)
+
+    def in_one_go(k: int) -> Any:
+        """Made, hashed and framed in one visit to a thread; an awaitable comes back as it is."""
+        made = chunk_of(k)
+        return made if inspect.isawaitable(made) else framed(k, made)
+
     async def one(k: int) -> bytes:
-        made = await _result(chunk_of, k)
-        leaf, chunk = made if isinstance(made, tuple) else (await asyncio.to_thread(chunk_leaf, made), made)
-        return await asyncio.to_thread(push_chunk, upload, k, leaf, chunk)
+        made: Any = chunk_of(k) if inspect.iscoroutinefunction(chunk_of) else await asyncio.to_thread(in_one_go, k)
+        if inspect.isawaitable(made):
+            made = await asyncio.to_thread(framed, k, await made)
+        return bytes(made)  # already bytes: no copy
 
     window: deque[asyncio.Task[bytes]] = deque()
     try:
