@@ -432,3 +432,16 @@ async def test_four_members_push_at_once(tmp_path):
                 return await push_upload(channel, bytes([i]) * 32, chunks.__getitem__, len(chunks), lambda: root)
 
         assert await asyncio.gather(*(one(i) for i in range(4))) == [b"answer to " + root] * 4
+
+
+async def test_large_push_needs_memory_of_a_few_chunks(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "CHUNK", 2**19)
+    async with running(tmp_path) as site, grpc.aio.insecure_channel(site.address) as channel:
+        site.policy.length = 64 * 2**20
+        piece = os.urandom(CHUNK)
+        root = merkle_root([chunk_leaf(piece)] * 128)
+        tracemalloc.start()
+        assert await push_upload(channel, UPLOAD, lambda k: piece, 128, lambda: root)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 24 * 2**20  # both ends are in this process
