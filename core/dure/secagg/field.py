@@ -16,7 +16,8 @@ def reduce_once(x: U64) -> U64:
     high = x >> np.uint64(61)
     np.bitwise_and(x, _P, out=x)
     np.add(x, high, out=x)
-    return np.minimum(x, x - _P, out=x)  # below p the subtraction wraps to something huge: no branch on a value
+    np.minimum(x, x - _P, out=x)  # below p the subtraction wraps to something huge: no branch on a value
+    return x
 
 
 def add_into(total: U64, x: U64) -> None:
@@ -70,4 +71,5 @@ def total(x: U64) -> int:
 def from_stream(words: U64) -> U64:
     """Uniform 64-bit words to F_p, in place: the low 61 bits, p ↦ 0. Source: secure-aggregation.md §2."""
     np.bitwise_and(words, _P, out=words)
-    return np.minimum(words, words - _P, out=words)
+    np.minimum(words, words - _P, out=words)
+    return words
