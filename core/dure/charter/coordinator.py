@@ -1,0 +1,136 @@
+"""The coordinator's own folder: its keys, its certificates, and the charter as it is drawn up and published.
+
+<dir>/coordinator.json  signing.key log.key ca.key tls.key (0600)  ca.pem tls.pem  charter.toml  N.root.json  consortium.json  joins/
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.charter import root
+from dure.charter.consortium import ConsortiumFile
+from dure.charter.model import Charter
+from dure.errors import BadInput, NotAuthorised
+from dure.identity import keys, tls
+from dure.identity.files import read, read_json, write_atomic, write_json
+
+WHAT = "a coordinator's folder, made with `dure coordinator init`"
+
+
+@dataclass(frozen=True)
+class CoordinatorFolder:
+    """Where a coordinator keeps what is its own."""
+
+    directory: Path
+    name: str
+    advertise: str
+    """host:port under which members reach it."""
+    consortium_id: bytes
+
+    @property
+    def signing_key(self) -> Ed25519PrivateKey:
+        return keys.load_signing_key(self.directory / "signing.key")
+
+    @property
+    def log_key(self) -> Ed25519PrivateKey:
+        return keys.load_signing_key(self.directory / "log.key")
+
+    @property
+    def ca_pem(self) -> bytes:
+        return read(self.directory / "ca.pem", WHAT)
+
+    @property
+    def tls_pem(self) -> bytes:
+        return read(self.directory / "tls.pem", WHAT)
+
+    @property
+    def tls_key_pem(self) -> bytes:
+        return read(self.directory / "tls.key", WHAT)
+
+    def root_path(self, version: int) -> Path:
+        return self.directory / f"{version}.root.json"
+
+    def published_path(self) -> Path:
+        return self.directory / "consortium.json"
+
+    def published(self) -> ConsortiumFile | None:
+        """The consortium file; None before the first `dure charter publish`."""
+        return ConsortiumFile.load(self.published_path()) if self.published_path().exists() else None
+
+    def charter(self) -> Charter:
+        """The charter in force, verified from version 1.
+
+        Raises:
+            BadInput: none is published yet.
+            NotAuthorised: what is published does not verify, or names other keys than this coordinator's.
+        """
+        file = self.published()
+        if file is None:
+            raise BadInput(f"{self.published_path()} is not there: publish a charter first (`dure charter --help`)")
+        charter = file.charter(None)
+        if charter.terms.coordinator.signing_key != keys.public_bytes(self.signing_key):
+            raise NotAuthorised("the published charter names another coordinator's key")
+        return charter
+
+    @staticmethod
+    def create(directory: Path, name: str, advertise: str, now: float) -> CoordinatorFolder:
+        """Make a coordinator's keys, CA and server certificate.
+
+        Raises:
+            BadInput: a name or address is out of form.
+            Conflict: keys are there already.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+            raise BadInput(f"--name {name!r}: use 1 to 64 of letters, digits, '.', '_' and '-'")
+        host, colon, port = advertise.rpartition(":")
+        if not colon or not host or not port.isdigit() or not 0 < int(port) < 65_536:
+            raise BadInput(f"--advertise {advertise!r}: must be host:port, such as hub.example:7443")
+        at = datetime.fromtimestamp(now, UTC)
+        for purpose in ("signing", "log"):
+            keys.new_signing_key(directory / f"{purpose}.key")
+        ca_key = keys.new_tls_key(directory / "ca.key")
+        ca = tls.issue_coordinator_ca(ca_key, name, at)
+        hosts = list(dict.fromkeys([host.strip("[]"), "localhost", "127.0.0.1"]))
+        server = tls.issue_coordinator_certificate(ca, ca_key, keys.new_tls_key(directory / "tls.key").public_key(), hosts, at)
+        write_atomic(directory / "ca.pem", tls.pem(ca))
+        write_atomic(directory / "tls.pem", tls.pem(server))
+        folder = CoordinatorFolder(directory, name, advertise, secrets.token_bytes(16))
+        write_json(directory / "coordinator.json", {"name": name, "advertise": advertise, "consortium_id": folder.consortium_id.hex()})
+        return folder
+
+    @staticmethod
+    def load(directory: Path) -> CoordinatorFolder:
+        """Open a coordinator's folder.
+
+        Raises:
+            BadInput: it is none.
+        """
+        body = read_json(directory / "coordinator.json", WHAT, "name", "advertise", "consortium_id")
+        return CoordinatorFolder(directory, str(body["name"]), str(body["advertise"]), bytes.fromhex(body["consortium_id"]))
+
+    def versions(self) -> list[bytes]:
+        """Every published version's file, 1 first; empty before the first."""
+        file = self.published()
+        return list(file.roots) if file else []
+
+    def publish(self, raw: bytes, signatures: dict[str, bytes]) -> Charter:
+        """Put the members' signatures into a proposed version and make it the charter in force.
+
+        Raises:
+            NotAuthorised: a stranger's signature, or too few; names who is missing. Nothing is changed then.
+        """
+        before = self.versions()
+        merged = root.merge(raw, signatures, before[-1] if before else None)
+        try:
+            charter = root.walk([*before, merged], root.digest(root.parse(before[0])) if before else None)
+        except NotAuthorised as error:
+            raise NotAuthorised(f"{error}; not yet signed by {', '.join(root.missing_signers(merged))}") from None
+        write_atomic(self.root_path(charter.version), merged)
+        ConsortiumFile(self.name, self.advertise, (*before, merged)).write(self.published_path())
+        return charter

@@ -1,0 +1,131 @@
+"""A node's own folder: what `dure node init` makes and `dure node run` needs.
+
+<dir>/node.json  node.key tls.key (0600)  tls.pem  delegation.json  consortium.json  pin
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.charter.consortium import ConsortiumFile
+from dure.charter.model import Charter
+from dure.errors import BadInput, Conflict, NotAuthorised
+from dure.identity import keys, tls
+from dure.identity.delegation import delegate, verify_delegation
+from dure.identity.files import read, read_json, write_atomic, write_json
+from dure.identity.member import MemberFolder
+from dure.statements.kinds import NodeDelegation
+
+WHAT = "a node's folder, made with `dure node init`"
+
+
+@dataclass(frozen=True)
+class NodeIdentity:
+    """Who this node is, and whom it believes."""
+
+    directory: Path
+    member: str
+    node: str
+    key: Ed25519PrivateKey
+    """The node key: signs every statement and protocol message."""
+    delegation: bytes
+    """DSSE envelope of the member's word for it."""
+    delegated: NodeDelegation
+    charter: Charter
+    """Verified from the pinned version 1."""
+    pin: bytes
+    address: str
+    """host:port of the coordinator."""
+
+    @property
+    def tls_key_pem(self) -> bytes:
+        return read(self.directory / "tls.key", WHAT)
+
+    @property
+    def tls_certificate_pem(self) -> bytes:
+        return read(self.directory / "tls.pem", WHAT)
+
+    @property
+    def coordinator_ca_pem(self) -> bytes:
+        return self.charter.terms.coordinator.ca_pem.encode()
+
+    def __repr__(self) -> str:
+        return f"NodeIdentity({self.member}/{self.node})"
+
+
+def create_node(member_dir: Path, directory: Path, node: str, consortium: Path, *, now: float) -> NodeIdentity:
+    """Make a node on the machine that also holds its member's keys.
+
+    Raises:
+        BadInput: a name or file is wrong, or the member is not in the charter.
+        NotAuthorised: the consortium file is not of the charter this member pinned, or pinned nothing.
+        Conflict: the folder holds a node already.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", node):
+        raise BadInput(f"--name {node!r}: use 1 to 64 of letters, digits, '.', '_' and '-'")
+    if (directory / "node.json").exists():
+        raise Conflict(f"{directory} holds a node already; choose another --dir")
+    member = MemberFolder.load(member_dir)
+    file = ConsortiumFile.load(consortium)
+    if member.pin is None:
+        raise NotAuthorised(
+            f"nothing is pinned yet: compare {file.first_digest.hex()} with the other members, "
+            f"then `dure member trust DIGEST --dir {member_dir}`"
+        )
+    charter = file.charter(member.pin)
+    if charter.member(member.member.id) != member.member:
+        raise NotAuthorised(f"the charter's keys for {member.member.id} are not those in {member_dir}")
+    generation, chain = member.next_delegation()
+    # The keys come first: a folder is a node only once node.json, written last, is there.
+    for leftover in ("node.key", "tls.key"):
+        (directory / leftover).unlink(missing_ok=True)
+    key = keys.new_signing_key(directory / "node.key")
+    envelope, chain = delegate(
+        member.signing_key,
+        member=member.member.id,
+        node=node,
+        node_key=keys.public_bytes(key),
+        generation=generation,
+        chain=chain,
+        now=now,
+    )
+    member.record_delegation(generation, chain)
+    certificate = tls.issue_node_certificate(
+        member.ca,
+        keys.load_tls_key(member_dir / "ca.key"),
+        keys.new_tls_key(directory / "tls.key").public_key(),
+        member.member.host,
+        node,
+        datetime.fromtimestamp(now, UTC),
+    )
+    write_atomic(directory / "tls.pem", tls.pem(certificate))
+    write_atomic(directory / "delegation.json", envelope.to_bytes())
+    file.write(directory / "consortium.json")
+    write_atomic(directory / "pin", member.pin.hex().encode() + b"\n")
+    write_json(directory / "node.json", {"member": member.member.id, "node": node})
+    return load_node(directory)
+
+
+def load_node(directory: Path) -> NodeIdentity:
+    """Open a node's folder; the charter is walked anew from the pinned version.
+
+    Raises:
+        BadInput: it is none, or a file is damaged.
+        NotAuthorised: charter or delegation do not verify.
+    """
+    body = read_json(directory / "node.json", WHAT, "member", "node")
+    pin = bytes.fromhex(read(directory / "pin", WHAT).decode().strip())
+    file = ConsortiumFile.load(directory / "consortium.json")
+    charter = file.charter(pin)
+    member = charter.member(str(body["member"]))
+    delegation = read(directory / "delegation.json", WHAT)
+    delegated = verify_delegation(delegation, member=member.id, signing_key=member.signing_key, now=None)
+    key = keys.load_signing_key(directory / "node.key")
+    if delegated.node_key != keys.public_bytes(key):
+        raise NotAuthorised(f"{directory / 'delegation.json'}: is for another node key")
+    return NodeIdentity(directory, member.id, str(body["node"]), key, delegation, delegated, charter, pin, file.address)
