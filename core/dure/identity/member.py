@@ -147,8 +147,16 @@ class MemberFolder:
         host = f"{name}.{label}"
         governance, signing, witness = (keys.new_signing_key(directory / f"{n}.key") for n in ("governance", "signing", "witness"))
         ca = tls.issue_member_ca(keys.new_tls_key(directory / "ca.key"), host, datetime.fromtimestamp(now, UTC))
-        public = [keys.public_bytes(k) for k in (governance, signing, witness)]
-        member = CharterMember(name, display_name or name, registration, host, *public, tls.pem(ca).decode())
+        member = CharterMember(
+            id=name,
+            display_name=display_name or name,
+            registration=registration,
+            host=host,
+            governance_key=keys.public_bytes(governance),
+            signing_key=keys.public_bytes(signing),
+            witness_key=keys.public_bytes(witness),
+            ca_pem=tls.pem(ca).decode(),
+        )
         write_atomic(directory / "ca.pem", tls.pem(ca))
         write_json(directory / "member.json", schema.encode(member))
         return MemberFolder(directory, member)

@@ -1,0 +1,63 @@
+"""What every command shares: the --dir option, one-line errors, JSON for scripts."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from dure.errors import DureError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_DIR = Path(".dure")
+Dir = Annotated[Path, typer.Option("--dir", help="Where this role keeps its state.", show_default=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose expected errors are one line on standard error and a non-zero exit; our own mistakes keep their traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except DureError as error:
+            fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted; everything acknowledged is kept", 130)
+
+    return run
+
+
+def fail(message: str, exit_code: int = 1) -> NoReturn:
+    """Print one line and leave."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(exit_code)
+
+
+def show_json(value: object) -> None:
+    """One JSON object on one line, last."""
+    print(json.dumps(value, ensure_ascii=False, sort_keys=True))
+
+
+def say(line: str) -> None:
+    """A line for people; markup-free, so a name in brackets stays as it is."""
+    out.print(line, markup=False)
+
+
+def first_use(directory: Path) -> None:
+    """Say once where state is kept."""
+    if not directory.exists():
+        err.print(f"state is kept in {directory.resolve()} (--dir)", markup=False)
