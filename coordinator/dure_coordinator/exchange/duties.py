@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from dure.secagg.recover import Recovered
+
 if TYPE_CHECKING:
     from dure_coordinator.exchange.state import RunState
 
@@ -27,7 +29,8 @@ class Sign:
 class Sum:
     """Add the spools of `survivors`, take the masks off, store the sum; delete uploads of `drop`.
 
-    Done: {"root": 32 bytes, "sum": blob id text} and for scales {"e_b": blob id text of the int8 exponents after caps}.
+    Done: {"root": 32 bytes, "sum": blob id text} and for scales {"e_b": blob id text of the int8 exponents after caps,
+    "e_b_sha256": SHA-256 of those bytes}.
     For `scalars` there is nothing to add: root is the Merkle root of nothing, sum is b"".
     """
 
@@ -44,12 +47,10 @@ class Sum:
     """Bytes of each upload and of the sum."""
     chunk_bytes: int
     ctx: bytes
-    self_seeds: Mapping[str, bytes]
-    """b_j of each survivor, checked against its commitment."""
-    pair_secrets: Mapping[tuple[str, str], bytes]
-    """R_ij by (survivor i, dropped j); the sign follows from the order of ids."""
+    recovered: Recovered
+    """What was opened, each value checked against its commitment; `recovered.unmask` takes the masks off the sum, chunk by chunk."""
     seeds: bytes
-    """The TLV whose SHA-256 the aggregate names; keep it with the sum."""
+    """`recovered.to_bytes()`, whose SHA-256 the aggregate names; keep it with the sum."""
     base_e_b: str = ""
     """Blob id text of the base record's e_b; "" for none (then the plan's e_cap)."""
     e_cap: int = 6
@@ -114,9 +115,13 @@ Duty = Sign | Sum | Step | Answer
 
 def duties(state: RunState) -> tuple[Duty, ...]:
     """Everything owed now, in the order in which it should be started."""
-    raise NotImplementedError
+    from dure_coordinator.exchange.owed import duties_of
+
+    return duties_of(state)
 
 
 def next_deadline(state: RunState) -> float | None:
     """Unix seconds at which a `Tick` is wanted; None for never."""
-    raise NotImplementedError
+    from dure_coordinator.exchange.owed import wakeup_of
+
+    return wakeup_of(state)

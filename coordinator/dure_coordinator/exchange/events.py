@@ -6,10 +6,13 @@ untouched (`Decision.changed` is False) need not be logged.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dure.errors import Refused
+from dure.statements.dsse import canonical_json
 from dure.wire.messages import Report, ReportKind
 
 __all__ = ["Abort", "Asked", "Done", "Event", "Gone", "Reported", "Seen", "Stop", "Tick", "Uploaded", "decode_event", "encode_event"]
@@ -98,3 +101,66 @@ class Abort:
 
 
 Event = Seen | Gone | Reported | Uploaded | Asked | Done | Tick | Stop | Abort
+_HEX_FIELDS: dict[type, tuple[str, ...]] = {
+    Seen: ("node_key", "delegation"),
+    Uploaded: ("instance", "commit"),
+    Asked: ("digest", "instruction", "node_values"),
+}
+_KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Seen, Gone, Reported, Uploaded, Asked, Done, Tick, Stop, Abort)}
+
+
+def encode_event(event: Event) -> bytes:
+    """The event for the log; one event has one encoding."""
+    kind = type(event)
+    body: dict[str, Any] = dict(event.__dict__)
+    for name in _HEX_FIELDS.get(kind, ()):
+        body[name] = body[name].hex()
+    if isinstance(event, Asked):
+        body["members"] = list(event.members)
+    elif isinstance(event, Reported):
+        report = event.report
+        body["report"] = {
+            "run": report.run.hex(),
+            "kind": report.kind.value,
+            "exchange": report.exchange,
+            "instance": report.instance.hex(),
+            "epoch": report.epoch,
+            "body": report.body.hex(),
+        }
+    elif isinstance(event, Done):
+        body["result"] = {name: value.hex() for name, value in event.result.items()}
+    return canonical_json({"event": kind.__name__.lower(), **body})
+
+
+def decode_event(data: bytes) -> Event:
+    """The event these bytes are of.
+
+    Raises:
+        Refused: the log was damaged, or written by a newer version; names the field.
+    """
+    try:
+        body = json.loads(data)
+        kind = _KINDS[body.pop("event")]
+        for name in _HEX_FIELDS.get(kind, ()):
+            body[name] = bytes.fromhex(body[name])
+        if kind is Asked:
+            body["members"] = tuple(body["members"])
+        elif kind is Reported:
+            body["report"] = _report(body["report"])
+        elif kind is Done:
+            body["result"] = {name: bytes.fromhex(value) for name, value in body["result"].items()}
+        event: Event = kind(**body)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Refused("event", f"cannot be read from the log: {e}") from None
+    return event
+
+
+def _report(body: dict[str, Any]) -> Report:
+    return Report(
+        run=bytes.fromhex(body["run"]),
+        kind=ReportKind(body["kind"]),
+        exchange=body["exchange"],
+        instance=bytes.fromhex(body["instance"]),
+        epoch=body["epoch"],
+        body=bytes.fromhex(body["body"]),
+    )

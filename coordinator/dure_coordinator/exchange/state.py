@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from dure.secagg.recover import Recovered
 from dure_coordinator.exchange.duties import Reply
 from dure_coordinator.exchange.events import Asked
 from dure_coordinator.exchange.facts import RunFacts
@@ -135,9 +136,8 @@ class InstanceState:
     reveals: Mapping[str, bytes] = field(default_factory=dict)
     unopened: tuple[str, ...] = ()
     """Dropped members whose bundle does not open; survivors are asked for their pair secrets."""
-    self_seeds: Mapping[str, bytes] = field(default_factory=dict)
-    pair_secrets: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
-    seeds: bytes = b""
+    recovered: Recovered | None = None
+    """What the reveals opened."""
     root: bytes = b""
     sum: str = ""
     e_b: str = ""
@@ -182,7 +182,8 @@ class ExchangeState:
     scales_exchange: int = 0
     step_result: Mapping[str, bytes] = field(default_factory=dict)
     accepts: Mapping[str, bytes] = field(default_factory=dict)
-    accepted_base: bytes | None = None
+    usages: Mapping[str, bytes] = field(default_factory=dict)
+    """DSSE bytes of the usage statement that came with each acceptance; b"" for none."""
     reply: Reply | None = None
     answered: bool = False
     reason: str = ""

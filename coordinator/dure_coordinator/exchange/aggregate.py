@@ -1,0 +1,147 @@
+"""Aggregate: the sum is computed by a duty; trailer and tag are opened here; then the aggregate is signed and the next part begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+
+from dure.secagg import field as fp
+from dure.statements.dsse import Envelope
+from dure.statements.kinds import InstanceAggregate, InstanceDropout
+from dure_coordinator.exchange.close import fail_exchange
+from dure_coordinator.exchange.common import current, in_flight, is_connected, is_lost, names, sit_out, with_exchange, with_instance
+from dure_coordinator.exchange.share import begin_instance, elements_of, shape_of
+from dure_coordinator.exchange.state import ExchangePhase, InstancePhase, InstanceState, RunState
+from dure_coordinator.exchange.upload import read_commit
+
+
+def summed(state: RunState, result: Mapping[str, bytes], now: float) -> RunState:
+    """The Sum duty is done."""
+    instance, exchange = current(state), in_flight(state)
+    if instance is None or exchange is None or instance.phase is not InstancePhase.SUM:
+        return state
+    trailer, tag = opened_trailer(state, instance)
+    assert instance.recovered is not None
+    length, _ = shape_of(instance.purpose, elements_of(exchange))
+    statement = InstanceAggregate(
+        instance=instance.instance,
+        ctx=instance.ctx,
+        survivors_sha256=Envelope.from_bytes(instance.survivors_envelope).payload_sha256,
+        root=result["root"],
+        length=length,
+        trailer=trailer,
+        tag=tag,
+        seeds_sha256=sha256(instance.recovered.to_bytes()).digest(),
+    )
+    return with_instance(
+        state,
+        phase=InstancePhase.AGGREGATE,
+        root=result["root"],
+        sum=result["sum"].decode(),
+        e_b=result.get("e_b", b"").decode(),
+        e_b_sha256=result.get("e_b_sha256", bytes(32)),
+        trailer=trailer,
+        tag=tag,
+        aggregate_statement=statement,
+        dropouts=dropouts_of(state, instance),
+        began=now,
+    )
+
+
+def opened_trailer(state: RunState, instance: InstanceState) -> tuple[tuple[int, ...], int]:
+    """Σ of the survivors' masked trailers and tags with the masks taken off: (modulo 2^64, modulo p)."""
+    assert instance.recovered is not None
+    commits = [read_commit(state, m, instance.commits[m]) for m in instance.survivors]
+    total = np.zeros(len(commits[0].trailer), np.uint64)
+    for commit in commits:
+        total = total + np.array(commit.trailer, np.uint64)
+    unmask = instance.recovered.unmask
+    tag = unmask.tag(sum(c.tag for c in commits) % fp.P)
+    return tuple(int(v) for v in unmask.trailer(total)), tag
+
+
+def dropouts_of(state: RunState, instance: InstanceState) -> dict[str, tuple[str, str]]:
+    """(phase, reason) of each member the exchange began with that is not in this sum."""
+    exchange = state.exchange
+    assert exchange is not None
+    before = exchange.scales.survivors if instance.purpose == "update" and exchange.scales else exchange.members
+    left = {*before, *instance.cohort} - set(instance.survivors)
+    return {m: exchange.sat_out.get(m, ("upload", "did not finish its upload in time")) for m in sorted(left)}
+
+
+def dropout_statement(instance: InstanceState, member: str) -> InstanceDropout:
+    phase, reason = instance.dropouts[member]
+    plain = "".join(c if c >= " " else " " for c in reason)
+    return InstanceDropout(instance.instance, member, phase, plain[:500])
+
+
+def dropout_signed(state: RunState, member: str, envelope: bytes) -> RunState:
+    """One instance-dropout is signed; kept for the record, nobody waits for it."""
+    exchange = state.exchange
+    assert exchange is not None and exchange.instances
+    changed = []
+    for instance in exchange.instances:
+        if instance.phase is InstancePhase.OPENED and member in instance.dropouts and member not in instance.dropout_envelopes:
+            instance = replace(instance, dropout_envelopes={**instance.dropout_envelopes, member: envelope})
+        changed.append(instance)
+    return with_exchange(state, instances=tuple(changed))
+
+
+def aggregate_signed(state: RunState, envelope: bytes, now: float) -> RunState:
+    """instance-aggregate is signed: scales lead to the update, everything else to step and accept."""
+    instance, exchange = current(state), in_flight(state)
+    if instance is None or exchange is None or instance.phase is not InstancePhase.AGGREGATE:
+        return state
+    state = with_instance(state, phase=InstancePhase.OPENED, aggregate_envelope=envelope, began=now)
+    if instance.purpose != "scales":
+        return with_exchange(state, phase=ExchangePhase.STEP, began=now)
+    assert state.exchange is not None
+    return with_exchange(state, phase=ExchangePhase.UPDATE, scales=state.exchange.instance, scales_exchange=exchange.number, began=now)
+
+
+def advance_update(state: RunState, now: float) -> RunState:
+    """Begins the update with those survivors of the scales that are still there; waits a little for u_min of them."""
+    exchange = in_flight(state)
+    if exchange is None or exchange.phase is not ExchangePhase.UPDATE or exchange.scales is None:
+        return state
+    if exchange.instance is not None and exchange.instance.purpose == "update":
+        return state
+    able = [m for m in exchange.scales.survivors if m not in exchange.sat_out and m not in state.convicted]
+    here = [m for m in able if is_connected(state, m)]
+    late = now >= exchange.began + state.facts.plan.deadlines.share
+    if any(not is_connected(state, m) and not is_lost(state, m, now) for m in able) and not late:
+        return state
+    if len(here) < state.facts.u_min:
+        if not late:
+            return state
+        return fail_exchange(
+            state,
+            f"{len(here)} survivors of the scales are connected, {state.facts.u_min} are needed; missing: {names(set(able) - set(here))}",
+        )
+    for member in exchange.scales.survivors:
+        if member not in here:
+            state = sit_out(state, member, "update", "lost its connection")
+    return begin_instance(state, "update", tuple(here), attempt=0, now=now)
+
+
+# -- what an opened trailer says ----------------------------------------------------------------------------------
+
+
+def lifted(trailer: Sequence[int]) -> tuple[int, ...]:
+    """Modulo 2^64 to signed."""
+    return tuple(v - 2**64 if v >= 2**63 else v for v in trailer)
+
+
+def decoded_metrics(metrics: Sequence[str], trailer: Sequence[int]) -> dict[str, float]:
+    """Weighted means: Σ·2^-30 / (Σŵ_int·2^-40) in float64. Source: secure-aggregation.md §6."""
+    values = lifted(trailer)
+    weight = values[1] * 2.0**-40
+    return {name: values[3 + k] * 2.0**-30 / weight for k, name in enumerate(metrics)} if weight else {}
+
+
+def num_examples(trailer: Sequence[int], w_max: int) -> float:
+    """round(Σŵ_int·w_max / 2^40), in integers."""
+    return float((lifted(trailer)[1] * w_max * 2 + 2**40) // 2**41)

@@ -1,0 +1,105 @@
+"""Who takes part: connections come and go, plans are approved or refused. A run opens with u_min approvals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dure.errors import DureError
+from dure.statements.kinds import NodeDelegation, RunApproval
+from dure.statements.statement import open_statement
+from dure.wire.messages import Report
+from dure_coordinator.exchange.common import OK, Taken, abort, names, refusal_of, refuse, sit_out
+from dure_coordinator.exchange.events import Gone, Seen
+from dure_coordinator.exchange.state import Presence, RunPhase, RunState
+
+
+def take_seen(state: RunState, event: Seen, now: float) -> Taken:
+    """A node connected. A higher generation replaces the lower one for good (rule 7)."""
+    signer = state.facts.member_signing_keys.get(event.member)
+    if signer is None:
+        return Taken(state, refuse("member", f"{event.member} is not in this run's roster"))
+    try:
+        word = open_statement(event.delegation, NodeDelegation, [signer]).fact
+    except DureError as e:
+        return Taken(state, refusal_of(e))
+    if (word.member, word.node_key, word.generation) != (event.member, event.node_key, event.generation):
+        return Taken(state, refuse("delegation", "names another member, key or generation"))
+    if not word.not_before <= now < word.not_after:
+        return Taken(state, refuse("delegation", "has run out or is not yet valid; renew it with `dure member certify`"))
+    known = state.present.get(event.member)
+    if known and event.generation < known.generation:
+        return Taken(state, refuse("generation", f"{known.generation} was seen already; a node with an older key must not come back"))
+    if known and event.generation == known.generation and event.node_key != known.node_key:
+        return Taken(state, refuse("generation", "was given to another key; delegate the new key under a higher one"))
+    if known and known.connected and known.node_key == event.node_key and known.delegation == event.delegation:
+        return Taken(state)
+    since = known.since if known and known.connected else now
+    present = {**state.present, event.member: Presence(event.node_key, event.generation, event.delegation, True, since)}
+    after = replace(state, present=present, left_out=tuple(m for m in state.left_out if m != event.member))
+    if known and known.node_key != event.node_key:
+        after = sit_out(replace(after, renew=True), event.member, "keys", "its node came back with a new key")
+    return Taken(after)
+
+
+def take_gone(state: RunState, event: Gone, now: float) -> Taken:
+    known = state.present.get(event.member)
+    if known is None or not known.connected:
+        return Taken(state)
+    return Taken(replace(state, present={**state.present, event.member: replace(known, connected=False, since=now)}))
+
+
+def take_approval(state: RunState, member: str, report: Report, now: float) -> Taken:
+    """A run-approval, signed by the node key the member delegated."""
+    if (kept := state.approvals.get(member)) is not None:
+        return Taken(state, OK if kept == report.body else refuse("body", "this member has approved already"))
+    seen = state.present.get(member)
+    if seen is None:
+        return Taken(state, refuse("member", "has not connected"))
+    try:
+        word = open_statement(report.body, RunApproval, [seen.node_key]).fact
+    except DureError as e:
+        return Taken(state, refusal_of(e))
+    if word.run != state.facts.run or word.member != member:
+        return Taken(state, refuse("run" if word.run != state.facts.run else "member", "is not the one asked"))
+    refusals = {m: r for m, r in state.refusals.items() if m != member}
+    return Taken(replace(state, approvals={**state.approvals, member: report.body}, refusals=refusals))
+
+
+def take_refusal(state: RunState, member: str, report: Report, now: float) -> Taken:
+    """The operator said no; may be taken back by an approval later."""
+    if member in state.approvals:
+        return Taken(state, refuse("kind", "this member has approved already"))
+    reason = report.body.decode("utf-8", "replace")[:500]
+    if state.refusals.get(member) == reason:
+        return Taken(state)
+    return Taken(replace(state, refusals={**state.refusals, member: reason}))
+
+
+def advance_approving(state: RunState, now: float) -> RunState:
+    """Leaves the phase once the quorum approved and is connected, or gives the run up at the plan's deadline."""
+    if state.phase is not RunPhase.APPROVING:
+        return state
+    facts = state.facts
+    if len(facts.roster) - len(state.refusals) < facts.u_min:
+        refused = "; ".join(f"{m}: {r}" for m, r in sorted(state.refusals.items()))
+        return abort(state, f"too many members refused the plan ({facts.u_min} are needed): {refused}")
+    here = candidates(state)
+    if len(here) >= facts.u_min:
+        since = state.quorum_since if state.quorum_since is not None else now
+        everyone = all(m in here or m in state.refusals for m in facts.roster)
+        if everyone or now >= since + facts.join_grace_s:
+            return replace(state, phase=RunPhase.IDLE, quorum_since=since, reason="")
+        return replace(state, quorum_since=since)
+    if now >= state.began + facts.plan.deadlines.approve:
+        missing = [m for m in facts.roster if m not in state.approvals]
+        return abort(state, f"{len(here)} of {facts.u_min} needed members approved and were connected in time; missing: {names(missing)}")
+    return state if state.quorum_since is None else replace(state, quorum_since=None)
+
+
+def candidates(state: RunState) -> tuple[str, ...]:
+    """Members an epoch may be made of: approved, connected, not convicted, not left out of a try just now."""
+    return tuple(
+        m
+        for m in state.facts.roster
+        if m in state.approvals and state.present[m].connected and m not in state.convicted and m not in state.left_out
+    )

@@ -1,0 +1,136 @@
+"""Small things every phase uses: refusing by field, replacing parts of the state, who is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dure.errors import DureError, Refused
+from dure.wire.messages import ReportReply
+from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, InstanceState, RunPhase, RunState
+
+OK = ReportReply(True)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A report was judged: the state after it and the answer."""
+
+    state: RunState
+    reply: ReportReply = OK
+
+
+def refuse(field: str, why: str) -> ReportReply:
+    return ReportReply(False, field, why)
+
+
+def refusal_of(error: DureError) -> ReportReply:
+    """The answer to a report whose body is out of form; names the field where the error does."""
+    field = getattr(error, "field", None) or getattr(error, "what", None) or "body"
+    return ReportReply(False, str(field), str(error))
+
+
+def is_connected(state: RunState, member: str) -> bool:
+    seen = state.present.get(member)
+    return seen is not None and seen.connected
+
+
+def is_lost(state: RunState, member: str, now: float) -> bool:
+    """Gone for longer than a phase waits for it when everyone else is done."""
+    seen = state.present.get(member)
+    return seen is None or (not seen.connected and now >= seen.since + state.facts.gone_grace_s)
+
+
+def gone_wakeups(state: RunState, members: tuple[str, ...]) -> list[float]:
+    """When each of these members that is not connected stops being waited for."""
+    seen = [state.present[m] for m in members if m in state.present]
+    return [p.since + state.facts.gone_grace_s for p in seen if not p.connected]
+
+
+def node_key(state: RunState, member: str) -> bytes:
+    """Node key this member's advert in the current epoch verified under; else the one last seen."""
+    if state.epoch and member in state.epoch.node_keys:
+        return state.epoch.node_keys[member]
+    return state.present[member].node_key
+
+
+def with_exchange(state: RunState, **changes: Any) -> RunState:
+    assert state.exchange is not None
+    return replace(state, exchange=replace(state.exchange, **changes))
+
+
+def with_instance(state: RunState, **changes: Any) -> RunState:
+    """The state with its exchange's current instance changed."""
+    assert state.exchange is not None and state.exchange.instances
+    *earlier, current = state.exchange.instances
+    return with_exchange(state, instances=(*earlier, replace(current, **changes)))
+
+
+def in_flight(state: RunState) -> ExchangeState | None:
+    """The exchange being run, if one is."""
+    return state.exchange if state.phase is RunPhase.EXCHANGE else None
+
+
+def current(state: RunState) -> InstanceState | None:
+    exchange = in_flight(state)
+    return exchange.instance if exchange else None
+
+
+def sit_out(state: RunState, member: str, phase: str, reason: str) -> RunState:
+    """Notes that a member is out of the exchange in flight; the first reason stays."""
+    exchange = in_flight(state)
+    if exchange is None or member in exchange.sat_out:
+        return state
+    return with_exchange(state, sat_out={**exchange.sat_out, member: (phase, reason[:500])})
+
+
+def abort(state: RunState, reason: str) -> RunState:
+    """The run ends for good; a request in flight is answered with the reason."""
+    from dure_coordinator.exchange.close import fail_exchange
+
+    if in_flight(state) is not None:
+        state = fail_exchange(state, reason)
+    return replace(state, phase=RunPhase.ABORTED, reason=reason, queued=None)
+
+
+def is_over(exchange: ExchangeState) -> bool:
+    return exchange.phase in (ExchangePhase.CLOSED, ExchangePhase.FAILED)
+
+
+def names(members: Any) -> str:
+    return ", ".join(sorted(members)) or "nobody"
+
+
+def json_body(body: bytes, allowed: Mapping[str, type], required: tuple[str, ...]) -> dict[str, Any]:
+    """A report body that is a flat JSON object of known fields.
+
+    Raises:
+        Refused: naming the field that is absent, unknown or of another type.
+    """
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused("body", "is not JSON") from None
+    if not isinstance(data, dict):
+        raise Refused("body", "must be an object")
+    for name in required:
+        if name not in data:
+            raise Refused(name, "is absent")
+    for name, value in data.items():
+        if name not in allowed:
+            raise Refused(str(name)[:64], "is unknown")
+        if type(value) is not allowed[name]:
+            raise Refused(name, f"must be {allowed[name].__name__}")
+    return data
+
+
+def hex_field(data: Mapping[str, Any], name: str, length: int) -> bytes:
+    try:
+        raw = bytes.fromhex(data[name])
+    except ValueError:
+        raise Refused(name, "is not hex") from None
+    if len(raw) != length:
+        raise Refused(name, f"must have {length} bytes, has {len(raw)}")
+    return raw

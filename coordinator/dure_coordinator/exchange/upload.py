@@ -1,0 +1,79 @@
+"""Uploads: masked vectors are spooled; one counts once its signed commit is durable. Then the survivor set is fixed."""
+
+from __future__ import annotations
+
+from dure.errors import DureError
+from dure.statements.kinds import InstanceCommit
+from dure.statements.statement import open_statement
+from dure_coordinator.exchange.common import OK, Taken, current, in_flight, is_lost, names, refusal_of, refuse, sit_out, with_instance
+from dure_coordinator.exchange.events import Uploaded
+from dure_coordinator.exchange.share import elements_of, shape_of
+from dure_coordinator.exchange.state import ExchangeState, InstancePhase, InstanceState, RunState
+from dure_coordinator.exchange.void import begin_void
+
+
+def take_commit(state: RunState, event: Uploaded, now: float) -> Taken:
+    """A commit: every field is compared with the open before the upload counts."""
+    instance, exchange = current(state), in_flight(state)
+    if instance is None or exchange is None or event.instance != instance.instance:
+        return Taken(state, refuse("instance", "is not being run"))
+    if event.member not in instance.cohort:
+        return Taken(state, refuse("member", "is not in the cohort"))
+    if (kept := instance.commits.get(event.member)) is not None:
+        return Taken(state, OK if kept == event.commit else refuse("commit", "another commit was kept; an upload counts once"))
+    if instance.phase is not InstancePhase.UPLOAD:
+        return Taken(state, refuse("instance", f"is in its phase {instance.phase}: the upload came too late and is deleted"))
+    if event.member in exchange.sat_out:
+        return Taken(state, refuse("member", f"is out of this exchange: {exchange.sat_out[event.member][1]}"))
+    try:
+        commit = read_commit(state, event.member, event.commit)
+    except DureError as e:
+        return Taken(state, refusal_of(e))
+    if field := _differs(exchange, instance, event.member, commit):
+        return Taken(state, refuse(field, "is not that of this instance"))
+    return Taken(with_instance(state, commits={**instance.commits, event.member: event.commit}))
+
+
+def read_commit(state: RunState, member: str, envelope: bytes) -> InstanceCommit:
+    """The commit in an envelope this member's node signed."""
+    assert state.epoch is not None
+    return open_statement(envelope, InstanceCommit, [state.epoch.node_keys[member]]).fact
+
+
+def _differs(exchange: ExchangeState, instance: InstanceState, member: str, commit: InstanceCommit) -> str:
+    length, _ = shape_of(instance.purpose, elements_of(exchange))
+    if commit.instance != instance.instance:
+        return "commit.instance"
+    if commit.ctx != instance.ctx:
+        return "commit.ctx"
+    if commit.member != member:
+        return "commit.member"
+    if commit.length != length:
+        return "commit.length"
+    return "" if len(commit.trailer) == trailer_length(instance.purpose, exchange.metrics) else "commit.trailer"
+
+
+def trailer_length(purpose: str, metrics: tuple[str, ...]) -> int:
+    """[1] of scales; else 1, ŵ_int, clip count and the metrics."""
+    return 1 if purpose == "scales" else 3 + len(metrics)
+
+
+def advance_upload(state: RunState, now: float) -> RunState:
+    """Fixes the survivors once all have committed, or with u_min of them at the deadline or when the rest are out."""
+    instance, exchange = current(state), in_flight(state)
+    if instance is None or exchange is None or instance.phase is not InstancePhase.UPLOAD:
+        return state
+    facts = state.facts
+    late = now >= instance.began + facts.plan.deadlines.upload
+    waiting = [m for m in instance.cohort if m not in instance.commits]
+    coming = [m for m in waiting if m not in exchange.sat_out and not late]
+    survivors = tuple(m for m in instance.cohort if m in instance.commits)
+    if len(survivors) + len(coming) < facts.u_min:
+        why = "in time" if late else "or still can"
+        return begin_void(state, f"{len(survivors)} members uploaded {why}, {facts.u_min} are needed; missing: {names(waiting)}", now)
+    held_up = [m for m in coming if not is_lost(state, m, now)]
+    if held_up or len(survivors) < facts.u_min:
+        return state
+    for member in waiting:
+        state = sit_out(state, member, "upload", "did not finish its upload in time")
+    return with_instance(state, phase=InstancePhase.SURVIVORS, survivors=survivors, began=now)
