@@ -151,8 +151,8 @@ class InstanceSecret:
 
 def _erased(secret: InstanceSecret, phase: Phase) -> InstanceSecret:
     """Only names and what was signed stay."""
-    kept = {"ctx": secret.ctx, "survivors": secret.survivors, "revealed": secret.revealed}
-    return InstanceSecret(secret.instance, secret.cohort, secret.me, secret.colluders, phase, **kept)
+    bare = InstanceSecret(secret.instance, secret.cohort, secret.me, secret.colluders, phase)
+    return replace(bare, ctx=secret.ctx, survivors=secret.survivors, revealed=secret.revealed)
 
 
 def deal(
