@@ -1,0 +1,104 @@
+"""A node's own settings, site-only: <dir>/node.toml. They never leave the site.
+
+`dure node config set data=/srv/text device=cpu` writes them. Keys below configure the agent; every other key is handed to apps as Flower's
+`node_config`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dure.errors import BadInput
+from dure.identity.files import write_atomic
+
+Value = str | int | float | bool
+FILE = "node.toml"
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What is in force; defaults let an empty file run."""
+
+    threads: int = 1
+    """Threads of numeric libraries in the worker; 0 leaves it to them."""
+    device: str = "cpu"
+    """Accelerator the worker uses; also handed to the app."""
+    task_timeout_s: float = 86_400.0
+    """Longest one task may take before the worker is killed."""
+    worker_log_bytes: int = 8 << 20
+    """All of a worker's output that is kept."""
+    keep_bases: int = 4
+    """How many models this node keeps per run."""
+    node_config: Mapping[str, Value] = field(default_factory=dict)
+    """Everything else: given to apps, seen by nobody else."""
+
+
+def load(directory: Path) -> NodeSettings:
+    """Settings of a node's folder.
+
+    Raises:
+        BadInput: the file does not parse, or a value has the wrong type; names it.
+    """
+    path = directory / FILE
+    try:
+        body: dict[str, Any] = tomllib.loads(path.read_text()) if path.exists() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    known = {f.name: f for f in fields(NodeSettings) if f.name != "node_config"}
+    own: dict[str, Any] = {}
+    for name in known:
+        if name not in body:
+            continue
+        default = getattr(NodeSettings(), name)
+        value = body[name]
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(default):
+            raise BadInput(f"{path}: {name} must be {type(default).__name__}, is {value!r}")
+        own[name] = value
+    rest = {k: v for k, v in body.items() if k not in known}
+    for name, value in rest.items():
+        if not isinstance(value, (str, int, float, bool)):
+            raise BadInput(f"{path}: {name} must be text, a number or true/false")
+    return NodeSettings(**own, node_config=rest)
+
+
+def parse(text: str) -> Value:
+    """A value from the command line: true/false, a number, or text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def assign(directory: Path, pairs: Mapping[str, Value]) -> None:
+    """Write settings into the file, keeping the others.
+
+    Raises:
+        BadInput: a key is not a plain name.
+    """
+    path = directory / FILE
+    body: dict[str, Any] = tomllib.loads(path.read_text()) if path.exists() else {}
+    for key, value in pairs.items():
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", key):
+            raise BadInput(f"{key!r}: a setting's name starts with a letter and has letters, digits, '_', '-' and '.'")
+        body[key] = value
+    lines = [f"{json.dumps(key)} = {_toml(value)}" for key, value in sorted(body.items())]
+    write_atomic(path, ("# Site-only settings; change with `dure node config set key=value`.\n" + "\n".join(lines) + "\n").encode())
+    load(directory)
+
+
+def _toml(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

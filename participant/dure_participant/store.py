@@ -1,0 +1,171 @@
+"""A node's durable memory: one SQLite file, 0600, in which what is erased is overwritten.
+
+State, statement chain and the record of what was sent (rule 2) change in one transaction, before any action is performed. The daemon and the
+command line open the same file; SQLite's own locking keeps them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dure.errors import Unavailable
+from dure.statements import schema
+from dure.statements.statement import Chain
+from dure_participant.exchange.site import History, Sent
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (run BLOB PRIMARY KEY, state BLOB NOT NULL, updated REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS chain (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, prev BLOB);
+CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY AUTOINCREMENT, instance BLOB UNIQUE NOT NULL, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS decisions (plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS plans (run BLOB PRIMARY KEY, envelope BLOB NOT NULL, app_blob TEXT NOT NULL, time REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, run BLOB, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS given (run BLOB NOT NULL, exchange INTEGER NOT NULL, fact TEXT NOT NULL, PRIMARY KEY (run, exchange));
+PRAGMA user_version = 1;
+"""
+KEEP_NOTES = 2_000
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the operator, or the site's policy, said of a plan."""
+
+    allowed: bool
+    reason: str
+    how: str
+    time: float
+
+
+class NodeStore:
+    """Made once per process; safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, timeout=20.0, isolation_level=None, check_same_thread=False)
+        # secure_delete overwrites what is erased; a rollback journal, unlike a WAL, leaves no copy of old pages behind.
+        for pragma in ("journal_mode = DELETE", "synchronous = FULL", "secure_delete = ON", "foreign_keys = ON"):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                raise Unavailable(f"the node's store cannot be written: {error}; free some disk, nothing was lost") from error
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    # -- what a step changes ---------------------------------------------------------------------------------------
+
+    def commit(self, run: bytes, state: bytes, chain: Chain, records: tuple[Sent, ...], note: str = "") -> None:
+        """Persist one step whole, before any of its actions."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run, state, time.time()))
+            db.execute("INSERT OR REPLACE INTO chain VALUES (1, ?, ?)", (chain.seq, chain.prev))
+            for record in records:
+                text = json.dumps(schema.encode(record), sort_keys=True)
+                db.execute(
+                    "INSERT INTO sent (instance, record) VALUES (?, ?) ON CONFLICT (instance) DO UPDATE SET record = excluded.record",
+                    (record.instance, text),
+                )
+            if note:
+                db.execute("INSERT INTO notes (time, run, text) VALUES (?, ?, ?)", (time.time(), run, note[:1000]))
+                db.execute("DELETE FROM notes WHERE number <= (SELECT MAX(number) FROM notes) - ?", (KEEP_NOTES,))
+
+    def states(self) -> dict[bytes, bytes]:
+        """State bytes of every run this node knows."""
+        return {bytes(run): bytes(state) for run, state in self._rows("SELECT run, state FROM runs")}
+
+    def chain(self) -> Chain:
+        """Where the node key's statement chain stands."""
+        rows = self._rows("SELECT seq, prev FROM chain")
+        return Chain(rows[0][0], bytes(rows[0][1]) if rows[0][1] is not None else None) if rows else Chain()
+
+    def history(self) -> History:
+        """Every instance this node sent bytes in, oldest first."""
+        return History(tuple(schema.decode(Sent, json.loads(r)) for (r,) in self._rows("SELECT record FROM sent ORDER BY number")))
+
+    # -- plans and decisions ---------------------------------------------------------------------------------------
+
+    def offer(self, run: bytes, envelope: bytes, app_blob: str) -> None:
+        """Remember a plan the coordinator offers."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO plans VALUES (?, ?, ?, ?)", (run, envelope, app_blob, time.time()))
+
+    def plans(self) -> dict[bytes, bytes]:
+        """Envelopes of every plan offered, by run."""
+        return {bytes(run): bytes(envelope) for run, envelope in self._rows("SELECT run, envelope FROM plans ORDER BY time")}
+
+    def decide(self, plan: bytes, *, allowed: bool, reason: str, how: str) -> None:
+        """Record the operator's word on a plan digest; a later word replaces it."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", (plan, int(allowed), reason, how, time.time()))
+
+    def decision(self, plan: bytes) -> Decision | None:
+        """The word on a plan digest; None before there is one."""
+        rows = self._rows("SELECT allowed, reason, how, time FROM decisions WHERE plan = ?", plan)
+        return Decision(bool(rows[0][0]), rows[0][1], rows[0][2], rows[0][3]) if rows else None
+
+    def decisions(self) -> dict[bytes, Decision]:
+        """Every word so far, by plan digest."""
+        rows = self._rows("SELECT plan, allowed, reason, how, time FROM decisions ORDER BY time")
+        return {bytes(p): Decision(bool(a), r, h, t) for p, a, r, h, t in rows}
+
+    # -- for people ------------------------------------------------------------------------------------------------
+
+    def note(self, text: str, run: bytes | None = None) -> None:
+        """One line for `dure node status`."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO notes (time, run, text) VALUES (?, ?, ?)", (time.time(), run, text[:1000]))
+
+    def notes(self, last: int = 10) -> list[tuple[float, bytes | None, str]]:
+        """The newest lines, oldest first."""
+        rows = self._rows("SELECT time, run, text FROM notes ORDER BY number DESC LIMIT ?", last)
+        return [(t, bytes(r) if r is not None else None, x) for t, r, x in reversed(rows)]
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """A fact for the status page: connection, since when."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def fact(self, name: str) -> Any:
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else None
+
+    def give(self, run: bytes, exchange: int, fact: dict[str, Any]) -> None:
+        """What left this site in one exchange; added to what was known."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT fact FROM given WHERE run = ? AND exchange = ?", (run, exchange)).fetchall()
+            merged = {**(json.loads(rows[0][0]) if rows else {}), **fact}
+            db.execute("INSERT OR REPLACE INTO given VALUES (?, ?, ?)", (run, exchange, json.dumps(merged, sort_keys=True)))
+
+    def given(self) -> list[tuple[bytes, int, dict[str, Any]]]:
+        """Every exchange in which something left, oldest first."""
+        rows = self._rows("SELECT run, exchange, fact FROM given ORDER BY rowid")
+        return [(bytes(run), exchange, json.loads(fact)) for run, exchange, fact in rows]
