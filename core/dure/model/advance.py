@@ -1,0 +1,109 @@
+"""From an opened sum to the next base: the one computation coordinator, members and auditors share, bit for bit.
+
+Everything is chunk by chunk, memory O(chunk). Source: architecture.md "Formats", "Outer steps"; secure-aggregation.md §6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure.blobs import BlobId, BlobStore
+from dure.model.base import BaseRecord
+from dure.model.layout import BLOCK_ELEMENTS, CHUNK_ELEMENTS, Layout
+from dure.model.outer import parse_step, step_model, steps_taken
+from dure.model.weights import open_flat, weights_id
+from dure.secagg.encode import decode_mean_chunk
+from dure.secagg.scales import combine, raised, summed_exponents
+
+I8 = NDArray[np.int8]
+RING_CHUNK_BYTES = 2 * CHUNK_ELEMENTS
+FIELD_CHUNK_BYTES = 4096 * 24 * 8
+
+
+def exponents(store: BlobStore, e_b: BlobId, bump: int) -> I8:
+    """Block exponents from their blob, two higher where scales opened earlier are used again (rule 2)."""
+    found = np.frombuffer(store.read_bytes(e_b, limit=1 << 28), np.int8)
+    return raised(found) if bump else found
+
+
+def opened_exponents(store: BlobStore, opened: BlobId, base_e_b: BlobId | None, e_cap: int) -> tuple[BlobId, bytes, int]:
+    """The exponents an opened `scales` sum decides: (their blob, their bytes, how many blocks were capped)."""
+    with store.open(opened) as reader:
+        parts = [summed_exponents(np.frombuffer(reader.read_chunk(k), np.uint64)) for k in range(reader.manifest.chunks)]
+    before = None if base_e_b is None else np.frombuffer(store.read_bytes(base_e_b, limit=1 << 28), np.int8)
+    decided = combine(np.concatenate(parts), before, e_cap)
+    raw = decided.e_b.tobytes()
+    return store.put_bytes(raw).id, raw, decided.capped
+
+
+def mean_chunks(store: BlobStore, opened: BlobId, e_b: I8, cohort_size: int, weight_sum: int) -> Iterator[NDArray[np.float32]]:
+    """The decoded mean update, float32, chunk by chunk."""
+    blocks = CHUNK_ELEMENTS // BLOCK_ELEMENTS
+    with store.open(opened) as reader:
+        for k in range(reader.manifest.chunks):
+            q = np.frombuffer(reader.read_chunk(k), np.uint16)
+            yield decode_mean_chunk(q, e_b[k * blocks : (k + 1) * blocks], cohort_size, weight_sum)
+
+
+@dataclass(frozen=True)
+class NextBase:
+    """What an update made of a base."""
+
+    record: BaseRecord
+    weights_id: bytes
+
+
+def next_base(
+    store: BlobStore,
+    *,
+    base: BaseRecord,
+    layout: Layout,
+    opened: BlobId,
+    e_b: BlobId,
+    bump: int,
+    cohort_size: int,
+    weight_sum: int,
+    outer_step: Mapping[str, str],
+    exchange: int,
+) -> NextBase:
+    """Apply the plan-named outer step; weights and outer state go into the store.
+
+    Raises:
+        StepRefused: the result is not finite; nothing is stored.
+    """
+    step = parse_step(outer_step)
+    taken = steps_taken(base.step)
+    means = mean_chunks(store, opened, exponents(store, e_b, bump), cohort_size, weight_sum)
+    before = np.frombuffer(store.map(base.weights), np.float32)
+    state = np.frombuffer(store.map(base.outer_state), np.float32) if base.outer_state is not None else None
+    with store.writer() as weights:
+        if step.vectors:
+            with store.writer() as vectors:
+                step_model(
+                    step,
+                    taken=taken,
+                    base_D=before,
+                    state=state,
+                    mean_chunks=means,
+                    weights_out=weights.append,
+                    state_out=vectors.append,
+                )
+                outer_state = vectors.commit().id
+        else:
+            step_model(step, taken=taken, base_D=before, state=None, mean_chunks=means, weights_out=weights.append, state_out=None)
+            outer_state = None
+        weights_blob = weights.commit().id
+    record = BaseRecord(weights_blob, outer_state, {**outer_step, "t": str(taken + 1)}, e_b, exchange)
+    return NextBase(record, weights_id(open_flat(store.path(weights_blob), layout), layout))
+
+
+def mean_update(store: BlobStore, *, opened: BlobId, e_b: BlobId, bump: int, cohort_size: int, weight_sum: int) -> BlobId:
+    """The decoded mean update as a blob, for a ServerApp that makes its own base."""
+    with store.writer() as out:
+        for part in mean_chunks(store, opened, exponents(store, e_b, bump), cohort_size, weight_sum):
+            out.append(np.ascontiguousarray(part).data.cast("B"))
+        return out.commit().id
