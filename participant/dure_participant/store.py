@@ -1,7 +1,7 @@
 """A node's durable memory: one SQLite file, 0600, in which what is erased is overwritten.
 
-State, statement chain and the record of what was sent (rule 2) change in one transaction, before any action is performed. The daemon and the
-command line open the same file; SQLite's own locking keeps them apart.
+State, statement chain and the record of what was sent (rule 2) change in one transaction, before any action is performed. The daemon
+and the command line open the same file; SQLite's own locking keeps them apart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (run BLOB PRIMARY KEY, state BLOB NOT NULL, updated REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS chain (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, prev BLOB);
 CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY AUTOINCREMENT, instance BLOB UNIQUE NOT NULL, record TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS decisions (plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS decisions (
+  plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS plans (run BLOB PRIMARY KEY, envelope BLOB NOT NULL, app_blob TEXT NOT NULL, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, run BLOB, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);

@@ -76,7 +76,9 @@ class Line:
         except WireRefused as error:
             raise BadInput(f"the coordinator's greeting is out of form: {error}") from None
         if reply.protocol_version < PROTOCOL_VERSION - 1:
-            raise BadInput(f"the coordinator speaks protocol {reply.protocol_version}, this node {PROTOCOL_VERSION}; upgrade the coordinator")
+            raise BadInput(
+                f"the coordinator speaks protocol {reply.protocol_version}, this node {PROTOCOL_VERSION}; upgrade the coordinator"
+            )
         return reply
 
     async def follow(self) -> AsyncIterator[Directive]:

@@ -37,7 +37,7 @@ def opened_exponents(store: BlobStore, opened: BlobId, base_e_b: BlobId | None, 
     before = None if base_e_b is None else np.frombuffer(store.read_bytes(base_e_b, limit=1 << 28), np.int8)
     decided = combine(np.concatenate(parts), before, e_cap)
     raw = decided.e_b.tobytes()
-    return store.put_bytes(raw).id, raw, decided.capped
+    return store.put_bytes(raw), raw, decided.capped
 
 
 def mean_chunks(store: BlobStore, opened: BlobId, e_b: I8, cohort_size: int, weight_sum: int) -> Iterator[NDArray[np.float32]]:

@@ -18,6 +18,7 @@ from dure.statements.schema import Hex, Items, Pattern, Range
 Blob = Annotated[bytes, Hex(most=1 << 24)]
 Digest = Annotated[bytes, Hex(32)]
 Number = Annotated[int, Range(0, 2**48)]
+Note = Annotated[str, Pattern(r"[^\x00-\x1f]{0,1000}")]
 VERSION = 1
 
 
@@ -26,21 +27,19 @@ class EpochWork:
     """This node's keys of one epoch."""
 
     number: Number
-    advert: Blob
-    """Signed advert, as sent."""
-    secret: Blob
-    """Secret state of dure.secagg.epoch; b"" once agreed."""
-    members: tuple[str, ...] = ()
-    kem: Blob = b""
-    kem_digest: Annotated[bytes, Hex(most=32)] = b""
-    """Digest of the KEM directive answered: another one is refused."""
-    group: Blob = b""
-    group_digest: Annotated[bytes, Hex(most=32)] = b""
-    joined: Blob = b""
-    """Agreed epoch state (pair chains, G); b"" until complete."""
-    join_digest: Annotated[bytes, Hex(most=32)] = b""
-    adverts: Mapping[str, Blob] = field(default_factory=dict)
+    members: tuple[str, ...]
+    secret: Blob = b""
+    """dure.secagg.epoch.EpochSecret; b"" once `keys` are there."""
+    keys: Blob = b""
+    """dure.secagg.epoch.EpochKeys; b"" until complete."""
     node_keys: Mapping[str, Digest] = field(default_factory=dict)
+    """Node key of each member, from its delegation."""
+    advert_sha256: Mapping[str, Digest] = field(default_factory=dict)
+    """Message hash of each member's advert."""
+    advert: Blob = b""
+    kem: Blob = b""
+    group: Blob = b""
+    """Messages as sent; the one that answers the directive followed now is sent again."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,27 @@ class InstanceWork:
     attempt: Number
     cohort: tuple[str, ...]
     secret: Blob = b""
-    """Secret state of dure.secagg.instance (b, B, R, shares received); b"" once erased."""
+    """dure.secagg.instance.InstanceSecret; b"" before dealing."""
+    group_key: Blob = b""
+    node_keys: Mapping[str, Digest] = field(default_factory=dict)
     share: Blob = b""
     """Share message, as sent."""
-    shares: Mapping[str, Blob] = field(default_factory=dict)
-    """Everyone's share messages, from the open."""
     open_envelope: Blob = b""
     ctx: Annotated[bytes, Hex(most=32)] = b""
-    upload_sha256: Annotated[bytes, Hex(most=32)] = b""
-    """Rule 1: the update these masks are for; set before the first byte leaves."""
     rounding_key: Annotated[bytes, Hex(most=32)] = b""
     trailer: tuple[Annotated[int, Range(0, 2**64 - 1)], ...] = ()
-    usage_envelope: Blob = b""
+    """In the clear, modulo 2^64."""
+    usage: Blob = b""
     commit: Blob = b""
-    signed_set: Annotated[bytes, Hex(most=32)] = b""
-    """Digest of the one survivor set signed."""
     signature: Blob = b""
+    survivors: tuple[str, ...] = ()
     survivors_envelope: Blob = b""
     reveal: Blob = b""
-    revealed_pairs: tuple[str, ...] = ()
     aggregate_envelope: Blob = b""
-    sum: str = ""
+    aggregate_trailer: tuple[Annotated[int, Range(0, 2**64 - 1)], ...] = ()
+    sum: Annotated[str, Pattern(r"[0-9a-f:]{0,81}")] = ""
     verified: bool = False
     void: Blob = b""
-    burnt: Annotated[str, Pattern(r"[^\x00-\x1f]{0,500}")] = ""
-    """Why this node will not go on in it."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +123,14 @@ class ExchangeWork:
     deadline_ms: Annotated[int, Range(0, 2**53)] = 0
     trained: TrainedWork | None = None
     ready: Blob = b""
-    sat_out: Annotated[str, Pattern(r"[^\x00-\x1f]{0,1000}")] = ""
-    instances: Annotated[tuple[InstanceWork, ...], Items(0, 64)] = ()
-    next_base: Blob = b""
-    next_weights_id: Digest = bytes(32)
+    sat_out: Blob = b""
+    """Body of the sit-out report; b"" while the node takes part."""
+    why_out: Note = ""
+    instances: Annotated[tuple[InstanceWork, ...], Items(0, 128)] = ()
     accept: Blob = b""
-    closed: bool = False
+    """Body of the accept report: TLV(exchange-accept, usage)."""
+    scales: OpenedScales | None = None
+    """The opened scales this exchange's update uses."""
 
 
 @dataclass(frozen=True)
@@ -144,31 +141,43 @@ class NodeRunState:
     plan_envelope: Blob = b""
     app_blob: str = ""
     decision: Annotated[str, Pattern("ask|allowed|refused")] = "ask"
-    refusal: Annotated[str, Pattern(r"[^\x00-\x1f]{0,1000}")] = ""
+    refusal: Note = ""
     approval: Blob = b""
+    kind: Annotated[str, Pattern(r"[a-z-]{0,16}")] = ""
+    """The directive followed now; what `owed` answers depends on it."""
     epoch: EpochWork | None = None
-    last_epoch: Number = 0
-    """Highest epoch number begun; a lower one is never gone back to."""
+    """The newest epoch, complete or not."""
     old_epoch: EpochWork | None = None
-    """The epoch an instance in flight still runs under."""
+    """The complete epoch before it, while an exchange still runs under it."""
+    last_epoch: Number = 0
+    """Highest epoch number begun; none is begun twice and no lower one is gone back to."""
+    lost: Blob = b""
+    """Body of the lost report; b"" when nothing was lost."""
+    lost_epoch: Number = 0
     exchange: ExchangeWork | None = None
+    past: Annotated[tuple[InstanceWork, ...], Items(0, 256)] = ()
+    """Instances of earlier exchanges this node sent bytes in and does not know the end of; their secrets are erased."""
     last_closed: Number = 0
     """Highest exchange closed for this node."""
     last_accepted: Number = 0
     """Highest exchange this node accepted; goes into its adverts."""
     base_record: Blob = b""
-    """The base this node computed or took with u_min acceptances; b"" before the first exchange."""
+    """The base this node computed, or took with u_min acceptances; b"" before the first."""
     base_weights_id: Digest = bytes(32)
+    """Zeros: not known yet."""
     scales: OpenedScales | None = None
-    """Opened scales on the current base whose update was not opened yet."""
+    """Verified scales whose update was not opened yet."""
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Metric names seen frozen per category."""
     seqs: Mapping[str, Number] = field(default_factory=dict)
     """Highest statement number seen per node key (hex): rule 7."""
-    status: Annotated[str, Pattern(r"[^\x00-\x1f]{0,1000}")] = ""
-    kind: Annotated[str, Pattern(r"[a-z-]{0,16}")] = ""
-    """Directive now followed; what `owed` answers depends on it."""
+    generations: Mapping[str, Number] = field(default_factory=dict)
+    """Highest generation seen per member; a lower one is refused (rule 7)."""
+    frozen: Note = ""
+    """Why this node takes no further part in the run: a sum that does not verify."""
     finished: bool = False
+    status: Note = ""
+    """Last words of the coordinator about the run."""
 
     def to_bytes(self) -> bytes:
         """For the node's store (0600); holds secrets."""

@@ -1,0 +1,237 @@
+"""Execute: what the coordinator sent is judged, the worker trains on it, and the node says what it executed. Rules 2 and 6."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from fractions import Fraction
+from hashlib import sha256
+
+from dure.errors import DureError, Refused
+from dure.model.base import BaseRecord
+from dure.model.content import Instruction, content_id
+from dure.model.layout import Layout
+from dure.statements.kinds import ExchangeAccept, RunPlan
+from dure.statements.statement import open_statement
+from dure.wire.messages import PROTOCOL_VERSION, Directive
+from dure_participant.exchange.inputs import Trained, TrainResult
+from dure_participant.exchange.rules import may_begin, sent_bytes, take_voids
+from dure_participant.exchange.state import EpochWork, ExchangeWork, TrainedWork
+from dure_participant.exchange.turn import Turn, advance_chains, document, joined_epoch, lose, report_body, same, sit_out
+
+WINDOW = 16
+"""No exchange number so far above the last closed one is taken (secure-aggregation.md §2)."""
+WEIGHT_ONE = 1 << 40
+TOTAL_LIMIT = 1 << 59
+NO_ID = bytes(32)
+
+
+def follow_execute(turn: Turn, directive: Directive) -> None:
+    """Takes one exchange; the same one again is only sent its answer."""
+    if "voids" in directive.documents:
+        take_voids(turn, directive.documents["voids"])
+    state = turn.state
+    if state.exchange is not None and state.exchange.number == directive.exchange:
+        _same_again(state.exchange, directive)
+        turn.change(kind="execute")
+        return
+    last = max(state.last_closed, state.exchange.number if state.exchange else 0)
+    if directive.exchange <= last:
+        raise Refused("exchange", f"{directive.exchange} is over; this node has been in {last}")
+    if directive.exchange > min(state.last_closed + WINDOW, turn.plan.max_exchanges):
+        raise Refused("exchange", f"{directive.exchange} is too far ahead of {state.last_closed}, or above the plan's {turn.plan.max_exchanges}")
+    epoch = joined_epoch(state, directive.epoch)
+    if epoch is None:
+        lose(turn, directive.epoch, f"this node has no keys of epoch {directive.epoch}")
+        return
+    fresh = _judge(turn, directive, epoch)
+    _leave_behind(turn)
+    turn.change(exchange=fresh, kind="execute", old_epoch=None if state.epoch is epoch else state.old_epoch)
+    try:
+        may_begin(turn, fresh)
+    except Refused as e:
+        sit_out(turn, str(e))
+
+
+def _same_again(exchange: ExchangeWork, directive: Directive) -> None:
+    said = directive.documents
+    same("instruction", said.get("instruction"), exchange.instruction, "was another one for this exchange (rule 6)")
+    for name, mine in (("layout", exchange.layout), ("weights", exchange.weights.encode()), ("base", exchange.base_record)):
+        same(name, said.get(name, b""), mine, "was another one for this exchange (rule 6)")
+
+
+def _judge(turn: Turn, directive: Directive, epoch: EpochWork) -> ExchangeWork:
+    """`Refused` naming the field of the instruction, weights or base that this node does not take part on."""
+    documents = directive.documents
+    raw = document(documents, "instruction")
+    try:
+        instruction = Instruction.from_json(json.loads(raw))
+    except (ValueError, RecursionError):
+        raise Refused("instruction", "is not JSON") from None
+    if len(directive.members) < turn.u_min or turn.site.member not in directive.members:
+        raise Refused("members", f"must be at least {turn.u_min} with this one among them")
+    fresh = ExchangeWork(
+        number=directive.exchange,
+        epoch=epoch.number,
+        category=instruction.category,
+        instruction=raw,
+        weights="",
+        layout=b"",
+        base_record=b"",
+        weights_id=NO_ID,
+        content_id=content_id(instruction),
+        deadline_ms=directive.deadline_ms,
+    )
+    arrays = instruction.arrays
+    if arrays is None:
+        same("layout", documents.get("layout", b""), b"", "is given for an instruction without arrays")
+        return fresh
+    layout, weights, base = (document(documents, name) for name in ("layout", "weights", "base"))
+    same("layout", layout, arrays.layout.to_json(), "is not the instruction's")
+    record = BaseRecord.from_json(base)
+    same("weights", weights.decode("ascii", "replace"), str(record.weights), "are not those of the base record")
+    same("weights", record.weights.length, Layout.from_json(layout).flat_bytes, "have another length than the layout")
+    judge_base(turn, directive, record, arrays.weights_id, epoch)
+    return replace(fresh, weights=str(record.weights), layout=layout, base_record=base, weights_id=arrays.weights_id)
+
+
+def first_step(plan: RunPlan) -> dict[str, str]:
+    """Step configuration of a run's first base record."""
+    return {**step_config(plan), "t": "0"} if plan.outer_step.name != "none" else {}
+
+
+def step_config(plan: RunPlan) -> dict[str, str]:
+    """The plan's outer step as `dure.model.outer.parse_step` takes it; empty where it is not plan-named."""
+    step = plan.outer_step
+    return {"name": step.name, **step.settings} if step.name != "none" else {}
+
+
+def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id: bytes, epoch: EpochWork) -> None:
+    """The base must be the one this node computed; the first one as the plan says; or one that u_min others computed."""
+    state, plan, raw = turn.state, turn.plan, record.to_json()
+    if plan.outer_step.name == "none":
+        same("base.step", dict(record.step), {}, "must be empty: the plan leaves the step to the ServerApp")
+        same("base.outer_state", record.outer_state, None, "must be null: the plan leaves the step to the ServerApp")
+        if state.base_record:
+            mine = BaseRecord.from_json(state.base_record)
+            if record.exchange <= mine.exchange:
+                same("base", (record.exchange, record.e_b), (mine.exchange, mine.e_b), "does not name the scales this node verified last")
+        return
+    if state.base_record and raw == state.base_record:
+        if state.base_weights_id != NO_ID:
+            same("weights_id", weights_id, state.base_weights_id, "are not the weights this node computed")
+        return
+    if not state.base_record and record.exchange == 0:
+        expected = BaseRecord(record.weights, None, first_step(plan), None, 0)
+        same("base", raw, expected.to_json(), "is not the first base of this plan")
+        return
+    mine_at = BaseRecord.from_json(state.base_record).exchange if state.base_record else 0
+    if record.exchange <= mine_at:
+        raise Refused("base", f"is not the base this node computed in exchange {mine_at}")
+    _accepted_by_others(turn, directive, record, epoch)
+    turn.change(base_record=raw, base_weights_id=weights_id, last_closed=max(state.last_closed, record.exchange))
+    turn.note(f"takes the base of exchange {record.exchange} as accepted from peers")
+
+
+def _accepted_by_others(turn: Turn, directive: Directive, record: BaseRecord, epoch: EpochWork) -> None:
+    """A node that missed exchanges takes a base only with u_min acceptances of it (ledger.md §5)."""
+    agreed = 0
+    for member in turn.plan.roster:
+        envelope = directive.documents.get(f"accept/{member}")
+        if envelope is None or member not in epoch.node_keys:
+            continue
+        try:
+            word = open_statement(envelope, ExchangeAccept, [epoch.node_keys[member]]).fact
+        except DureError:
+            continue
+        agreed += (word.run, word.exchange, word.member, word.base_id) == (turn.state.run, record.exchange, member, record.id)
+    if agreed < turn.u_min:
+        raise Refused("base", f"{agreed} members accepted it, {turn.u_min} are needed where this node did not compute it itself")
+
+
+def _leave_behind(turn: Turn) -> None:
+    """Moves on from the exchange before: its keys are erased; what it sent bytes in and does not know the end of is remembered."""
+    old = turn.state.exchange
+    if old is None:
+        return
+    advance_chains(turn, old.number)
+    undecided = []
+    for work in old.instances:
+        known = {s.instance: s.outcome for s in turn.history.sent}
+        if known.get(work.instance) == "open" and sent_bytes(turn.history, work.instance):
+            undecided.append(replace(work, secret=b"", share=b"", group_key=b"", open_envelope=b""))
+    turn.change(past=(*turn.state.past, *undecided)[-256:])
+
+
+# -- the worker's result ------------------------------------------------------------------------------------------
+
+
+def take_trained(turn: Turn, given: Trained) -> None:
+    """The node is ready, or sits out with the reason; either is said once."""
+    exchange = turn.state.exchange
+    if exchange is None or given.exchange != exchange.number or exchange.trained is not None or exchange.sat_out:
+        return
+    try:
+        trained = judge_result(turn.plan, exchange, given.result)
+    except Refused as e:
+        sit_out(turn, str(e))
+        return
+    wanted = turn.plan.metrics.get(exchange.category) or turn.state.metrics.get(exchange.category)
+    if wanted and trained.metrics != tuple(wanted):
+        sit_out(turn, f"the app brings metrics {', '.join(trained.metrics) or 'none'}; this run sums {', '.join(wanted)}")
+        return
+    chain = turn.chain
+    ready = report_body(
+        content_id=exchange.content_id.hex(),
+        weights_id=exchange.weights_id.hex(),
+        layout=(sha256(exchange.layout).digest() if exchange.layout else NO_ID).hex(),
+        metrics=list(trained.metrics),
+        protocol=PROTOCOL_VERSION,
+        seq=max(chain.seq - 1, 0),
+        prev=(chain.prev or NO_ID).hex(),
+    )
+    turn.change_exchange(trained=trained, ready=ready)
+
+
+def judge_result(plan: RunPlan, exchange: ExchangeWork, result: TrainResult) -> TrainedWork:
+    """What the worker brought as integers that may be summed; `Refused` names what does not fit."""
+    if result.problem:
+        raise Refused("app", result.problem)
+    same("weights", result.weights_id, exchange.weights_id, "the blob does not hold the weights the instruction names")
+    pair = exchange.category == "train" and bool(exchange.layout)
+    if result.has_arrays != pair:
+        raise Refused("reply", "has no arrays, and a train reply needs them" if pair else "has arrays, and only train replies to arrays may")
+    weight_int = quantised_weight(result.weight, plan.w_max)
+    names = tuple(sorted(result.metrics))
+    if len(names) > 64 or any(not n or len(n) > 128 for n in names):
+        raise Refused("metrics", "at most 64, with names of 1 to 128 characters")
+    values = tuple(quantised_metric(n, result.metrics[n], weight_int, len(plan.roster)) for n in names)
+    device = "".join(c for c in result.device if c >= " ")[:64]
+    return TrainedWork(
+        result.weights_id, result.has_arrays, result.update_sha256, weight_int, names, values, result.tokens, result.steps, result.milliseconds, device
+    )
+
+
+def quantised_weight(weight: float, w_max: int) -> int:
+    """ŵ_int = round-half-even(w·2^40 / w_max), exact. Source: secure-aggregation.md §6."""
+    if not math.isfinite(weight) or weight < 0:
+        raise Refused("num-examples", f"is {weight}, must be a number from 0 to w_max")
+    if weight > w_max:
+        raise Refused("num-examples", f"is {weight:g}, above the plan's w_max = {w_max}; raise w_max in [tool.dure]")
+    value = round(Fraction(weight) * WEIGHT_ONE / w_max)
+    if weight > 0 and value < 1 << 16:
+        raise Refused("num-examples", f"is {weight:g}, too small beside the plan's w_max = {w_max}; lower w_max in [tool.dure]")
+    return value
+
+
+def quantised_metric(name: str, value: float, weight_int: int, members: int) -> int:
+    """round(ŵ·metric·2^30), exact; every entry |v| < 2^59/n."""
+    if not math.isfinite(value):
+        raise Refused(f"metric {name!r}", f"is {value}")
+    quantised = round(Fraction(value) * weight_int / (1 << 10))
+    if abs(quantised) * members >= TOTAL_LIMIT:
+        raise Refused(f"metric {name!r}", f"is {value:g}, too large to be summed")
+    return quantised
+
+
