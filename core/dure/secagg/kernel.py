@@ -81,7 +81,7 @@ class UploadEncoder:
         part = self._tag.ring_chunk(k, q)
         self._masks.ring_chunk(k, q)
         self.restore(k, part, clipped)
-        return memoryview(q).cast("B"), part, clipped
+        return q.data.cast("B"), part, clipped
 
     def chunk_from_maxima(self, k: int, maxima: F32) -> tuple[memoryview, int, int]:
         """The same for `scales`, from `scales.block_maxima` of its blocks, so that 2^24 elements need not be in memory."""
@@ -92,7 +92,7 @@ class UploadEncoder:
         part = self._tag.field_chunk(k, x)
         self._masks.field_chunk(k, x)
         self.restore(k, part, 0)
-        return memoryview(x).cast("B"), part, 0
+        return x.data.cast("B"), part, 0
 
     def restore(self, k: int, part: int, clipped: int) -> None:
         """Takes the results of a chunk that was uploaded before a restart."""

@@ -129,7 +129,8 @@ class Recovered:
         secrets: dict[tuple[str, str], bytes] = {}
         for k in range(listed.left):
             item = listed.sub(str(k))
-            secrets[item.text("dropped"), item.text("survivor")] = item.blob("secret", 32)
+            pair = (item.text("dropped"), item.text("survivor"))
+            secrets[pair] = item.blob("secret", 32)
             item.end()
         dropped = [m for m in cohort if m not in survivors]
         if set(seeds) != set(survivors) or set(secrets) != {(d, s) for d in dropped for s in survivors}:

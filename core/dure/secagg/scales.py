@@ -75,7 +75,7 @@ def summed_exponents(levels: NDArray[np.uint64]) -> I8:
     if levels.size % len(LEVELS):
         raise Malformed("scales", "must hold whole blocks")
     silent = np.logical_and.accumulate(levels.reshape(-1, len(LEVELS))[:, ::-1] == 0, axis=1)
-    return (LEVELS[-1] + 2 - 2 * silent.sum(axis=1)).astype(np.int8)
+    return np.asarray(LEVELS[-1] + 2 - 2 * silent.sum(axis=1), np.int8)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def caps(base_e_b: I8 | None, blocks: int, e_cap: int = E_CAP) -> I8:
         return base_e_b
     wide = base_e_b.astype(np.int16)
     median = np.partition(wide, (blocks - 1) // 2)[(blocks - 1) // 2]
-    return np.minimum(E_CAP, np.maximum(wide, median) + CAP_SLACK).astype(np.int8)
+    return np.asarray(np.minimum(E_CAP, np.maximum(wide, median) + CAP_SLACK), np.int8)
 
 
 def combine(summed: I8, base_e_b: I8 | None, e_cap: int = E_CAP) -> Scales:
@@ -108,4 +108,4 @@ def combine(summed: I8, base_e_b: I8 | None, e_cap: int = E_CAP) -> Scales:
 
 def raised(e_b: I8) -> I8:
     """The same scales for what was trained again after a voided `update` (rule 2): two higher, at most 6."""
-    return np.minimum(e_b.astype(np.int16) + 2, E_CAP).astype(np.int8)
+    return np.asarray(np.minimum(e_b.astype(np.int16) + 2, E_CAP), np.int8)
