@@ -1,7 +1,7 @@
 """The node agent: directives in, `exchange.step` decides, the store remembers, actions follow. Level-triggered and crash-safe.
 
-Order, always: input → step → one transaction → actions. An action is a task with a stable id; what the state no longer owes is cancelled, what
-it owes and nobody does is started, after every step and after every restart.
+Order, always: input → step → one transaction → actions. An action is a task with a stable id; what the state no longer owes is cancelled,
+what it owes and nobody does is started, after every step and after every restart.
 """
 
 from __future__ import annotations
@@ -142,8 +142,14 @@ class Agent:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    async def feed(self, run: Run, given: inputs.Input) -> tuple[act.Action, ...]:
-        """Decide, persist, act. Runs take turns: they share the node key's chain."""
+    async def feed(self, run: Run, given: inputs.Input) -> None:
+        """Decide, persist, act. Runs take turns: they share the node key's chain.
+
+        Shielded: a step may make the very action that fed it obsolete, and its cancellation must not part memory from store.
+        """
+        await asyncio.shield(asyncio.ensure_future(self._feed(run, given)))
+
+    async def _feed(self, run: Run, given: inputs.Input) -> None:
         async with self._turn:
             before = run.state
             result = await asyncio.to_thread(step, self._site, self._history, self._chain, run.state, given, self._clock(), os.urandom)
@@ -155,14 +161,12 @@ class Agent:
             if run.state != before:
                 run.done.clear()
             self._arrange(run, result.actions)
-            return result.actions
 
     def _arrange(self, run: Run, fresh: tuple[act.Action, ...]) -> None:
         """Start what is owed, cancel what is not."""
         wanted = {a.id: a for a in (*owed(self._site, run.state), *fresh) if not isinstance(a, act.Note)}
-        current = asyncio.current_task()
         for name, task in list(run.tasks.items()):
-            if name not in wanted and task is not current:
+            if name not in wanted:
                 task.cancel()
                 run.tasks.pop(name, None)
         for name, action in wanted.items():
@@ -222,7 +226,8 @@ class Agent:
             self._store.decide(run.run, allowed=True, reason="", how="site-policy.toml")
         if self._store.decision(run.run) is None:
             log.info("plan.waits", plan=run.run.hex(), next=f"dure node allow {run.run.hex()[:16]}")
-        while (decision := await asyncio.to_thread(self._store.decision, run.run)) is None:
+        # The operator's command is another process; it writes into the same store.
+        while (decision := await asyncio.to_thread(self._store.decision, run.run)) is None:  # noqa: ASYNC110
             await asyncio.sleep(DECISION_POLL_S)
         await self.feed(run, inputs.Allowed(run.run, decision.allowed, decision.reason))
 

@@ -1,0 +1,81 @@
+"""Wiring of a node process: logs, signals, identity, store, agent. The only place that reads the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from dure.errors import Unavailable
+from dure.identity.node import load_node
+from dure_participant.agent import Agent
+from dure_participant.settings import load
+from dure_participant.store import NodeStore
+
+STORE = "node.sqlite"
+
+
+def configure_logs() -> None:
+    """Events on standard output: JSON for machines, lines for a terminal."""
+    render = structlog.dev.ConsoleRenderer(colors=False) if sys.stdout.isatty() else structlog.processors.JSONRenderer(ensure_ascii=False)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+    )
+
+
+def open_store(directory: Path) -> NodeStore:
+    """The node's store in its folder."""
+    return NodeStore(directory / STORE)
+
+
+@contextlib.contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Two agents on one folder would speak with one key at once.
+
+    Raises:
+        Unavailable: another process runs this node.
+    """
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable(f"another process runs the node in {directory}; stop it first") from None
+        yield
+
+
+def run(directory: Path) -> None:
+    """Run the node until SIGTERM or SIGINT; everything it knew is then in its folder."""
+    configure_logs()
+    # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
+    sys.setswitchinterval(0.0005)
+    identity = load_node(directory)
+    settings = load(directory)
+    with only_one(directory):
+        store = open_store(directory)
+        try:
+            asyncio.run(_until_signal(Agent(identity, settings, store, time.time)))
+        finally:
+            store.set_fact("connection", {"state": "stopped", "since": time.time()})
+            store.close()
+
+
+async def _until_signal(agent: Agent) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await agent.run()

@@ -1,0 +1,231 @@
+"""`dure node`: a member's node, from its keys to what it gave away."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dure.console import DEFAULT_DIR, AsJson, Dir, Yes, first_use, one_line_errors, say, show_json
+from dure.errors import BadInput
+from dure.identity import tls
+from dure.identity.node import create_node, load_node
+from dure.statements.kinds import RunPlan
+from dure.statements.statement import open_statement
+from dure_participant import policy, settings
+from dure_participant.exchange.state import NodeRunState
+from dure_participant.store import NodeStore
+
+app = typer.Typer(no_args_is_help=True, help="A node in your data centre: it only dials out, and runs only what you allowed.")
+config = typer.Typer(no_args_is_help=True, help="Site-only settings; they never leave this machine.")
+app.add_typer(config, name="config")
+
+
+def _store(directory: Path) -> NodeStore:
+    load_node(directory)
+    return NodeStore(directory / "node.sqlite")
+
+
+@app.command()
+@one_line_errors
+def init(
+    consortium: Annotated[Path, typer.Option(help="The consortium file, from the administrator.")],
+    member: Annotated[Path, typer.Option(help="Your member's folder (`dure member init`).")],
+    name: Annotated[str, typer.Option(help="This node's name.")] = "node1",
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Make this node's keys, its TLS certificate and your member's word for it.
+
+    Example: dure node init --consortium consortium.json --member ~/krafton --dir /var/lib/dure
+
+    The charter is checked against the digest your member pinned (`dure member sign` or `trust`).
+    """
+    first_use(directory)
+    identity = create_node(member, directory, name, consortium, now=time.time())
+    if as_json:
+        show_json(
+            {"member": identity.member, "node": identity.node, "charter": identity.charter.digest.hex(), "coordinator": identity.address}
+        )
+        return
+    say(f"node {identity.node} of {identity.member}, coordinator at {identity.address}")
+    say(f"charter version {identity.charter.version}, pinned by {identity.pin.hex()}")
+    say("next: `dure node config set data=/path`, then `dure node run`")
+
+
+@config.command("set")
+@one_line_errors
+def config_set(
+    pairs: Annotated[list[str], typer.Argument(help="key=value; true/false and numbers are recognised.")], directory: Dir = DEFAULT_DIR
+) -> None:
+    """Set site-only settings; apps see them as node_config.
+
+    Example: dure node config set data=/srv/text device=cuda
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"{pair!r}: write key=value")
+        values[key] = settings.parse(value)
+    settings.assign(directory, values)
+    say(f"{', '.join(sorted(values))} set in {directory / settings.FILE}; in force at the node's next start")
+
+
+@config.command("show")
+@one_line_errors
+def config_show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """The settings in force."""
+    found = settings.load(directory)
+    body = {**{k: getattr(found, k) for k in found.__dataclass_fields__ if k != "node_config"}, "node_config": dict(found.node_config)}
+    if as_json:
+        show_json(body)
+        return
+    for key, value in body.items():
+        say(f"{key} = {value}")
+
+
+@app.command()
+@one_line_errors
+def run(directory: Dir = DEFAULT_DIR) -> None:
+    """Dial the coordinator and take part in runs, until stopped; reconnects for ever.
+
+    Example: dure node run --dir /var/lib/dure
+    """
+    from dure_participant.app import run as run_node
+
+    run_node(directory)
+
+
+def _digest(prefix: str, known: list[bytes]) -> bytes:
+    wanted = prefix.lower()
+    found = [k for k in known if k.hex().startswith(wanted)]
+    if len(found) > 1:
+        raise BadInput(f"{prefix}: {len(found)} plans start so; give more digits")
+    if found:
+        return found[0]
+    try:
+        whole = bytes.fromhex(wanted)
+    except ValueError:
+        whole = b""
+    if len(whole) != 32:
+        raise BadInput(f"{prefix}: no plan offered so far starts so; give all 64 digits to decide ahead, or see `dure node allow --list`")
+    return whole
+
+
+@app.command()
+@one_line_errors
+def allow(
+    digest: Annotated[
+        str | None, typer.Argument(help="The plan's digest, from the administrator or `--list`; a unique beginning is enough.")
+    ] = None,
+    refuse: Annotated[str, typer.Option(help="Refuse instead, for this reason; the coordinator is told.")] = "",
+    list_plans: Annotated[bool, typer.Option("--list", help="Plans offered and what was decided.")] = False,
+    directory: Dir = DEFAULT_DIR,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """See a run's plan in words and allow it; the node then signs its approval.
+
+    Example: dure node allow 3f9a12
+    """
+    identity, store = load_node(directory), _store(directory)
+    plans = store.plans()
+    if list_plans or digest is None:
+        rows = [{"plan": run.hex(), "decision": _word(store, run)} for run in plans]
+        if as_json:
+            show_json({"plans": rows})
+        else:
+            for row in rows or [{"plan": "no plan offered yet", "decision": ""}]:
+                say(f"{row['plan']}  {row['decision']}")
+        return
+    run_id = _digest(digest, list(plans))
+    history = store.history()
+    if run_id in plans and not as_json:
+        plan = open_statement(plans[run_id], RunPlan, [identity.charter.terms.coordinator.signing_key]).fact
+        for line in policy.in_words(plan, run_id, history):
+            say(line)
+    elif not as_json:
+        say(f"plan {run_id.hex()} has not been offered to this node yet; deciding ahead")
+    if not yes and not typer.confirm("Refuse it?" if refuse else "Allow this plan on this node?"):
+        raise BadInput("nothing decided")
+    store.decide(run_id, allowed=not refuse, reason=refuse, how="operator")
+    if as_json:
+        show_json({"plan": run_id.hex(), "allowed": not refuse})
+    else:
+        say(f"plan {run_id.hex()[:16]}… {'refused' if refuse else 'allowed'}; a running node acts on it within a second")
+
+
+def _word(store: NodeStore, run: bytes) -> str:
+    decision = store.decision(run)
+    if decision is None:
+        return "waits for you: dure node allow " + run.hex()[:12]
+    return f"{'allowed' if decision.allowed else 'refused: ' + decision.reason} ({decision.how})"
+
+
+@app.command()
+@one_line_errors
+def status(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """Where this node stands: connection, certificate, runs, last words. Works with the daemon off, too.
+
+    Example: dure node status --json
+    """
+    identity, store = load_node(directory), _store(directory)
+    certificate = tls.load_certificate(identity.tls_certificate_pem, "tls.pem")
+    states = [NodeRunState.from_bytes(raw) for raw in store.states().values()]
+    body = {
+        "member": identity.member,
+        "node": identity.node,
+        "generation": identity.delegated.generation,
+        "coordinator": identity.address,
+        "connection": store.fact("connection") or {"state": "never started"},
+        "certificate_days_left": round(tls.days_left(certificate, time.time()), 1),
+        "charter_version": identity.charter.version,
+        "runs": [
+            {
+                "run": s.run.hex(),
+                "decision": s.decision,
+                "doing": s.kind,
+                "last_exchange_accepted": s.last_accepted,
+                "status": s.status,
+                "finished": s.finished,
+            }
+            for s in states
+        ],
+        "notes": [{"time": t, "run": r.hex()[:12] if r else None, "text": x} for t, r, x in store.notes()],
+    }
+    if as_json:
+        show_json(body)
+        return
+    say(f"node {identity.node} of {identity.member} (generation {body['generation']}), charter version {body['charter_version']}")
+    say(f"coordinator {identity.address}: {body['connection']['state']}")
+    say(f"certificate: {body['certificate_days_left']} days left")
+    for s in states:
+        say(f"run {s.run.hex()[:12]}: {'over' if s.finished else s.kind or 'waiting'}; {s.decision}; {s.status}")
+    for t, r, x in store.notes():
+        say(f"  {datetime.fromtimestamp(t, UTC):%m-%d %H:%M:%S} {r.hex()[:8] if r else '        '} {x}")
+
+
+@app.command()
+@one_line_errors
+def gave(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """What this site gave away, exchange by exchange: masked bytes, and what was in the clear.
+
+    Example: dure node gave --json
+    """
+    identity, store = load_node(directory), _store(directory)
+    rows = [{"run": run.hex(), "exchange": number, **fact} for run, number, fact in store.given()]
+    sums = [s for s in store.history().sent]
+    colluders = identity.charter.colluders
+    if as_json:
+        outcomes = [{"run": s.run.hex(), "exchange": s.exchange, "purpose": s.purpose, "outcome": s.outcome} for s in sums]
+        show_json({"exchanges": rows, "instances": outcomes, "colluders_needed": colluders + 1})
+        return
+    for row in rows:
+        sent = ", ".join(f"{k.removeprefix('bytes_')} {v} bytes" for k, v in row.items() if k.startswith("bytes_"))
+        say(f"run {row['run'][:12]} exchange {row['exchange']}: masked {sent}")
+    say(f"opening one of these sums takes more than {colluders} members working together with the coordinator")
+    say("in the clear: that this node took part, tokens, steps, seconds and bytes of each exchange")
