@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import tracemalloc
 
 import numpy as np
@@ -15,7 +16,7 @@ from dure_coordinator.aggregate import P, add_mod_p, sum_spools
 from dure_coordinator.spool import Spool, SpoolRefused, Spools, SpoolsFull
 
 KEY = b"\x07" * 32
-DATA = os.urandom(74)  # five chunks of 16, the last of 10
+DATA = random.Random(74).randbytes(74)  # five chunks of 16, the last of 10
 CHUNKS = [DATA[i : i + 16] for i in range(0, 74, 16)]
 ROOT = merkle_root(chunk_leaf(c) for c in CHUNKS)
 
