@@ -10,7 +10,7 @@ from dure.secagg import epoch as keys
 from dure.secagg import instance as sums
 from dure.secagg import messages, shamir, shares, tlv
 from dure.secagg.errors import BadSignature, BelowThreshold, Convicted, Malformed, PairMismatch, Refused
-from dure.secagg.recover import check_reveal
+from dure.secagg.recover import Recovered, check_recovered, check_reveal
 from dure.secagg.seal import commit_key, seal
 from dure.secagg.thresholds import share_threshold, voids_needed
 
@@ -339,3 +339,89 @@ def test_epoch_a_garbage_group_share_convicts_and_cannot_frame(epoch, sim):
     with pytest.raises(BadSignature):
         again = replace(secrets[victim], phase="begun")
         keys.encapsulate(again, adverts, {**public, liar: bytes(32)}, s.rng)
+
+
+def test_rule_6_a_cohort_that_is_too_small_or_holds_strangers_is_not_dealt_to(sim):
+    s = sim(5, 1)
+    m = s.members[0]
+    with pytest.raises(BelowThreshold):
+        deal_again(s, m, None, cohort=s.members[:2])
+    for cohort in ((*s.members[:3], "stranger"), s.members[1:], tuple(reversed(s.members)), (*s.members, s.members[4])):
+        with pytest.raises(Malformed):
+            deal_again(s, m, None, cohort=cohort)
+    s.instance = replace(s.instance, epoch=2)
+    with pytest.raises(Malformed):
+        deal_again(s, m, None)
+
+
+def test_a_commitment_to_another_channel_key_is_a_mismatch_and_convicts_nobody(sim):
+    s = sim(5, 1)
+    s.deal()
+    dealer, me = s.members[1], s.members[0]
+    message = shares.read_share(s.shares[dealer], member=dealer, node_keys=s.public)
+    s.shares[dealer] = spoilt(s, dealer, key_commitments={**message.key_commitments, me: bytes(32)})
+    with pytest.raises(PairMismatch):
+        sums.receive_shares(s.state[me], s.shares, s.public)
+
+
+def test_survivor_sets_and_certificates_naming_strangers_are_refused(sim):
+    s = sim(5, 1).ready()
+    s.upload(s.members)
+    strange = {**s.commits, "stranger": bytes(32)}
+    with pytest.raises(Malformed):
+        s.sign([s.members[0]], strange)
+    signatures = s.sign(s.members)
+    base = dict(instance=s.instance, ctx=s.ctx, cohort=s.members, node_keys=s.public, colluders=1, u_min=4)
+    sums.verify_certificate(commits=s.commits, signatures=signatures, **base)
+    with pytest.raises(Malformed):
+        sums.verify_certificate(commits=strange, signatures=signatures, **base)
+    with pytest.raises(Malformed):
+        sums.verify_certificate(commits=s.commits, signatures={**signatures, "stranger": bytes(64)}, **base)
+    with pytest.raises(BelowThreshold):
+        sums.verify_certificate(commits=dict(list(s.commits.items())[:3]), signatures=signatures, **base)
+
+
+def test_steps_out_of_order_are_refused(sim):
+    s = sim(5, 1)
+    s.deal()
+    m = s.members[0]
+    refused(1, sums.start_upload, s.state[m], ctx=s.ctx, upload_digest=bytes(32))
+    refused(1, sums.committed, s.state[m], bytes(32))
+    s.receive()
+    refused(3, s.sign, [m], dict.fromkeys(s.members, bytes(32)))
+    with pytest.raises(Malformed):
+        sums.start_upload(s.state[m], ctx=b"", upload_digest=bytes(32))
+    refused(4, sums.verified, sums.void(s.state[m]))
+    s.upload(s.members)
+    signatures = s.sign(s.members[1:])
+    s.reveal([m], signatures)
+    refused(3, s.sign, [m])
+    refused(1, sums.start_upload, s.state[m], ctx=s.ctx, upload_digest=s.state[m].upload_digest)
+
+
+def test_a_damaged_state_is_refused(sim):
+    s = sim(5, 1).ready()
+    data = s.state[s.members[0]].to_bytes()
+    for bad in (data[:-1], data + b"x", tlv.encode("other", 1), data.replace(b"opened", b"OPENED")):
+        with pytest.raises(Malformed):
+            sums.InstanceSecret.from_bytes(bad)
+
+
+def test_seeds_that_nobody_committed_to_are_refused(sim):
+    s = sim(5, 1).ready()
+    survivors = s.members[:4]
+    s.upload(survivors)
+    found = s.recover(s.reveal(survivors, s.sign(survivors)))
+    check_recovered(found, s.shares)
+    pair = (s.members[4], s.members[0])
+    for bad in (
+        replace(found, self_seeds={**found.self_seeds, s.members[0]: bytes(32)}),
+        replace(found, pair_secrets={**found.pair_secrets, pair: bytes(32)}),
+    ):
+        with pytest.raises(Malformed):
+            check_recovered(bad, s.shares)
+        assert Recovered.from_bytes(bad.to_bytes()).survivors == survivors
+    missing = replace(found, pair_secrets={k: v for k, v in found.pair_secrets.items() if k != pair})
+    for bad_bytes in (missing.to_bytes(), found.to_bytes()[:-1], replace(found, cohort=survivors).to_bytes()):
+        with pytest.raises(Malformed):
+            Recovered.from_bytes(bad_bytes)

@@ -14,8 +14,9 @@ from dure.secagg.encode import decode_mean_chunk, decode_trailer, encode_update_
 from dure.secagg.errors import BelowThreshold, Malformed, Refused, TagMismatch
 from dure.secagg.ids import Purpose
 from dure.secagg.instance import InstanceSecret
-from dure.secagg.recover import Recovered, check_recovered
+from dure.secagg.recover import Recovered, check_recovered, check_share_messages
 from dure.secagg.scales import encode_scales_chunk, summed_exponents
+from dure.secagg.tag import check_totals
 
 
 def plain_sum(s, survivors):
@@ -163,3 +164,34 @@ def test_tags_add_up(sim):
     assert parts[0] == sum(int(u[i // 4096]) * int(v[i % 4096]) * int(q) for i, q in enumerate(a)) % fp.P
     x, y = (rng.integers(0, fp.P, 98_304).astype(np.uint64) for _ in range(2))
     assert (key.field_chunk(1, x) + key.field_chunk(1, y)) % fp.P == key.field_chunk(1, fp.add(x, y))
+
+
+def test_totals_that_so_many_members_cannot_have_sent_are_refused_whatever_the_tag_says():
+    one = 1 << 40
+    check_totals((5,), 5, Purpose.SCALES)
+    check_totals((5, 5 * one, 0, -7), 5, Purpose.UPDATE)
+    for values, purpose in (
+        ((4,), Purpose.SCALES),
+        ((5, 0), Purpose.SCALES),
+        ((), Purpose.SCALES),
+        ((5, one), Purpose.UPDATE),
+        ((4, one, 0), Purpose.UPDATE),
+        ((5, 0, 0), Purpose.UPDATE),
+        ((5, -one, 0), Purpose.SCALARS),
+        ((5, 5 * one + 1, 0), Purpose.SCALARS),
+        ((5, one, -1), Purpose.UPDATE),
+        ((5, one, 0, 1 << 59), Purpose.UPDATE),
+        ((5, one, 0, -(1 << 59)), Purpose.UPDATE),
+        ((5, one, 0) + (0,) * 300, Purpose.UPDATE),
+    ):
+        with pytest.raises(TagMismatch):
+            check_totals(values, 5, purpose)
+
+
+def test_share_messages_have_the_size_the_specification_allows_for(sim):
+    s = sim(8, 2)
+    s.deal()
+    assert len(s.shares[s.members[0]]) < 2600  # key commitments add 32 bytes a peer to the 2.2 kB of the design
+    with pytest.raises(Malformed):
+        check_share_messages(s.instance, s.members, {m: s.shares[m] for m in s.members[1:]}, s.public)
+    assert set(check_share_messages(s.instance, s.members, s.shares, s.public)) == set(s.members)
