@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dure.model.content import Instruction
+from dure.secagg.encode import Weight
+from dure.secagg.ids import Purpose
+from dure.secagg.instance import InstanceSecret, masks
+from dure.secagg.kernel import KIND_OF, UploadEncoder
+from dure.secagg.scales import raised
+from dure.secagg.tag import TagKey
 from dure.wire.messages import Report
 
 
@@ -69,18 +78,30 @@ class Upload:
     rounding_key: bytes
     weight_int: int
     """ŵ_int."""
-    trailer: tuple[int, ...]
-    """In the clear, signed values modulo 2^64; the clip count (index 2 of update) is zero here and filled in by the encoder."""
-    self_seed: bytes
-    """b_i."""
-    pair_secrets: Mapping[str, bytes]
-    """R_ij by peer."""
-    group_key: bytes
+    metrics: Mapping[str, float]
+    group_key: bytes = field(repr=False)
     """G, for the tag."""
+    secret: InstanceSecret = field(repr=False)
     base_record: bytes = b""
     e_b: str = ""
-    """update: blob id text of the exponents to use, before the bump."""
+    """update: blob id text of the exponents (int8 per block), kept by the agent since it verified the scales."""
     e_bump: int = 0
+    """update: 2 where the scales were opened in an earlier exchange: use `scales.raised(e_b)`; else 0."""
+
+    def encoder(self, e_b: NDArray[np.int8] | None = None) -> UploadEncoder:
+        """The encoder of this upload; `e_b` for update: the bytes of the blob, not raised yet."""
+        return UploadEncoder(
+            kind=KIND_OF[Purpose(self.purpose)],
+            masks=masks(self.secret, self.ctx),
+            tag=TagKey(self.group_key, self.ctx, self.cohort),
+            me=self.member,
+            cohort_size=len(self.cohort),
+            weight=Weight(self.weight_int),
+            rounding_key=self.rounding_key,
+            elements=self.elements,
+            e_b=raised(e_b) if e_b is not None and self.e_bump else e_b,
+            metrics=None if self.purpose == "scales" else self.metrics,
+        )
 
 
 @dataclass(frozen=True)
@@ -109,8 +130,8 @@ class Verify:
     length: int
     chunk_bytes: int
     ctx: bytes
-    group_key: bytes
-    cohort_size: int
+    group_key: bytes = field(repr=False)
+    cohort: tuple[str, ...]
     weight_sum: int
     """Σ ŵ_int of the opened trailer (update, scalars)."""
     base_record: bytes = b""
@@ -123,6 +144,10 @@ class Verify:
     e_bump: int = 0
     outer_step: Mapping[str, str] = field(default_factory=dict)
     """update: as `parse_step` takes it; empty: nothing to step, the next base is shipped."""
+
+    def tag_key(self) -> TagKey:
+        """Its `ring_chunk` (update) or `field_chunk` (scales) of every chunk, summed, is `VerifyFacts.tag`; 0 for scalars."""
+        return TagKey(self.group_key, self.ctx, self.cohort)
 
 
 @dataclass(frozen=True)

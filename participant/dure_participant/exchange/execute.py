@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
-from fractions import Fraction
 from hashlib import sha256
 
 from dure.errors import DureError, Refused
 from dure.model.base import BaseRecord
 from dure.model.content import Instruction, content_id
 from dure.model.layout import Layout
+from dure.secagg import encode
+from dure.secagg.errors import OutOfRange
 from dure.statements.kinds import ExchangeAccept, RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import PROTOCOL_VERSION, Directive
@@ -22,8 +22,6 @@ from dure_participant.exchange.turn import Turn, advance_chains, document, joine
 
 WINDOW = 16
 """No exchange number so far above the last closed one is taken (secure-aggregation.md §2)."""
-WEIGHT_ONE = 1 << 40
-TOTAL_LIMIT = 1 << 59
 NO_ID = bytes(32)
 
 
@@ -40,7 +38,9 @@ def follow_execute(turn: Turn, directive: Directive) -> None:
     if directive.exchange <= last:
         raise Refused("exchange", f"{directive.exchange} is over; this node has been in {last}")
     if directive.exchange > min(state.last_closed + WINDOW, turn.plan.max_exchanges):
-        raise Refused("exchange", f"{directive.exchange} is too far ahead of {state.last_closed}, or above the plan's {turn.plan.max_exchanges}")
+        raise Refused(
+            "exchange", f"{directive.exchange} is too far ahead of {state.last_closed}, or above the plan's {turn.plan.max_exchanges}"
+        )
     epoch = joined_epoch(state, directive.epoch)
     if epoch is None:
         lose(turn, directive.epoch, f"this node has no keys of epoch {directive.epoch}")
@@ -201,37 +201,23 @@ def judge_result(plan: RunPlan, exchange: ExchangeWork, result: TrainResult) -> 
     same("weights", result.weights_id, exchange.weights_id, "the blob does not hold the weights the instruction names")
     pair = exchange.category == "train" and bool(exchange.layout)
     if result.has_arrays != pair:
-        raise Refused("reply", "has no arrays, and a train reply needs them" if pair else "has arrays, and only train replies to arrays may")
-    weight_int = quantised_weight(result.weight, plan.w_max)
+        raise Refused(
+            "reply", "has no arrays, and a train reply needs them" if pair else "has arrays, and only train replies to arrays may"
+        )
     names = tuple(sorted(result.metrics))
     if len(names) > 64 or any(not n or len(n) > 128 for n in names):
         raise Refused("metrics", "at most 64, with names of 1 to 128 characters")
-    values = tuple(quantised_metric(n, result.metrics[n], weight_int, len(plan.roster)) for n in names)
+    try:
+        weight = encode.weight_of(result.weight, plan.w_max)
+        encode.check_metrics(weight, result.metrics, len(plan.roster))
+    except OutOfRange as e:
+        raise Refused(e.what, e.why) from None
     device = "".join(c for c in result.device if c >= " ")[:64]
-    return TrainedWork(
-        result.weights_id, result.has_arrays, result.update_sha256, weight_int, names, values, result.tokens, result.steps, result.milliseconds, device
-    )
+    values = tuple(float(result.metrics[n]).hex() for n in names)
+    used = (result.tokens, result.steps, result.milliseconds)
+    return TrainedWork(result.weights_id, result.has_arrays, result.update_sha256, weight.w_int, names, values, *used, device)
 
 
-def quantised_weight(weight: float, w_max: int) -> int:
-    """ŵ_int = round-half-even(w·2^40 / w_max), exact. Source: secure-aggregation.md §6."""
-    if not math.isfinite(weight) or weight < 0:
-        raise Refused("num-examples", f"is {weight}, must be a number from 0 to w_max")
-    if weight > w_max:
-        raise Refused("num-examples", f"is {weight:g}, above the plan's w_max = {w_max}; raise w_max in [tool.dure]")
-    value = round(Fraction(weight) * WEIGHT_ONE / w_max)
-    if weight > 0 and value < 1 << 16:
-        raise Refused("num-examples", f"is {weight:g}, too small beside the plan's w_max = {w_max}; lower w_max in [tool.dure]")
-    return value
-
-
-def quantised_metric(name: str, value: float, weight_int: int, members: int) -> int:
-    """round(ŵ·metric·2^30), exact; every entry |v| < 2^59/n."""
-    if not math.isfinite(value):
-        raise Refused(f"metric {name!r}", f"is {value}")
-    quantised = round(Fraction(value) * weight_int / (1 << 10))
-    if abs(quantised) * members >= TOTAL_LIMIT:
-        raise Refused(f"metric {name!r}", f"is {value:g}, too large to be summed")
-    return quantised
-
-
+def metrics_of(trained: TrainedWork) -> dict[str, float]:
+    """Name -> value, exactly as the app gave them."""
+    return {name: float.fromhex(value) for name, value in zip(trained.metrics, trained.metric_values, strict=True)}

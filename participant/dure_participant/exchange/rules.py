@@ -41,7 +41,11 @@ def may_begin(turn: Turn, exchange: ExchangeWork) -> None:
     pair = exchange.category == "train" and bool(exchange.layout)
     may_send(turn, exchange, "update" if pair else "scalars")
     if not exchange.layout:
-        before = {s.content_id for s in turn.history.sent if s.run == turn.state.run and s.category == exchange.category and s.weights_id == bytes(32)}
+        before = {
+            s.content_id
+            for s in turn.history.sent
+            if s.run == turn.state.run and s.category == exchange.category and s.weights_id == bytes(32)
+        }
         if len(before) >= turn.plan.scalars_max:
             raise Refused("exchange", f"the plan allows {turn.plan.scalars_max} {exchange.category} exchanges without arrays")
 

@@ -27,11 +27,18 @@ def follow_share(turn: Turn, directive: Directive) -> None:
         return
     known = next((i for i in exchange.instances if i.instance == directive.instance), None)
     if known is not None:
-        same("members", directive.members, known.cohort, "is another cohort than this instance was dealt to; it takes another attempt (rule 0)")
+        same(
+            "members",
+            directive.members,
+            known.cohort,
+            "is another cohort than this instance was dealt to; it takes another attempt (rule 0)",
+        )
         turn.change(kind="share")
         return
     purpose, attempt = _judge(turn, exchange, epoch, directive)
-    fresh = InstanceWork(directive.instance, purpose, attempt, directive.members, group_key=epoch_keys(epoch).group_key, node_keys=dict(epoch.node_keys))
+    fresh = InstanceWork(
+        directive.instance, purpose, attempt, directive.members, group_key=epoch_keys(epoch).group_key, node_keys=dict(epoch.node_keys)
+    )
     if purpose == "update":
         scales = _scales(turn, exchange, directive)
         turn.put_instance(fresh)
@@ -56,7 +63,9 @@ def _judge(turn: Turn, exchange: ExchangeWork, epoch: EpochWork, directive: Dire
     purpose = str(where.purpose)
     pair = exchange.category == "train" and bool(exchange.layout)
     if purpose not in (("scales", "update") if pair else ("scalars",)):
-        raise Refused("instance.purpose", f"{purpose} does not fit a {exchange.category} exchange {'with' if exchange.layout else 'without'} arrays")
+        raise Refused(
+            "instance.purpose", f"{purpose} does not fit a {exchange.category} exchange {'with' if exchange.layout else 'without'} arrays"
+        )
     if turn.site.member not in cohort or not set(cohort) <= set(epoch.members) or len(cohort) < turn.u_min:
         raise Refused("members", f"must be at least {turn.u_min} members of epoch {epoch.number} with this one among them")
     for earlier in exchange.instances:

@@ -59,8 +59,8 @@ class InstanceWork:
     open_envelope: Blob = b""
     ctx: Annotated[bytes, Hex(most=32)] = b""
     rounding_key: Annotated[bytes, Hex(most=32)] = b""
-    trailer: tuple[Annotated[int, Range(0, 2**64 - 1)], ...] = ()
-    """In the clear, modulo 2^64."""
+    metrics: tuple[str, ...] = ()
+    """Metric names frozen at open."""
     usage: Blob = b""
     commit: Blob = b""
     signature: Blob = b""
@@ -91,15 +91,16 @@ class OpenedScales:
 
 @dataclass(frozen=True)
 class TrainedWork:
-    """What the worker brought, as far as the protocol needs it. Floats as hex of their IEEE bytes."""
+    """What the worker brought, as far as the protocol needs it."""
 
     weights_id: Digest
     has_arrays: bool
     update_sha256: Digest
     weight_int: Annotated[int, Range(0, 2**63 - 1)]
     metrics: tuple[str, ...]
-    metric_values: tuple[Annotated[int, Range(-(2**63), 2**63 - 1)], ...]
-    """round(ŵ·metric·2^30), in the order of `metrics` (sorted)."""
+    """Names, sorted."""
+    metric_values: tuple[Annotated[str, Pattern(r"-?0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")], ...]
+    """float.hex() of each, in that order."""
     tokens: Number = 0
     steps: Number = 0
     milliseconds: Number = 0
@@ -114,7 +115,6 @@ class ExchangeWork:
     epoch: Number
     category: Annotated[str, Pattern("train|evaluate|query")]
     instruction: Blob
-    node_values: Blob
     weights: str
     layout: Blob
     base_record: Blob

@@ -1,15 +1,23 @@
-"""The one entrance of the node's half: state and input give the next state, actions, and a note in words."""
+"""The one entrance of the node's half: state and input give the next state, actions, and a note in words.
+
+approving · epoch · execute · share · upload (open) · survivors (and reveal) · verify (result) · void      rules: who may send what, ever
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dure.errors import DureError, Refused
 from dure.statements.statement import Chain
-from dure_participant.exchange.actions import Action
-from dure_participant.exchange.inputs import Input
+from dure.wire.messages import Directive, DirectiveKind
+from dure_participant.exchange import approving, epoch, execute, rules, share, survivors, upload, verify, void
+from dure_participant.exchange.actions import Action, Note
+from dure_participant.exchange.inputs import Allowed, Directed, Failed, Input, Trained, UploadReady, Verified
+from dure_participant.exchange.owed import owed_in
 from dure_participant.exchange.site import History, Sent, Site
 from dure_participant.exchange.state import NodeRunState
+from dure_participant.exchange.turn import Turn, plain, sit_out
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,22 @@ def begin(run: bytes) -> NodeRunState:
     return NodeRunState(run=run)
 
 
+_FOLLOW: dict[DirectiveKind, Callable[[Turn, Directive], None]] = {
+    DirectiveKind.APPROVE: approving.follow_approve,
+    DirectiveKind.ADVERT: epoch.follow_advert,
+    DirectiveKind.KEM: epoch.follow_kem,
+    DirectiveKind.GROUP: epoch.follow_group,
+    DirectiveKind.JOIN: epoch.follow_join,
+    DirectiveKind.EXECUTE: execute.follow_execute,
+    DirectiveKind.SHARE: share.follow_share,
+    DirectiveKind.OPEN: upload.follow_open,
+    DirectiveKind.SURVIVORS: survivors.follow_survivors,
+    DirectiveKind.REVEAL: survivors.follow_reveal,
+    DirectiveKind.RESULT: verify.follow_result,
+    DirectiveKind.VOID: void.follow_void,
+}
+
+
 def step(site: Site, history: History, chain: Chain, state: NodeRunState, given: Input, now: float, rng: Callable[[int], bytes]) -> Step:
     """The next state. Whatever the coordinator sends wrongly changes nothing and is named in `note`; never raises for it.
 
@@ -39,9 +63,81 @@ def step(site: Site, history: History, chain: Chain, state: NodeRunState, given:
         now: unix seconds.
         rng: n fresh random bytes.
     """
-    raise NotImplementedError
+    turn = Turn(site, history, chain, state, now, rng)
+    try:
+        _take(turn, given)
+    except DureError as e:
+        return Step(state, chain, (), (Note(plain(f"refused: {e}", 900)),), plain(f"refused: {e}", 900))
+    before = () if isinstance(given, Directed) else tuple(a.id for a in owed_in(site, state) if not isinstance(a, Note))
+    due = tuple(a for a in owed_in(site, turn.state) if isinstance(a, Note) or a.id not in before)
+    note = "; ".join(turn.notes)
+    return Step(turn.state, turn.chain, tuple(turn.records), (*due, *((Note(note),) if note else ())), note)
 
 
 def owed(site: Site, state: NodeRunState) -> tuple[Action, ...]:
     """What is to be done in this state: performed again after a restart, with the same bytes."""
-    raise NotImplementedError
+    return owed_in(site, state)
+
+
+def _take(turn: Turn, given: Input) -> None:
+    match given:
+        case Directed():
+            _follow(turn, given.directive)
+        case Allowed():
+            approving.take_allowed(turn, given)
+        case Trained():
+            execute.take_trained(turn, given)
+        case UploadReady():
+            upload.take_upload_ready(turn, given)
+        case Verified():
+            verify.take_verified(turn, given)
+        case Failed():
+            _failed(turn, given)
+
+
+def _follow(turn: Turn, directive: Directive) -> None:
+    if directive.run != turn.state.run:
+        raise Refused("run", "is another run")
+    if turn.state.finished and directive.kind is not DirectiveKind.FINISHED:
+        raise Refused("run", "is finished here")
+    if directive.kind is DirectiveKind.FINISHED:
+        _finish(turn, directive)
+        return
+    if directive.kind is DirectiveKind.WAIT:
+        turn.change(kind="wait", status=plain(directive.reason, 900))
+        if "voids" in directive.documents:
+            rules.take_voids(turn, directive.documents["voids"])
+        return
+    if directive.kind is not DirectiveKind.APPROVE:
+        if turn.state.decision != "allowed":
+            raise Refused("kind", f"{directive.kind} before this node approved the plan (rule 6)")
+        if turn.state.frozen and directive.kind not in (
+            DirectiveKind.SHARE,
+            DirectiveKind.RESULT,
+            DirectiveKind.EXECUTE,
+            DirectiveKind.VOID,
+        ):
+            raise Refused("run", f"is frozen here: {turn.state.frozen}")
+    _FOLLOW[directive.kind](turn, directive)
+
+
+def _finish(turn: Turn, directive: Directive) -> None:
+    """The run is over: every secret of it is erased."""
+    exchange = turn.state.exchange
+    if exchange is not None:
+        thin = tuple(replace(w, secret=b"", group_key=b"", share=b"") for w in exchange.instances)
+        turn.change(exchange=replace(exchange, instances=thin))
+    turn.change(kind="finished", finished=True, epoch=None, old_epoch=None, lost=b"", status=plain(directive.reason, 900))
+    if not turn.state.plan_envelope or directive.reason:
+        turn.note(plain(f"run over: {directive.reason}"))
+
+
+def _failed(turn: Turn, given: Failed) -> None:
+    """An action cannot be done: before its first byte the node sits out; after it, it can only be left out."""
+    exchange = turn.state.exchange
+    turn.note(f"{given.what}: {given.reason}")
+    if exchange is None or exchange.sat_out or given.what.split("/")[0] not in ("train", "upload", "verify", "commit"):
+        return
+    if turn.state.kind == "result" and exchange.accept:
+        return
+    sit_out(turn, given.reason)

@@ -1,0 +1,81 @@
+"""Survivors and reveal: this node signs one survivor set per instance (rule 3), and reveals against a quorum certificate only (rule 4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dure.secagg import instance as sums
+from dure.secagg.certificate import verify_certificate
+from dure.statements.kinds import InstanceCommit, InstanceSurvivors
+from dure.statements.statement import open_statement
+from dure.wire.messages import Directive
+from dure_participant.exchange.rules import mark
+from dure_participant.exchange.state import InstanceWork
+from dure_participant.exchange.turn import Turn, document, find_instance, instance_id, same, secret_of
+from dure_participant.exchange.upload import shape_of
+
+
+def follow_survivors(turn: Turn, directive: Directive) -> None:
+    """Checks every commit, then signs the set they make."""
+    work = find_instance(turn.state.exchange, directive.instance)
+    hashes = {m: _judge_commit(turn, work, m, raw) for m, raw in directive.parts.items()}
+    same("parts", [m for m in hashes if m not in work.cohort], [], "name somebody who is not in the cohort")
+    secret, signature = sums.sign_survivors(secret_of(work), ctx=work.ctx, commits=hashes, u_min=turn.u_min, node_key=turn.site.node_key)
+    turn.put_instance(replace(work, secret=secret.to_bytes(), signature=signature, survivors=tuple(sorted(hashes))))
+    turn.change(kind="survivors")
+
+
+def _judge_commit(turn: Turn, work: InstanceWork, member: str, raw: bytes) -> bytes:
+    """Payload digest of a commit that is this member's, for this instance and context."""
+    key = work.node_keys.get(member, b"")
+    signed = open_statement(raw, InstanceCommit, [key] if key else [])
+    commit = signed.fact
+    same(f"parts.{member}.instance", commit.instance, work.instance)
+    same(f"parts.{member}.ctx", commit.ctx, work.ctx, "saw another instance-open")
+    same(f"parts.{member}.member", commit.member, member)
+    same(f"parts.{member}.length", commit.length, shape_of(turn.exchange, work.purpose)[0])
+    same(f"parts.{member}.trailer", len(commit.trailer), 1 if work.purpose == "scales" else 3 + len(work.metrics))
+    seen = turn.state.seqs.get(key.hex(), 0)
+    turn.change(seqs={**turn.state.seqs, key.hex(): max(seen, signed.seq)})
+    return signed.envelope.payload_sha256
+
+
+def judge_survivors(turn: Turn, work: InstanceWork, said: InstanceSurvivors) -> tuple[str, ...]:
+    """The survivors, if a quorum of this instance's cohort signed exactly this set for this context."""
+    same("survivors.instance", said.instance, work.instance)
+    same("survivors.ctx", said.ctx, work.ctx)
+    members = tuple(s.member for s in said.survivors)
+    same("survivors.survivors", list(members), sorted(set(members)), "must be distinct and in order")
+    verify_certificate(
+        instance_id(work.instance),
+        work.ctx,
+        work.cohort,
+        {s.member: s.commit_sha256 for s in said.survivors},
+        {s.member: s.signature for s in said.certificate},
+        work.node_keys,
+        turn.site.colluders,
+        turn.u_min,
+    )
+    return members
+
+
+def follow_reveal(turn: Turn, directive: Directive) -> None:
+    """Gives what opens exactly the certified set; `members` are dropped ones whose bundle does not open."""
+    work = find_instance(turn.state.exchange, directive.instance)
+    envelope = document(directive.documents, "survivors")
+    said = open_statement(envelope, InstanceSurvivors, [turn.site.coordinator_key]).fact
+    members = judge_survivors(turn, work, said)
+    not_opening = tuple(m for m in directive.members if m != turn.site.member)
+    secret, message = sums.reveal(
+        secret_of(work),
+        ctx=work.ctx,
+        commits={s.member: s.commit_sha256 for s in said.survivors},
+        signatures={s.member: s.signature for s in said.certificate},
+        not_opening=not_opening,
+        u_min=turn.u_min,
+        node_keys=work.node_keys,
+        node_key=turn.site.node_key,
+    )
+    mark(turn, work.instance, "summed" if turn.site.member in members else "out")
+    turn.put_instance(replace(work, secret=secret.to_bytes(), survivors=members, survivors_envelope=envelope, reveal=message))
+    turn.change(kind="reveal")
