@@ -370,3 +370,15 @@ def _count(value: object, where: str) -> int | None:
     if type(value) is not int or value < 1:
         raise AppRefused(f"{where} is not a whole number above 0")
     return value
+
+
+def plan_settings(config: Mapping[str, ConfigValue]) -> dict[str, str | int | bool]:
+    """A run config as a plan states it: decimals as text, since signed JSON has no floats."""
+    return {key: repr(value) if isinstance(value, float) else value for key, value in config.items()}
+
+
+def config_of_plan(app: App, settings: Mapping[str, str | int | bool]) -> dict[str, ConfigValue]:
+    """The run config a plan's settings stand for; the app's own table says which of them are decimals."""
+    return {
+        key: float(value) if isinstance(app.config.get(key), float) and isinstance(value, str) else value for key, value in settings.items()
+    }

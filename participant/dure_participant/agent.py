@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from dure.apps import unpack_app
+from dure.apps import config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
 from dure.errors import DureError, Refused, Unavailable
 from dure.identity.node import NodeIdentity
@@ -292,7 +292,7 @@ class Agent:
             state_path=(self._folder(run) / "context").resolve(),
             base_path=base.resolve() if base is not None else None,
             node_config={**self._settings.node_config, "device": self._settings.device},
-            run_config=dict(plan.settings),
+            run_config=config_of_plan(read_app(self._folder(run) / "app"), plan.settings),
         )
         limit = max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None
         started = time.monotonic()

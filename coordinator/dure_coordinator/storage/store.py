@@ -152,6 +152,9 @@ class Store:
         Raises:
             StoreUnusable: cannot be opened, or was written by a newer version.
         """
+        target = sa.engine.make_url(url)
+        if target.get_backend_name() == "sqlite" and target.database and not Path(target.database).parent.is_dir():
+            raise StoreUnusable(f"database {_shown(url)}: its folder does not exist")
         engine = create_async_engine(url)
         if engine.dialect.name == "sqlite":
             event.listen(engine.sync_engine, "connect", _durable_sqlite)

@@ -1,0 +1,85 @@
+"""Who may call the members' port: the charter as the port uses it, and what a certificate says of its holder. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from dure.errors import NotAuthorised
+
+_SPIFFE = re.compile(r"spiffe://(?P<host>[a-z0-9-]{1,32}\.[a-z0-9.-]{1,200})/node/(?P<node>[A-Za-z0-9._-]{1,64})")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the port needs of one charter member."""
+
+    member: str
+    host: str
+    """SPIFFE host, unique in the charter."""
+    ca_pem: bytes
+    signing_key: bytes
+    """32 bytes, Ed25519; delegates to node keys."""
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The charter in force, as the port uses it."""
+
+    consortium: bytes
+    version: int
+    digest: bytes
+    roots: tuple[bytes, ...]
+    """Every version's signed file, 1 first, for a node that walks them."""
+    members: Mapping[str, Member]
+
+    def by_host(self, host: str) -> Member | None:
+        return next((m for m in self.members.values() if m.host == host), None)
+
+    def anchors(self) -> bytes:
+        """TLS trust anchors: all member CAs, PEM."""
+        return b"\n".join(m.ca_pem for m in self.members.values())
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls: charter member and node name from the certificate, checked against the charter."""
+
+    member: str
+    node: str
+
+
+def judge(pem: bytes | None, roster: Roster, now: float) -> Caller:
+    """Who the holder of this certificate is, by the charter.
+
+    Raises:
+        NotAuthorised: says which of the conditions does not hold.
+    """
+    if not pem:
+        raise NotAuthorised("no client certificate; a node calls with the TLS certificate its member issued")
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        raise NotAuthorised("certificate: has no readable subject alternative name") from None
+    if len(names) != 1 or not isinstance(next(iter(names)), x509.UniformResourceIdentifier):
+        raise NotAuthorised(f"certificate: must have exactly one name, a SPIFFE URI; has {len(names)}")
+    found = _SPIFFE.fullmatch(next(iter(names)).value)
+    if found is None:
+        raise NotAuthorised("certificate: its name is not spiffe://<member>.<consortium>/node/<name>")
+    member = roster.by_host(found["host"])
+    if member is None:
+        raise NotAuthorised(f"{found['host']} is no member of charter version {roster.version}")
+    try:
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(member.ca_pem))
+    except (ValueError, TypeError, InvalidSignature):
+        raise NotAuthorised(f"certificate: names {found['host']} and was not issued by that member's CA") from None
+    at = datetime.fromtimestamp(now, UTC)
+    if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
+        raise NotAuthorised("certificate: not valid at this time; renew it, or check this machine's clock")
+    return Caller(member.member, found["node"])

@@ -1,0 +1,138 @@
+"""The coordinator's hands: does what the exchange logic says it owes. Every duty may be done again after a crash.
+
+Signatures are sealed under one chain for all runs; sums and steps are content-addressed, so doing one twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.blobs import BlobId, BlobStore, merkle_root
+from dure.model.advance import mean_update, next_base, opened_exponents
+from dure.model.base import BaseRecord
+from dure.model.layout import Layout
+from dure.secagg.masks import MaskSet
+from dure.statements.dsse import key_id
+from dure.statements.statement import seal
+from dure_coordinator.aggregate import Group, sum_spools
+from dure_coordinator.engine import RunEngine
+from dure_coordinator.exchange.duties import Answer, Sign, Step, Sum
+from dure_coordinator.exchange.view import upload_id
+from dure_coordinator.journals import Journals, reply_record, row_of
+from dure_coordinator.spool import Spools
+from dure_coordinator.storage.store import BlobRow, StatementRow, Store, With
+
+
+@dataclass
+class Duties:
+    """The `Performer` of every run."""
+
+    store: Store
+    blobs: BlobStore
+    spools: Spools
+    journals: Journals
+    signing_key: Ed25519PrivateKey
+    clock: Callable[[], float] = time.time
+    _chain: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def perform(self, run: RunEngine, duty: Any) -> None:
+        """Does one duty and hands its result to the run."""
+        if isinstance(duty, Sign):
+            await self._sign(run, duty)
+        elif isinstance(duty, Sum):
+            await self._sum(run, duty)
+        elif isinstance(duty, Step):
+            await self._step(run, duty)
+        else:
+            assert isinstance(duty, Answer)
+            await self._answer(run, duty)
+
+    async def _sign(self, run: RunEngine, duty: Sign) -> None:
+        party = key_id(self.signing_key.public_key().public_bytes_raw())
+        async with self._chain:  # one chain, one writer; the chain moves in the transaction that keeps the envelope
+            chain = await self.store.chain_of(party)
+            envelope, after = seal(duty.statement, self.signing_key, chain, self.clock())
+            raw = envelope.to_bytes()
+            await run.done(duty, {"envelope": raw}, With(statements=(StatementRow.of(raw, run.run),), chain=(party, after)))
+
+    async def _sum(self, run: RunEngine, duty: Sum) -> None:
+        rows = [BlobRow(run.run, "seeds", str(await asyncio.to_thread(self.blobs.put_bytes, duty.seeds)))]
+        if duty.purpose == "scalars":
+            await run.done(duty, {"root": merkle_root([]), "sum": b""}, With(blobs=tuple(rows)))
+            return
+        result = await asyncio.to_thread(self._add, duty)
+        rows += [BlobRow(run.run, name, blob.decode()) for name, blob in result.items() if name != "root"]
+        await run.done(duty, result, With(blobs=tuple(rows)))
+        # An upload outside U is protected by its own mask alone once its pair secrets are public: it goes at once.
+        for row in await self.store.uploads(run.run, duty.instance):
+            if row.member not in duty.survivors:
+                await asyncio.to_thread(self.spools.remove, row.upload)
+
+    def _add(self, duty: Sum) -> dict[str, bytes]:
+        spools = [self.spools.open(upload_id(duty.instance, m), length=duty.length, chunk_bytes=duty.chunk_bytes) for m in duty.survivors]
+        unmask: MaskSet = duty.recovered.unmask
+        ring = duty.purpose == "update"
+        take_off = unmask.ring_chunk if ring else unmask.field_chunk
+        with self.blobs.writer(chunk_bytes=duty.chunk_bytes) as out:
+            opened = sum_spools(spools, Group.RING16 if ring else Group.FIELD61, take_off, out).id
+        result = {"root": opened.root, "sum": str(opened).encode()}
+        if not ring:
+            before = BlobId.parse(duty.base_e_b) if duty.base_e_b else None
+            e_b, _raw, _capped = opened_exponents(self.blobs, opened, before, duty.e_cap)
+            result["e_b"] = str(e_b).encode()
+        return result
+
+    async def _step(self, run: RunEngine, duty: Step) -> None:
+        result = await asyncio.to_thread(self._advance, duty)
+        rows = [BlobRow(run.run, "model" if duty.outer_step else "mean", result["reply"].decode(), duty.exchange)]
+        if duty.outer_step:
+            record = BaseRecord.from_json(result["base_record"])
+            if record.outer_state is not None:
+                rows.append(BlobRow(run.run, "outer-state", str(record.outer_state), duty.exchange))
+        await run.done(duty, result, With(blobs=tuple(rows)))
+
+    def _advance(self, duty: Step) -> dict[str, bytes]:
+        shared: dict[str, Any] = {
+            "opened": BlobId.parse(duty.sum),
+            "e_b": BlobId.parse(duty.e_b),
+            "bump": duty.e_bump,
+            "cohort_size": duty.cohort_size,
+            "weight_sum": duty.weight_sum,
+        }
+        if not duty.outer_step:
+            return {"reply": str(mean_update(self.blobs, **shared)).encode()}
+        after = next_base(
+            self.blobs,
+            base=BaseRecord.from_json(duty.base_record),
+            layout=Layout.from_json(duty.layout),
+            outer_step=duty.outer_step,
+            exchange=duty.exchange,
+            **shared,
+        )
+        return {"reply": str(after.record.weights).encode(), "base_record": after.record.to_json(), "weights_id": after.weights_id}
+
+    async def _answer(self, run: RunEngine, duty: Answer) -> None:
+        journal = await self.journals.of(run.run)
+        async with journal.lock:
+            record: Mapping[str, Any] = reply_record(duty.reply)
+            after = journal.answered(duty.seq, record, summed=duty.reply.status == "ok")
+            await run.done(duty, {}, With(journal=row_of(after, duty.seq)))
+            journal.journal = after
+        await run.changes.bump()
+        await self._tidy(run)
+
+    async def _tidy(self, run: RunEngine) -> None:
+        """Spools of exchanges that are closed, where the plan keeps no uploads."""
+        state = run.state
+        if state.facts.plan.keep_uploads != "none":
+            return
+        for exchange in state.closed[-2:]:
+            for instance in exchange.instances:
+                for row in await self.store.uploads(run.run, instance.instance):
+                    await asyncio.to_thread(self.spools.remove, row.upload)

@@ -1,0 +1,241 @@
+"""One run, durable: load its events, decide, persist, then tell.
+
+The exchange logic (exchange/) is a pure fold; this file gives it a clock, a log and hands. An event that changes anything
+is committed *before* the new state is visible and before anybody is answered, so a coordinator killed at any instruction
+comes back to a state it may have told someone about, and to no other. Duties (sign, sum, step, answer) are owed until
+their `Done` is in the log; they run outside the lock and are started again after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import structlog
+
+from dure.errors import DureError, Unavailable
+from dure_coordinator.storage.store import NOTHING, Store, With
+
+log = structlog.get_logger()
+
+MIN_TICK_S = 0.05
+"""Shortest wait between two ticks, whatever the logic asks for."""
+RETRY_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""Waits between tries of a duty that has no room or no peer; the last one is repeated for ever."""
+BROKEN_TRIES = 3
+"""Tries of a duty that fails for another reason, before the run is aborted with that reason."""
+
+
+class Decided(Protocol):
+    """What `apply` returns; `exchange.decide.Decision` is one."""
+
+    @property
+    def state(self) -> Any: ...
+    @property
+    def reply(self) -> Any: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def changed(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Logic:
+    """The pure half of a run. `app.exchange_logic` gives the real one; tests give toys."""
+
+    begin: Callable[[float], Any]
+    apply: Callable[[Any, Any, float], Decided]
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    duties: Callable[[Any], tuple[Any, ...]]
+    """Each has a stable `id`."""
+    next_deadline: Callable[[Any], float | None]
+    label: Callable[[Any], tuple[str, str]]
+    """(open | finished | aborted, reason)."""
+    tick: Callable[[], Any]
+    done: Callable[[str, Mapping[str, bytes]], Any]
+    abort: Callable[[str], Any]
+
+
+class Performer(Protocol):
+    """Does duties; `duties_done.Duties` is one."""
+
+    async def perform(self, run: RunEngine, duty: Any) -> None:
+        """Does it and hands the result to `run.done`. May be called again for the same duty after a crash or failure."""
+        ...
+
+
+@dataclass
+class Changes:
+    """Wakes whoever waits for something to be different."""
+
+    version: int = 0
+    _condition: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def bump(self) -> None:
+        async with self._condition:
+            self.version += 1
+            self._condition.notify_all()
+
+    async def wait(self, seen: int, timeout_s: float | None = None) -> int:
+        """Returns the version as soon as it is not `seen`, or at the timeout."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._condition:
+                await self._condition.wait_for(lambda: self.version != seen)
+        return self.version
+
+
+@dataclass
+class RunEngine:
+    """One run. `load`, then `start`; `submit` from anywhere on the event loop."""
+
+    run: bytes
+    created: float
+    logic: Logic
+    store: Store
+    performer: Performer
+    changes: Changes = field(default_factory=Changes)
+    clock: Callable[[], float] = time.time
+    on_ended: Callable[[RunEngine], Awaitable[None]] | None = None
+    state: Any = None
+    position: int = 0
+    """Events in the log."""
+    label: tuple[str, str] = ("open", "")
+    _last: float = 0.0
+    _stale: bool = True
+    """The log may hold more than the state: fold it again before anything is decided."""
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _keeper: asyncio.Task[None] | None = None
+    _closing: bool = False
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Folds the log. The same log gives the same state, always."""
+        state, last = self.logic.begin(self.created), self.created
+        rows = await self.store.events(self.run)
+        for row in rows:
+            decision = self.logic.apply(state, self.logic.decode(row.body), row.time)
+            assert decision.changed, f"event {row.position} of run {self.run.hex()[:12]} changed something when it was logged"
+            state, last = decision.state, row.time
+        self.state, self._last, self.position = state, last, len(rows)
+        self.label = self.logic.label(state)
+        self._stale = False
+
+    async def start(self) -> None:
+        """Owes what is owed and keeps deadlines from now on."""
+        self._keeper = asyncio.create_task(self._keep(), name=f"run-{self.run.hex()[:8]}")
+        self._start_duties()
+
+    async def close(self) -> None:
+        """Stops without deciding anything; what was owed is owed at the next start."""
+        self._closing = True
+        tasks = [t for t in (self._keeper, *self._tasks.values()) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with self._lock:  # whoever was in the middle of a commit has finished it
+            pass
+
+    @property
+    def ended(self) -> bool:
+        return self.label[0] != "open"
+
+    # -- deciding --------------------------------------------------------------------------------------------------
+
+    async def submit(self, event: Any, also: With | Callable[[Decided], With] = NOTHING) -> Decided:
+        """Decides one event. When this returns, its effect is durable.
+
+        Args:
+            also: what is committed with the event, if it changes anything.
+
+        Raises:
+            StoreUnusable: nothing was decided; the same event may be submitted again.
+        """
+        # A caller that is cancelled (its connection broke) must not tear a commit from its state.
+        return await asyncio.shield(asyncio.ensure_future(self._submit(event, also)))
+
+    async def done(self, duty: Any, result: Mapping[str, bytes], also: With = NOTHING) -> Decided:
+        """A duty's result; committed once, whoever does the duty how often."""
+        return await self.submit(self.logic.done(duty.id, result), also)
+
+    async def _submit(self, event: Any, also: With | Callable[[Decided], With]) -> Decided:
+        async with self._lock:
+            if self._stale:
+                await self.load()
+            now = max(self.clock(), self._last)
+            decision = self.logic.apply(self.state, event, now)
+            if not decision.changed:
+                return decision
+            label = self.logic.label(decision.state)
+            extra = also(decision) if callable(also) else also
+            if label != self.label:
+                extra = replace(extra, label=label)
+            self._stale = True  # until we know that the log has it
+            await self.store.append(self.run, self.position, now, self.logic.encode(event), extra)
+            self._stale = False
+            was_open = not self.ended
+            self.state, self.label, self._last, self.position = decision.state, label, now, self.position + 1
+        if decision.reason:
+            log.info("run.step", run=self.run.hex()[:12], event=type(event).__name__.lower(), reason=decision.reason)
+        await self.changes.bump()
+        self._start_duties()
+        if was_open and self.ended and self.on_ended is not None:
+            await self.on_ended(self)
+        return decision
+
+    # -- clock -----------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        while not self.ended:
+            seen = self.changes.version
+            deadline = self.logic.next_deadline(self.state)
+            wait = None if deadline is None else max(MIN_TICK_S, deadline - self.clock())
+            if await self.changes.wait(seen, wait) != seen and (deadline is None or self.clock() < deadline):
+                continue
+            try:
+                await self.submit(self.logic.tick())
+            except DureError as e:
+                log.warning("run.tick_failed", run=self.run.hex()[:12], reason=str(e))
+                await asyncio.sleep(RETRY_S[0])
+
+    # -- duties ----------------------------------------------------------------------------------------------------
+
+    def owed(self, duty_id: str) -> bool:
+        return any(d.id == duty_id for d in self.logic.duties(self.state))
+
+    def _start_duties(self) -> None:
+        if self._closing or self._keeper is None:
+            return
+        for duty in self.logic.duties(self.state):
+            if duty.id not in self._tasks:
+                task = asyncio.create_task(self._fulfil(duty), name=f"duty-{duty.id}")
+                self._tasks[duty.id] = task
+                task.add_done_callback(lambda _t, id=duty.id: self._tasks.pop(id, None))
+
+    async def _fulfil(self, duty: Any) -> None:
+        tries = broken = 0
+        while self.owed(duty.id):
+            try:
+                await self.performer.perform(self, duty)
+                if not self.owed(duty.id):
+                    return
+                raise AssertionError(f"duty {duty.id} was done and is owed still")
+            except Unavailable as e:
+                why = str(e)
+            except Exception as e:
+                broken += 1
+                why = str(e) if isinstance(e, DureError) else f"{type(e).__name__}: {e}"
+                log.warning("duty.failed", run=self.run.hex()[:12], duty=duty.id, reason=why, exc_info=not isinstance(e, DureError))
+            if broken >= BROKEN_TRIES:
+                await self.submit(self.logic.abort(f"{duty.id}: {' '.join(why.split())}"[:500]))
+                return
+            wait_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+            tries += 1
+            log.warning("duty.waits", run=self.run.hex()[:12], duty=duty.id, reason=why, again_s=wait_s)
+            await asyncio.sleep(wait_s)

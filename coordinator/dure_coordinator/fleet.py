@@ -1,0 +1,346 @@
+"""All runs and all connected nodes of one coordinator: what the RPC edges talk to.
+
+Free of gRPC. A member's node is *here* while it follows; a run hears of that as `Seen` and `Gone`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from dure.blobs import BlobId, BlobReader, BlobStore
+from dure.errors import Conflict, DureError, NotAuthorised, Refused
+from dure.statements.kinds import InstanceCommit, NodeDelegation, RunPlan
+from dure.statements.statement import open_statement
+from dure.wire.messages import PROTOCOL_VERSION, Directive, DirectiveKind, Hello, HelloReply, Report, ReportKind, ReportReply
+from dure_coordinator.callers import Caller, Roster
+from dure_coordinator.engine import Changes, Decided, Logic, Performer, RunEngine
+from dure_coordinator.exchange import view
+from dure_coordinator.exchange.events import Gone, Reported, Seen, Uploaded
+from dure_coordinator.exchange.facts import RunFacts
+from dure_coordinator.spool import Spool, Spools
+from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, UploadRow, With
+
+log = structlog.get_logger()
+
+ENVELOPES = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
+"""Reports whose body is a DSSE envelope: kept verbatim among the statements once accepted."""
+OLDEST_PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Session:
+    """A node that said Hello: its certificate's name and its member's word for its key."""
+
+    caller: Caller
+    node_key: bytes
+    generation: int
+    delegation: bytes
+    software: str
+    since: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over, not folded."""
+
+    row: RunRow
+    plan: RunPlan
+
+
+@dataclass
+class Fleet:
+    """Made by `app.py`; `load` before anything else."""
+
+    store: Store
+    blobs: BlobStore
+    spools: Spools
+    roster: Callable[[], Roster]
+    coordinator_key: bytes
+    """32 bytes: under it this coordinator's plans verify."""
+    logic_of: Callable[[RunFacts], Logic]
+    facts_of: Callable[[RunRow, RunPlan], RunFacts]
+    performer: Performer
+    clock: Callable[[], float] = time.time
+    changes: Changes = field(default_factory=Changes)
+    runs: dict[bytes, RunEngine] = field(default_factory=dict)
+    rows: dict[bytes, RunRow] = field(default_factory=dict)
+    ended: dict[bytes, Ended] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    here: dict[str, object] = field(default_factory=dict)
+    """Token of the stream each connected member follows on; a newer stream takes over."""
+    on_opened: Callable[[RunEngine], None] | None = None
+    """Called for every run that is or becomes active, once per process (starts its ServerApp)."""
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Every open run, folded from its log; the others by their registry row."""
+        for row in await self.store.runs():
+            self.rows[row.run] = row
+            if row.label == "open":
+                engine = await self._fold(row)
+                for member, presence in engine.state.present.items():
+                    if presence.connected:  # the process that saw it is gone, and so is the connection
+                        await engine.submit(Gone(member))
+            else:
+                self.ended[row.run] = Ended(row, self.plan_of(row))
+
+    async def start(self) -> None:
+        """Lets all open runs go on."""
+        for engine in list(self.runs.values()):
+            await self._begin(engine)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(engine.close() for engine in self.runs.values()))
+
+    async def add(self, row: RunRow, also: With) -> RunEngine:
+        """Registers a run and lets it begin. Durable when this returns."""
+        await self.store.add_run(row, also)
+        self.rows[row.run] = row
+        engine = await self._fold(row)
+        await self._begin(engine)
+        for member in engine.state.facts.roster:
+            if member in self.here:
+                await self._seen(engine, member)
+        await self.changes.bump()
+        return engine
+
+    async def engine(self, run: bytes) -> RunEngine | None:
+        """A run, folded if it is not yet; None if there is none."""
+        async with self._loading:
+            if run not in self.runs and run in self.ended:
+                await self._fold(self.ended[run].row)
+        return self.runs.get(run)
+
+    async def find(self, prefix: str) -> RunEngine:
+        """The run whose id (hex) starts so, or that has this name alone; `Conflict` names the candidates."""
+        wanted = prefix.lower()
+        found = [r for r in self.rows.values() if re.fullmatch(r"[0-9a-f]{1,64}", wanted) and r.run.hex().startswith(wanted)]
+        found = found or [r for r in self.rows.values() if r.name == prefix]
+        if not found:
+            raise Conflict(f"no run {prefix!r}; `dure run list` shows all")
+        if len(found) > 1:
+            raise Conflict(f"{prefix!r} is {len(found)} runs: {', '.join(r.run.hex()[:12] for r in found[:5])}; give more digits")
+        engine = await self.engine(found[0].run)
+        assert engine is not None
+        return engine
+
+    def plan_of(self, row: RunRow) -> RunPlan:
+        return open_statement(row.plan, RunPlan, [self.coordinator_key]).fact
+
+    async def _fold(self, row: RunRow) -> RunEngine:
+        facts = self.facts_of(row, self.plan_of(row))
+        engine = RunEngine(row.run, row.created, self.logic_of(facts), self.store, self.performer, self.changes, self.clock, self._ended)
+        await engine.load()
+        self.runs[row.run] = engine
+        return engine
+
+    async def _begin(self, engine: RunEngine) -> None:
+        if not engine.ended:
+            await engine.start()
+            if self.on_opened is not None:
+                self.on_opened(engine)
+
+    async def _ended(self, engine: RunEngine) -> None:
+        row = self.rows[engine.run]
+        label, reason = engine.label
+        self.rows[engine.run] = RunRow(row.run, row.name, row.plan, row.app_digest, label, reason, row.created)
+        log.info("run.ended", run=engine.run.hex()[:12], label=label, reason=reason)
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    async def hello(self, caller: Caller, hello: Hello) -> HelloReply:
+        """Binds the certificate's node to the key its member delegated to.
+
+        Raises:
+            Refused: the protocol version, saying who must upgrade; or a delegation that does not hold.
+            NotAuthorised: an older generation than this member's latest node.
+        """
+        roster = self.roster()
+        if not OLDEST_PROTOCOL <= hello.protocol_version <= PROTOCOL_VERSION:
+            side = "this coordinator" if hello.protocol_version > PROTOCOL_VERSION else f"the node of {caller.member}"
+            raise Refused(
+                "protocol_version", f"is {hello.protocol_version}, spoken here are {OLDEST_PROTOCOL} to {PROTOCOL_VERSION}; upgrade {side}"
+            )
+        member = roster.members[caller.member]
+        delegation = self._delegation(hello.delegation, caller, member.signing_key)
+        known = await self.store.node(caller.member)
+        if known is not None and delegation.generation < known.generation:
+            raise NotAuthorised(
+                f"node {caller.node} has generation {delegation.generation}, {caller.member} came with {known.generation} already; "
+                "a restored or spare node needs a new key under a higher generation"
+            )
+        if known is not None and delegation.generation == known.generation and delegation.node_key != known.node_key:
+            raise NotAuthorised(f"generation {known.generation} of {caller.member} is another node key; use a higher generation")
+        await self.store.put_node(NodeRow(caller.member, caller.node, delegation.node_key, delegation.generation))
+        self.sessions[caller.member] = Session(
+            caller, delegation.node_key, delegation.generation, hello.delegation, hello.software, self.clock()
+        )
+        return HelloReply(PROTOCOL_VERSION, roster.digest, int(self.clock() * 1000), roster.roots)
+
+    def _delegation(self, raw: bytes, caller: Caller, signing_key: bytes) -> NodeDelegation:
+        """Signed by the member, for this node's name, valid now."""
+        fact = open_statement(raw, NodeDelegation, [signing_key]).fact
+        if (fact.member, fact.node) != (caller.member, caller.node):
+            raise Refused("delegation", f"is for {fact.member}/{fact.node}, the certificate says {caller.member}/{caller.node}")
+        if not fact.not_before <= self.clock() <= fact.not_after:
+            raise Refused("delegation", "is not valid at this time; renew it, or check this machine's clock")
+        return fact
+
+    def session(self, caller: Caller) -> Session:
+        """The caller's session; `NotAuthorised` where Hello is missing or a newer node took over."""
+        session = self.sessions.get(caller.member)
+        if session is None:
+            raise NotAuthorised("say Hello first")
+        if session.caller != caller:
+            raise NotAuthorised(f"node {session.caller.node} speaks for {caller.member} now; say Hello first")
+        return session
+
+    async def arrive(self, member: str) -> object:
+        """The member's node follows now. Returns the token for `leave` and `current`."""
+        token = object()
+        self.here[member] = token
+        for engine in self._open_runs_of(member):
+            await self._seen(engine, member)
+        await self.changes.bump()
+        return token
+
+    async def leave(self, member: str, token: object) -> None:
+        """The stream ended; nothing if a newer one took over."""
+        if self.here.get(member) is not token:
+            return
+        del self.here[member]
+        for engine in self._open_runs_of(member):
+            await engine.submit(Gone(member))
+        await self.changes.bump()
+
+    def current(self, member: str, token: object) -> bool:
+        return self.here.get(member) is token
+
+    async def _seen(self, engine: RunEngine, member: str) -> None:
+        session = self.sessions[member]
+        decision = await engine.submit(Seen(member, session.node_key, session.generation, session.delegation))
+        if not decision.reply.accepted:
+            log.warning("node.refused", run=engine.run.hex()[:12], member=member, field=decision.reply.field, reason=decision.reply.reason)
+
+    def _open_runs_of(self, member: str) -> list[RunEngine]:
+        return [e for e in self.runs.values() if not e.ended and member in e.state.facts.roster]
+
+    # -- directives and reports ------------------------------------------------------------------------------------
+
+    def directives(self, member: str) -> dict[bytes, Directive]:
+        """What this member's node should be doing, per run it is in."""
+        found = {
+            run: Directive(run, DirectiveKind.FINISHED, reason=ended.row.reason or ended.row.label)
+            for run, ended in self.ended.items()
+            if member in ended.plan.roster
+        }
+        for run, engine in self.runs.items():
+            if member in engine.state.facts.roster:
+                found[run] = view.directive(engine.state, member)
+        return found
+
+    async def report(self, caller: Caller, report: Report) -> ReportReply:
+        """Decides a node's report; what is answered is durable. The same report gets the same answer."""
+        self.session(caller)
+        engine = await self.engine(report.run)
+        if engine is None or caller.member not in engine.state.facts.roster:
+            return ReportReply(False, "run", "no run of this member; it may belong to another coordinator")
+
+        def also(_decision: Decided) -> With:
+            if report.kind not in ENVELOPES:
+                return NOTHING
+            return With(statements=(StatementRow.of(report.body, engine.run),))
+
+        reply: ReportReply = (await engine.submit(Reported(caller.member, report), also)).reply
+        if not reply.accepted:
+            log.info("report.refused", run=engine.run.hex()[:12], member=caller.member, kind=report.kind.value, reason=reply.reason)
+        return reply
+
+    # -- bulk: who may move which bytes ------------------------------------------------------------------------------
+
+    async def open_blob(self, member: str, blob: BlobId) -> BlobReader:
+        """The blob, open, if a run of this member lets it be read now.
+
+        Raises:
+            NotAuthorised: no run says so; the same answer whether the blob exists or not.
+        """
+        text = str(blob)
+        for run in {r for r, _ in await self.store.runs_of_blob(text)} & set(self.ended):
+            await self.engine(run)
+        for engine in self.runs.values():
+            if member in engine.state.facts.roster and text in view.readable_blobs(engine.state, member):
+                return await asyncio.to_thread(self.blobs.open, blob)
+        raise NotAuthorised("no run of this member lets it read this blob now")
+
+    async def open_upload(self, member: str, upload: bytes) -> Spool | bytes | view.UploadSlot:
+        """Where this upload's chunks go, or the answer its commit got; a slot without length takes a commit only."""
+        known = await self.store.upload(upload)
+        if known is not None and known.commit is not None and known.member == member:
+            return ACCEPTED
+        engine, slot = self._slot(member, upload)
+        if slot.length == 0:
+            return slot
+        await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, slot.length, slot.chunk_bytes))
+        return await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes)
+
+    async def commit_upload(self, member: str, upload: bytes, commit: bytes) -> ReportReply:
+        """Judges the signed commit and makes it durable; only then does the upload count.
+
+        Raises:
+            Refused: the commit's form, or its root is not that of the chunks that came.
+        """
+        engine, slot = self._slot(member, upload)
+        session = self.sessions.get(member)
+        if session is None:
+            raise NotAuthorised("say Hello first")
+        fact = open_statement(commit, InstanceCommit, [session.node_key]).fact
+        if (fact.member, fact.instance) != (member, slot.instance):
+            raise Refused("commit", "is of another member or instance than this upload")
+        if fact.length != slot.length:
+            raise Refused("length", f"says {fact.length}, this upload has {slot.length} bytes")
+        if slot.length:
+            spool = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes)
+            await asyncio.to_thread(spool.finish, fact.root)
+        else:
+            await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, 0, slot.chunk_bytes))
+        also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
+        reply: ReportReply = (await engine.submit(Uploaded(member, slot.instance, commit), also)).reply
+        return reply
+
+    def _slot(self, member: str, upload: bytes) -> tuple[RunEngine, view.UploadSlot]:
+        for engine in self._open_runs_of(member):
+            for slot in view.upload_slots(engine.state):
+                if slot.upload == upload and slot.member == member:
+                    return engine, slot
+        raise NotAuthorised("no run takes this upload from this member now; follow the directives")
+
+
+ACCEPTED = b"accepted"
+"""The answer to a commit that counts."""
+
+
+def summary_of(engine: RunEngine, row: RunRow, connected: Mapping[str, object]) -> dict[str, object]:
+    """One run for people and scripts."""
+    try:
+        facts = dict(view.summary(engine.state))
+    except DureError as e:  # a view must never take status down
+        facts = {"phase": "?", "reason": str(e)}
+    return {
+        "run": row.run.hex(),
+        "plan_digest": row.run.hex(),
+        "name": row.name,
+        "state": engine.label[0],
+        "reason": engine.label[1],
+        "created": row.created,
+        "roster": list(engine.state.facts.roster),
+        "connected": sorted(m for m in engine.state.facts.roster if m in connected),
+        **{k: v for k, v in facts.items() if k not in ("run",)},
+    }

@@ -1,0 +1,94 @@
+"""The one place where a call on the members' port is authorised: certificate *and* charter, for every RPC.
+
+TLS has already checked that some member's CA signed the certificate. Here: exactly one subject alternative name of any
+kind (a URI constraint does not limit DNS names), a SPIFFE id whose host is a charter member's, signed by *that* member's
+CA, in its time. What passes is a `Caller`; no handler sees anything of the peer but that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+import structlog
+
+from dure.errors import DureError, NotAuthorised
+from dure_coordinator.callers import Caller, Roster, judge
+
+log = structlog.get_logger()
+
+CALLER: ContextVar[Caller] = ContextVar("dure_caller")
+
+
+def member_of(_context: Any) -> str:
+    """The member behind the running call; for handlers below `Authorise`."""
+    try:
+        return CALLER.get().member
+    except LookupError:
+        raise NotAuthorised("this call was not authorised") from None
+
+
+class Authorise(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # untyped base
+    """Puts a `Caller` into the context of every handler, or ends the call with UNAUTHENTICATED."""
+
+    def __init__(self, roster: Callable[[], Roster], *, calls_per_member: int = 32, clock: Callable[[], float] = time.time) -> None:
+        self._roster, self._limit, self._clock = roster, calls_per_member, clock
+        self._calls: Counter[str] = Counter()
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        for shape in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            behaviour = getattr(handler, shape)
+            if behaviour is not None:
+                return handler._replace(**{shape: self._guard(behaviour, details.method)})
+        return handler
+
+    def _guard(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+        if inspect.isasyncgenfunction(behaviour):
+
+            async def stream(request: Any, context: Any) -> Any:
+                with self._counted(await self._admit(context, method)):
+                    async for answer in behaviour(request, context):
+                        yield answer
+
+            return stream
+
+        async def call(request: Any, context: Any) -> Any:
+            with self._counted(await self._admit(context, method)):
+                return await behaviour(request, context)
+
+        return call
+
+    async def _admit(self, context: Any, method: str) -> Caller:
+        pem = context.auth_context().get("x509_pem_cert", [None])[0]
+        try:
+            caller = judge(pem, self._roster(), self._clock())
+        except NotAuthorised as e:
+            log.warning("members.refused", method=method, peer=context.peer(), reason=str(e))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, one_line(e))
+            raise AssertionError("abort raises") from e
+        if self._calls[caller.member] >= self._limit:
+            log.warning("members.too_many_calls", method=method, member=caller.member)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"at most {self._limit} calls of one member at a time")
+        CALLER.set(caller)
+        return caller
+
+    @contextmanager
+    def _counted(self, caller: Caller) -> Iterator[None]:
+        self._calls[caller.member] += 1
+        try:
+            yield
+        finally:
+            self._calls[caller.member] -= 1
+
+
+def one_line(error: DureError) -> str:
+    return " ".join(str(error).split())[:1000]

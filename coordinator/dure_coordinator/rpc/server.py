@@ -1,0 +1,126 @@
+"""gRPC server objects, one per audience: handlers belong to a server and not to a port."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from dure.errors import BadInput, Unavailable
+from dure.wire.messages import MAX_CONTROL_BYTES
+from dure_coordinator.callers import Roster
+from dure_coordinator.fleet import Fleet
+from dure_coordinator.rpc.bulk import BulkService, BulkSettings
+from dure_coordinator.rpc.interceptor import Authorise, member_of
+from dure_coordinator.rpc.members import Members, MembersBulk
+from dure_pb.v1 import members_pb2_grpc
+
+SLACK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """The coordinator's own TLS key and chain, PEM."""
+
+    key: bytes
+    chain: bytes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one peer may take of the members' port."""
+
+    calls_per_member: int = 32
+    bulk_streams_per_member: int = 4
+    keepalive_s: float = 30.0
+    """The server pings a silent connection after so long; a node may ping every third of it."""
+
+
+@dataclass
+class MembersPort:
+    """The members' port, bound but not started."""
+
+    server: grpc.aio.Server
+    members: Members
+    address: str
+
+
+def members_port(fleet: Fleet, roster: Callable[[], Roster], tls: TlsFiles, listen: str, limits: Limits) -> MembersPort:
+    """Mutual TLS only; anchors are the charter's member CAs.
+
+    Raises:
+        Unavailable: the port is in use or may not be bound.
+        BadInput: `listen` is not host:port.
+    """
+    interceptor = Authorise(roster, calls_per_member=limits.calls_per_member)
+    server = grpc.aio.server(interceptors=[interceptor], options=_options(limits))
+    members = Members(fleet)
+    members_pb2_grpc.add_MembersServiceServicer_to_server(members, server)
+    bulk = BulkService(MembersBulk(fleet), member_of, BulkSettings(streams_per_member=limits.bulk_streams_per_member))
+    server.add_generic_rpc_handlers((bulk.handler(),))
+    credentials = grpc.ssl_server_credentials([(tls.key, tls.chain)], roster().anchors(), require_client_auth=True)
+    return MembersPort(server, members, bind(server, listen, credentials))
+
+
+def bind(server: grpc.aio.Server, listen: str, credentials: Any) -> str:
+    """Binds and returns host:port as bound (port 0 becomes a real one)."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise BadInput(f"--listen {listen}: must be host:port")
+    _check_free(host, int(port))
+    try:
+        bound = server.add_secure_port(listen, credentials)
+    except RuntimeError as e:
+        raise Unavailable(f"port {listen}: cannot be bound; is another process using it?") from e
+    if not bound:
+        raise Unavailable(f"port {listen}: cannot be bound; is another process using it?")
+    return f"{host}:{bound}"
+
+
+def unix_server(path: Path, add: Sequence[Callable[[grpc.aio.Server], None]], *, max_bytes: int) -> grpc.aio.Server:
+    """A server on one Unix socket; the folder it lies in decides who may call."""
+    options = [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes)]
+    server = grpc.aio.server(options=options)
+    for each in add:
+        each(server)
+    try:
+        bound = server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as e:
+        raise Unavailable(f"{path}: cannot be bound") from e
+    if not bound:
+        raise Unavailable(f"{path}: cannot be bound")
+    return server
+
+
+def _check_free(host: str, port: int) -> None:
+    """gRPC says only "failed to bind"; this says why."""
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as e:
+            remedy = "stop whoever uses it or choose another with --listen" if e.errno == 98 else "choose another with --listen"
+            raise Unavailable(f"port {host}:{port}: {e.strerror.lower()}; {remedy}") from e
+
+
+def _options(limits: Limits) -> list[tuple[str, Any]]:
+    ping_ms = int(limits.keepalive_s * 1000)
+    return [
+        ("grpc.so_reuseport", 0),  # a second coordinator on this port is an error, not a lottery
+        ("grpc.max_receive_message_length", MAX_CONTROL_BYTES + SLACK_BYTES),
+        ("grpc.max_send_message_length", MAX_CONTROL_BYTES + SLACK_BYTES),
+        ("grpc.max_concurrent_streams", limits.calls_per_member),
+        ("grpc.max_metadata_size", 8192),
+        ("grpc.keepalive_time_ms", ping_ms),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", ping_ms // 3),
+        ("grpc.http2.max_ping_strikes", 3),
+    ]

@@ -1,0 +1,50 @@
+"""The coordinator's settings: <dir>/coordinator.toml; an absent file runs with the defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dure.errors import BadInput
+
+FILE = "coordinator.toml"
+
+
+@dataclass(frozen=True)
+class CoordinatorSettings:
+    """What is in force."""
+
+    listen: str = ""
+    """host:port of the members' port; empty takes the port of `--advertise` on all addresses of loopback or 0.0.0.0."""
+    database: str = ""
+    """SQLAlchemy URL (async driver); empty is SQLite in the folder."""
+    spool_quota_bytes: int = 200 * 10**9
+    """All masked uploads on disk together."""
+    gone_grace_s: float = 3.0
+    """How long a member that lost its connection holds up a phase that others have finished."""
+    join_grace_s: float = 3.0
+    """How long the first epoch waits for further members once a quorum is there."""
+
+
+def load(directory: Path) -> CoordinatorSettings:
+    """Settings of a coordinator's folder.
+
+    Raises:
+        BadInput: names the key that is unknown or of the wrong type.
+    """
+    path = directory / FILE
+    try:
+        body: dict[str, Any] = tomllib.loads(path.read_text()) if path.exists() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    known = {f.name: getattr(CoordinatorSettings(), f.name) for f in fields(CoordinatorSettings)}
+    for name, value in body.items():
+        if name not in known:
+            raise BadInput(f"{path}: {name} is unknown; settings are {', '.join(known)}")
+        if isinstance(known[name], float) and type(value) is int:
+            body[name] = float(value)
+        elif type(value) is not type(known[name]):
+            raise BadInput(f"{path}: {name} must be {type(known[name]).__name__}")
+    return CoordinatorSettings(**body)
