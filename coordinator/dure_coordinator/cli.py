@@ -10,6 +10,7 @@ import typer
 from dure.charter.coordinator import CoordinatorFolder
 from dure.console import DEFAULT_DIR, AsJson, Dir, first_use, one_line_errors, say, show_json
 from dure.identity import keys
+from dure_coordinator.serve_cli import register
 
 app = typer.Typer(no_args_is_help=True, help="The consortium's coordinator: keys, server, state.")
 
@@ -40,3 +41,6 @@ def init(
     say(f"coordinator of {name} at {advertise}")
     say(f"CA fingerprint  {keys.words(fingerprint)}")
     say("next: collect join requests and `dure charter draft *.join.json`")
+
+
+register(app)

@@ -39,7 +39,7 @@ class Duties:
     journals: Journals
     signing_key: Ed25519PrivateKey
     clock: Callable[[], float] = time.time
-    _chain: asyncio.Lock = field(default_factory=asyncio.Lock)
+    chain_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def perform(self, run: RunEngine, duty: Any) -> None:
         """Does one duty and hands its result to the run."""
@@ -55,7 +55,7 @@ class Duties:
 
     async def _sign(self, run: RunEngine, duty: Sign) -> None:
         party = key_id(self.signing_key.public_key().public_bytes_raw())
-        async with self._chain:  # one chain, one writer; the chain moves in the transaction that keeps the envelope
+        async with self.chain_lock:  # one chain, one writer; the chain moves in the transaction that keeps the envelope
             chain = await self.store.chain_of(party)
             envelope, after = seal(duty.statement, self.signing_key, chain, self.clock())
             raw = envelope.to_bytes()

@@ -45,7 +45,15 @@ GATHER_S = 2.0
 class ServerAppGrid(rpc.ServerAppGridServiceServicer):
     """One run's Grid."""
 
-    def __init__(self, engine: RunEngine, journal: RunJournal, run_dir: Path, blobs: BlobStore, store: Store, here: Callable[[], Mapping[str, object]]) -> None:
+    def __init__(
+        self,
+        engine: RunEngine,
+        journal: RunJournal,
+        run_dir: Path,
+        blobs: BlobStore,
+        store: Store,
+        here: Callable[[], Mapping[str, object]],
+    ) -> None:
         self._engine, self._journal, self._dir, self._blobs, self._store, self._here = engine, journal, run_dir, blobs, store, here
 
     # -- nodes -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,334 @@
+"""Wiring of a coordinator process: folder, database, runs, ports. The only place that reads files and clocks for the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import structlog
+
+from dure.apps import App, config_of_plan, read_app, unpack_app
+from dure.blobs import BlobId, BlobStore
+from dure.charter.coordinator import CoordinatorFolder
+from dure.charter.model import Charter
+from dure.errors import BadInput, DureError, Unavailable
+from dure.identity.keys import public_bytes
+from dure.model.content import flower_run_id
+from dure.statements.kinds import RunPlan
+from dure_coordinator.callers import Member, Roster
+from dure_coordinator.duties_done import Duties
+from dure_coordinator.engine import Logic, RunEngine
+from dure_coordinator.exchange import decide
+from dure_coordinator.exchange.duties import duties, next_deadline
+from dure_coordinator.exchange.events import Abort, Done, Tick, decode_event, encode_event
+from dure_coordinator.exchange.facts import RunFacts
+from dure_coordinator.exchange.state import RunPhase, RunState
+from dure_coordinator.fleet import Fleet
+from dure_coordinator.flower.launch import ProcessConfig, ServerAppProcess
+from dure_coordinator.journals import Journals
+from dure_coordinator.rpc.admin import ADMIN_SOCKET, Admin
+from dure_coordinator.rpc.server import Limits, MembersPort, TlsFiles, members_port, unix_server
+from dure_coordinator.rpc.serverapp import ServerAppGrid
+from dure_coordinator.settings import CoordinatorSettings, load
+from dure_coordinator.sockets import prepare_socket
+from dure_coordinator.spool import Spools
+from dure_coordinator.storage.store import RunRow, Store
+from dure_pb.v1 import admin_pb2_grpc, serverapp_pb2_grpc
+
+log = structlog.get_logger()
+
+GRID_MESSAGE_BYTES = 64 << 20
+"""Instructions without their arrays, which travel as files."""
+ADMIN_MESSAGE_BYTES = 256 << 20
+"""An app archive."""
+DRAIN_S = 5.0
+
+
+def exchange_logic(facts: RunFacts) -> Logic:
+    """The exchange logic as the engine drives it."""
+    return Logic(
+        begin=lambda now: decide.begin(facts, now),
+        apply=decide.apply,
+        encode=encode_event,
+        decode=decode_event,
+        duties=duties,
+        next_deadline=next_deadline,
+        label=label_of,
+        tick=Tick,
+        done=Done,
+        abort=Abort,
+    )
+
+
+def label_of(state: RunState) -> tuple[str, str]:
+    """(open | finished | aborted, reason)."""
+    if state.phase is RunPhase.FINISHED:
+        return "finished", state.reason
+    if state.phase is RunPhase.ABORTED:
+        return "aborted", state.reason
+    return "open", ""
+
+
+def roster_of(charter: Charter, roots: tuple[bytes, ...]) -> Roster:
+    """The charter as the members' port uses it."""
+    members = {m.id: Member(m.id, m.host, m.ca_pem.encode(), m.signing_key) for m in charter.members}
+    return Roster(charter.terms.consortium_id, charter.version, charter.digest, roots, members)
+
+
+@dataclass
+class Coordinator:
+    """One coordinator process."""
+
+    folder: CoordinatorFolder
+    settings: CoordinatorSettings
+    charter: Charter
+    store: Store
+    blobs: BlobStore
+    spools: Spools
+    journals: Journals
+    fleet: Fleet
+    serverapps: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    async def open(cls, folder: CoordinatorFolder, settings: CoordinatorSettings) -> Coordinator:
+        """Everything but the ports. Raises DureError where the folder, charter or database cannot be used."""
+        charter = folder.charter()
+        published = folder.published()
+        assert published is not None
+        roster = roster_of(charter, published.roots)
+        signing_key = folder.signing_key
+        store = await Store.open(settings.database or f"sqlite+aiosqlite:///{folder.directory.resolve()}/coordinator.sqlite")
+        blobs = BlobStore(folder.directory / "blobs")
+        await asyncio.to_thread(blobs.sweep)
+        spools = Spools(folder.directory / "spools", quota_bytes=settings.spool_quota_bytes)
+        journals = Journals(store)
+        keys = {m.id: m.signing_key for m in charter.members}
+
+        def facts_of(row: RunRow, plan: RunPlan) -> RunFacts:
+            return RunFacts(
+                consortium=charter.terms.consortium_id,
+                run=row.run,
+                plan=plan,
+                plan_envelope=row.plan,
+                charter_version=plan.charter_version,
+                charter_sha256=plan.charter_sha256,
+                member_signing_keys={m: keys[m] for m in plan.roster},
+                coordinator_key=public_bytes(signing_key),
+                gone_grace_s=settings.gone_grace_s,
+                join_grace_s=settings.join_grace_s,
+            )
+
+        fleet = Fleet(
+            store=store,
+            blobs=blobs,
+            spools=spools,
+            roster=lambda: roster,
+            coordinator_key=public_bytes(signing_key),
+            logic_of=exchange_logic,
+            facts_of=facts_of,
+            performer=Duties(store, blobs, spools, journals, signing_key),
+        )
+        made = cls(folder, settings, charter, store, blobs, spools, journals, fleet)
+        fleet.on_opened = made.start_serverapp
+        await fleet.load()
+        return made
+
+    # -- a run's ServerApp -----------------------------------------------------------------------------------------
+
+    def start_serverapp(self, engine: RunEngine) -> None:
+        """Serve the run's Grid and run its ServerApp until the run is over."""
+        if engine.run not in self.serverapps:
+            self.serverapps[engine.run] = asyncio.create_task(self._serverapp(engine), name=f"serverapp-{engine.run.hex()[:8]}")
+
+    def run_dir(self, run: bytes) -> Path:
+        return self.folder.directory.resolve() / "runs" / run.hex()[:16]
+
+    async def app_of(self, plan: RunPlan, run_dir: Path) -> App:
+        """The run's app, unpacked once."""
+        app_dir = run_dir / "app"
+        if not (app_dir / "pyproject.toml").exists():
+            archive = await asyncio.to_thread(self.blobs.read_bytes, BlobId.parse(plan.app_blob), limit=1 << 30)
+            await asyncio.to_thread(unpack_app, archive, app_dir, digest=plan.app_sha256)
+        return read_app(app_dir)
+
+    async def _serverapp(self, engine: RunEngine) -> None:
+        facts: RunFacts = engine.state.facts
+        run_dir = self.run_dir(engine.run)
+        try:
+            app = await self.app_of(facts.plan, run_dir)
+            work_dir = run_dir / "serverapp"
+            path = prepare_socket(work_dir, "grid.sock")
+            grid = ServerAppGrid(engine, await self.journals.of(engine.run), work_dir, self.blobs, self.store, lambda: self.fleet.here)
+            server = unix_server(
+                path,
+                [lambda s: serverapp_pb2_grpc.add_ServerAppGridServiceServicer_to_server(grid, s)],
+                max_bytes=GRID_MESSAGE_BYTES,
+            )
+            await server.start()
+            config = ProcessConfig(
+                run_dir=str(work_dir),
+                socket=str(path),
+                app_dir=str(run_dir / "app"),
+                run_id=flower_run_id(engine.run),
+                run_config=config_of_plan(app, facts.plan.settings),
+                seed=int.from_bytes(engine.run[:4], "little"),
+                quorum=facts.u_min,
+                per_node_keys=facts.plan.per_node_config,
+                linear_strategy=tuple(app.dure.linear_strategy),
+            )
+            process = ServerAppProcess(config, run_dir / "serverapp.log")
+            watch = asyncio.create_task(self._stop_when_over(engine, process))
+            try:
+                ended = await process.run()
+                if not engine.ended and not engine.state.stopping:
+                    await engine.submit(Abort(f"the ServerApp ended without a result: {ended.reason}; see {run_dir / 'serverapp.log'}"))
+            finally:
+                watch.cancel()
+                await process.stop()
+                await server.stop(DRAIN_S)
+        except asyncio.CancelledError:
+            raise
+        except DureError as error:
+            log.error("serverapp.failed", run=engine.run.hex()[:12], reason=str(error))
+            await engine.submit(Abort(f"the ServerApp could not be started: {error}"[:500]))
+
+    async def _stop_when_over(self, engine: RunEngine, process: ServerAppProcess) -> None:
+        while not engine.ended:
+            await engine.changes.wait(engine.changes.version, 5.0)
+        await asyncio.sleep(1.0)  # a Finish that ended the run is being answered
+        await process.stop()
+
+    async def close(self) -> None:
+        """Stop without deciding anything: what is owed is owed at the next start."""
+        for task in self.serverapps.values():
+            task.cancel()
+        await asyncio.gather(*self.serverapps.values(), return_exceptions=True)
+        await self.fleet.close()
+        await self.store.close()
+        self.spools.close()
+
+
+@contextlib.contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Two coordinators on one folder would sign two histories.
+
+    Raises:
+        Unavailable: another process serves this folder.
+    """
+    try:
+        file = (directory / "serve.lock").open("w")
+    except OSError as error:
+        raise Unavailable(f"{directory} cannot be written: {error.strerror}; give --dir a folder this user may write") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable(f"another process serves {directory}; stop it first") from None
+        yield
+
+
+def check_clock(charter: Charter, folder: CoordinatorFolder, now: float) -> None:
+    """Refuse a clock that cannot be right.
+
+    Raises:
+        BadInput: the clock is before the folder was made, or the charter has expired.
+    """
+    made = (folder.directory / "coordinator.json").stat().st_mtime
+    if now < made - 600:
+        raise BadInput(f"this machine's clock is {made - now:.0f} s before this folder was made; set it (NTP), then serve again")
+    if now > charter.expires:
+        raise BadInput(f"charter version {charter.version} has expired; have the members sign a new one, or correct this machine's clock")
+
+
+def listen_address(folder: CoordinatorFolder, settings: CoordinatorSettings, chosen: str | None) -> str:
+    """Where the members' port is bound."""
+    if chosen or settings.listen:
+        return chosen or settings.listen
+    host, _, port = folder.advertise.rpartition(":")
+    return f"{host if host in ('127.0.0.1', 'localhost') else '0.0.0.0'}:{port}"  # noqa: S104  # mutual TLS guards it
+
+
+def serve(directory: Path, listen: str | None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        DureError: it cannot start; one line says why and what to do.
+    """
+    configure_logs()
+    # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
+    sys.setswitchinterval(0.0005)
+    folder = CoordinatorFolder.load(directory)
+    with only_one(directory):
+        check_clock(folder.charter(), folder, time.time())
+        asyncio.run(_serve(folder, load(directory), listen))
+
+
+async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, listen: str | None) -> None:
+    coordinator = await Coordinator.open(folder, settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    port: MembersPort | None = None
+    admin: grpc.aio.Server | None = None
+    try:
+        address = listen_address(folder, settings, listen)
+        tls = TlsFiles(folder.tls_key_pem, folder.tls_pem + folder.ca_pem)
+        port = members_port(coordinator.fleet, coordinator.fleet.roster, tls, address, Limits())
+        path = prepare_socket(folder.directory / "sockets", ADMIN_SOCKET)
+        admin = unix_server(
+            path,
+            [lambda s: admin_pb2_grpc.add_AdminServiceServicer_to_server(Admin(coordinator), s)],
+            max_bytes=ADMIN_MESSAGE_BYTES,
+        )
+        await port.server.start()
+        await admin.start()
+        await coordinator.fleet.start()
+        print(f"members' port  {port.address}  mutual TLS, charter version {coordinator.charter.version}", flush=True)
+        print(f"admin socket   {path}", flush=True)
+        notify_ready()
+        await stop.wait()
+        log.info("coordinator.draining")
+    finally:
+        if port is not None:
+            port.members.draining.set()
+            await coordinator.fleet.changes.bump()
+            await port.server.stop(DRAIN_S)
+        if admin is not None:
+            await admin.stop(DRAIN_S)
+        await coordinator.close()
+
+
+def notify_ready() -> None:
+    """Tell systemd that the ports are open (sd_notify, READY=1); nothing elsewhere."""
+    target = os.environ.get("NOTIFY_SOCKET")
+    if not target:
+        return
+    address = "\0" + target[1:] if target.startswith("@") else target
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
+        channel.sendto(b"READY=1", address)
+
+
+def configure_logs() -> None:
+    """Events on standard output: JSON for machines, lines for a terminal."""
+    render = structlog.dev.ConsoleRenderer(colors=False) if sys.stdout.isatty() else structlog.processors.JSONRenderer(ensure_ascii=False)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+    )

@@ -1,0 +1,124 @@
+"""From an app and a few options to a run plan, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dure.apps import App, ConfigValue, plan_settings
+from dure.charter.model import Charter
+from dure.errors import BadInput
+from dure.secagg.thresholds import dropouts_survived, share_threshold, u_min
+from dure.statements.kinds import Deadlines, OuterStep, RunPlan
+
+DEFAULT_W_MAX = 65_536
+
+
+def outer_step(app: App, chosen: str | None) -> OuterStep:
+    """The plan's outer step: `--outer-step name[,key=value…]`, else the app's `[tool.dure]`, else none.
+
+    Raises:
+        BadInput: an unknown name or an incomplete setting.
+    """
+    if chosen is not None:
+        name, *pairs = chosen.split(",")
+        settings = dict(p.split("=", 1) for p in pairs if "=" in p)
+        if len(settings) != len(pairs):
+            raise BadInput(f"--outer-step {chosen}: write name,key=value,…, such as nesterov,lr=0.8,momentum=0.5")
+    elif app.dure.outer_step is not None:
+        table = dict(app.dure.outer_step)
+        name = str(table.pop("kind"))
+        settings = {key: value if isinstance(value, str) else repr(value) for key, value in table.items()}
+    else:
+        name, settings = "none", {}
+    if name not in ("none", "average", "nesterov", "adam"):
+        raise BadInput(f"outer step {name}: must be none, average, nesterov or adam")
+    return OuterStep(name, settings)
+
+
+def make_plan(
+    *,
+    charter: Charter,
+    app: App,
+    app_sha256: bytes,
+    app_blob: str,
+    config: Mapping[str, ConfigValue],
+    rounds: int,
+    members: tuple[str, ...],
+    step: OuterStep,
+    nonce: bytes,
+    deadlines: Mapping[str, int],
+) -> RunPlan:
+    """The plan members approve.
+
+    Raises:
+        BadInput: what the charter does not allow, with the arithmetic.
+    """
+    terms = charter.terms
+    roster = tuple(sorted(members or tuple(m.id for m in terms.members)))
+    for name in roster:
+        charter.member(name)
+    c = terms.colluders
+    if u_min(len(roster), c) > len(roster):
+        raise BadInput(f"{len(roster)} members are too few: with {c} assumed colluders {u_min(len(roster), c)} would have to finish")
+    if step.name == "none" and not terms.allow_unrecomputed_bases:
+        raise BadInput(
+            "without a plan-named outer step the ServerApp chooses the bases, which the charter does not allow "
+            "(allow_unrecomputed_bases); name one in [tool.dure] or with --outer-step average"
+        )
+    w_max = app.dure.w_max or min(DEFAULT_W_MAX, terms.w_max)
+    if w_max > terms.w_max:
+        raise BadInput(f"[tool.dure] w-max = {w_max}: the charter allows at most {terms.w_max}")
+    needed = 2 * rounds
+    return RunPlan(
+        nonce=nonce,
+        consortium=terms.consortium_id,
+        charter_version=charter.version,
+        charter_sha256=charter.digest,
+        name=app.name,
+        app_sha256=app_sha256,
+        app_blob=app_blob,
+        app_name=app.name,
+        app_version=app.version,
+        roster=roster,
+        rounds=rounds,
+        max_exchanges=app.dure.max_exchanges or 2 * needed + 16,
+        outer_step=step,
+        encoding="ring16",
+        stream="aes-256-ctr",
+        recheck="off",
+        keep_uploads="none",
+        base="as-sent",
+        w_max=w_max,
+        e_cap=6,
+        colluders=c,
+        u_min=u_min(len(roster), c),
+        metrics={"train": tuple(sorted(app.dure.metrics))} if app.dure.metrics else {},
+        per_node_config=tuple(sorted(app.dure.per_node_config)),
+        scalars_max=rounds + 1,
+        allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
+        settings=plan_settings(config),
+        deadlines=replace(Deadlines(), **deadlines),
+    )
+
+
+def forecast(plan: RunPlan) -> dict[str, Any]:
+    """What a run costs, per parameter of its model, and who must be awake. Bytes follow from the formats."""
+    m = len(plan.roster)
+    spare = dropouts_survived(m, plan.colluders)
+    named = plan.outer_step.name != "none"
+    return {
+        "members": list(plan.roster),
+        "must_finish": plan.u_min,
+        "may_drop_out": spare,
+        "share_threshold": share_threshold(m, plan.colluders),
+        "colluders_assumed": plan.colluders,
+        "bytes_up_per_parameter": round(2 + 24 * 8 / 4096, 3),
+        "bytes_down_per_parameter_first": round(4 + 2 + 24 * 8 / 4096, 3),
+        "bytes_down_per_parameter_later": round((0 if named else 4) + 2 + 24 * 8 / 4096, 3),
+        "coordinator_disk_per_parameter": round(m * (2 + 24 * 8 / 4096) + 2 + 4 + (4 if plan.outer_step.name == "nesterov" else 0), 1),
+        "rounds": plan.rounds,
+        "exchanges_at_most": plan.max_exchanges,
+        "outer_step": plan.outer_step.name,
+    }

@@ -1,0 +1,249 @@
+"""The admin socket: what an administrator's commands ask. The folder the socket lies in is the access control."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+from safetensors.numpy import save_file
+
+from dure.apps import run_config, unpack_app
+from dure.blobs import BlobId
+from dure.errors import BadInput, DureError
+from dure.identity.keys import public_bytes
+from dure.model.layout import Layout
+from dure.model.weights import unflatten
+from dure.statements.dsse import key_id
+from dure.statements.kinds import Usage
+from dure.statements.statement import read_verified, seal
+from dure_coordinator.engine import RunEngine
+from dure_coordinator.exchange.events import Abort
+from dure_coordinator.exchange.state import ExchangePhase
+from dure_coordinator.fleet import summary_of
+from dure_coordinator.planning import forecast, make_plan, outer_step
+from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
+from dure_pb.v1 import admin_pb2 as pb
+from dure_pb.v1 import admin_pb2_grpc
+
+if TYPE_CHECKING:
+    from dure_coordinator.app import Coordinator
+
+log = structlog.get_logger()
+ADMIN_SOCKET = "admin.sock"
+
+
+class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # generated, untyped
+    """One method; a command's name picks what it does."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._c = coordinator
+        self._commands: dict[str, Callable[[dict[str, Any], bytes], Awaitable[dict[str, Any]]]] = {
+            "status": self._status,
+            "run-plan": self._plan,
+            "run-start": self._start,
+            "run-list": self._list,
+            "run-show": self._show,
+            "run-abort": self._abort,
+            "run-export": self._export,
+        }
+
+    async def Call(self, request: pb.CallRequest, _context: Any) -> pb.CallResponse:
+        try:
+            if request.command not in self._commands:
+                raise BadInput(f"command {request.command!r}: unknown to this coordinator; is it older than this `dure`?")
+            try:
+                arguments = json.loads(request.arguments or "{}")
+            except ValueError:
+                raise BadInput("arguments: not JSON") from None
+            result = await self._commands[request.command](arguments, request.archive)
+            return pb.CallResponse(result=json.dumps(result, ensure_ascii=False, sort_keys=True))
+        except DureError as error:
+            return pb.CallResponse(error=str(error), exit_code=error.exit_code)
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    async def _status(self, _arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        return {
+            "name": self._c.folder.name,
+            "address": self._c.folder.advertise,
+            "charter_version": self._c.charter.version,
+            "charter_digest": self._c.charter.digest.hex(),
+            "up_s": round(time.time() - self._c.started, 1),
+            "connected": sorted(self._c.fleet.here),
+            "members": [m.id for m in self._c.charter.members],
+            "runs": (await self._list({}, b""))["runs"],
+        }
+
+    async def _list(self, _arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        rows = sorted(self._c.fleet.rows.values(), key=lambda r: r.created)
+        return {
+            "runs": [{"run": r.run.hex(), "name": r.name, "state": _state(r.label), "reason": r.reason, "created": r.created} for r in rows]
+        }
+
+    async def _show(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        engine = await self._c.fleet.find(str(arguments.get("run", "")))
+        return self.show(engine)
+
+    def show(self, engine: RunEngine) -> dict[str, Any]:
+        """One run for people and scripts: where it stands, and per member what was counted."""
+        row = self._c.fleet.rows[engine.run]
+        shown: dict[str, Any] = summary_of(engine, row, self._c.fleet.here)
+        state = engine.state
+        shown["run_phase"] = shown["phase"]
+        shown["state"] = _state(engine.label[0])
+        done = [*state.closed, *([state.exchange] if state.exchange is not None else [])]
+        ended = [e for e in done if e.phase in (ExchangePhase.CLOSED, ExchangePhase.FAILED)]
+        shown["exchanges_closed"] = len({e.number for e in ended})
+        if shown["run_phase"] == "exchange":
+            shown["phase"] = shown["instance_phase"] or shown["exchange_phase"]
+        shown["dropouts"] = _dropouts(done)
+        last = next((e.reply for e in reversed(ended) if e.reply is not None and e.reply.status == "ok" and e.reply.metrics), None)
+        shown["metrics"] = dict(last.metrics) if last is not None else {}
+        for member, facts in shown["members"].items():
+            facts.update(_counted(done, member))
+            facts["phase"] = facts["doing"] if facts["connected"] else "away"
+        return shown
+
+    # -- starting and ending ---------------------------------------------------------------------------------------
+
+    async def _made(self, arguments: dict[str, Any], archive: bytes) -> tuple[Any, str, Any]:
+        digest = bytes.fromhex(str(arguments["app_sha256"]))
+        scratch = self._c.folder.directory / "runs" / f"plan-{secrets.token_hex(8)}"
+        try:
+            app = await asyncio.to_thread(unpack_app, archive, scratch, digest=digest)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+        rounds = arguments.get("rounds")
+        overrides = list(arguments.get("set", []))
+        if rounds is not None and app.rounds_key is not None:
+            overrides.append(f"{app.rounds_key}={rounds}")
+        config = run_config(app, overrides)
+        if rounds is None:
+            rounds = config.get(app.rounds_key) if app.rounds_key is not None else None
+        if not isinstance(rounds, int) or rounds < 1:
+            raise BadInput("--rounds: the app names no number of rounds; give one, at least 1")
+        blob = await asyncio.to_thread(self._c.blobs.put_bytes, archive)
+        plan = make_plan(
+            charter=self._c.charter,
+            app=app,
+            app_sha256=digest,
+            app_blob=str(blob),
+            config=config,
+            rounds=rounds,
+            members=tuple(arguments.get("members", ())),
+            step=outer_step(app, arguments.get("outer_step")),
+            nonce=secrets.token_bytes(16),
+            deadlines=dict(arguments.get("deadlines", {})),
+        )
+        return app, str(blob), plan
+
+    async def _plan(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
+        _app, _blob, plan = await self._made(arguments, archive)
+        awake = sorted(self._c.fleet.here)
+        return {**forecast(plan), "app": plan.app_name, "app_sha256": plan.app_sha256.hex(), "connected_now": awake}
+
+    async def _start(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
+        _app, blob, plan = await self._made(arguments, archive)
+        key = self._c.folder.signing_key
+        performer: Any = self._c.fleet.performer
+        async with performer.chain_lock:
+            party = key_id(public_bytes(key))
+            envelope, after = seal(plan, key, await self._c.store.chain_of(party), time.time())
+            raw = envelope.to_bytes()
+            run = envelope.payload_sha256
+            row = RunRow(run, plan.name, raw, plan.app_sha256, created=time.time())
+            also = With(statements=(StatementRow.of(raw, run),), blobs=(BlobRow(run, "app", blob),), chain=(party, after))
+            await self._c.fleet.add(row, also)
+        log.info("run.started", run=run.hex()[:12], app=plan.app_name, rounds=plan.rounds)
+        return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **forecast(plan)}
+
+    async def _abort(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        engine = await self._c.fleet.find(str(arguments.get("run", "")))
+        if engine.ended:
+            raise BadInput(f"run {engine.run.hex()[:12]} is {_state(engine.label[0])} already")
+        reason = str(arguments.get("reason") or "by the administrator")
+        await engine.submit(Abort("".join(c if c.isprintable() else " " for c in reason)[:300]))
+        return {"run": engine.run.hex(), "state": _state(engine.label[0])}
+
+    async def _export(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        engine = await self._c.fleet.find(str(arguments.get("run", "")))
+        wanted = arguments.get("exchange")
+        blob, layout, what = await self._model(engine, None if wanted is None else int(wanted))
+        out = Path(str(arguments["out"]))
+        await asyncio.to_thread(_write_model, self._c.blobs, blob, layout, out, engine)
+        return {"run": engine.run.hex(), "model": str(out / "model.safetensors"), "what": what, "parameters": layout.parameters}
+
+    async def _model(self, engine: RunEngine, wanted: int | None) -> tuple[BlobId, Layout, str]:
+        rows = await self._c.store.blobs(engine.run)
+        exchanges = [e for e in (*engine.state.closed, engine.state.exchange) if e is not None and e.has_arrays]
+        if not exchanges:
+            raise BadInput(f"run {engine.run.hex()[:12]} has no model yet; its first exchange brings one")
+        layout = Layout.from_json(exchanges[-1].layout)
+        by = {(r.purpose, r.exchange): r.blob for r in rows}
+        if wanted is not None:
+            if ("model", wanted) not in by:
+                have = sorted(e for p, e in by if p == "model")
+                raise BadInput(f"exchange {wanted} left no model; exchanges with one: {', '.join(map(str, have)) or 'none'}")
+            return BlobId.parse(by["model", wanted]), layout, f"after exchange {wanted}"
+        if ("final", 0) in by:
+            return BlobId.parse(by["final", 0]), layout, "the ServerApp's result"
+        models = sorted((e, b) for (p, e), b in by.items() if p == "model")
+        if models:
+            return BlobId.parse(models[-1][1]), layout, f"after exchange {models[-1][0]}"
+        return BlobId.parse(exchanges[-1].asked.weights), layout, f"the base of exchange {exchanges[-1].number}"
+
+
+def _write_model(blobs: Any, blob: BlobId, layout: Layout, out: Path, engine: RunEngine) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    flat = np.frombuffer(blobs.map(blob), np.float32)
+    tensors = {name: np.ascontiguousarray(view) for name, view in unflatten(flat, layout).items()}
+    scratch = out / ".model.safetensors.new"
+    save_file(tensors, scratch, metadata={"format": "pt", "dure.run": engine.run.hex()})
+    scratch.replace(out / "model.safetensors")
+    (out / "layout.json").write_bytes(layout.to_json())
+
+
+def _state(label: str) -> str:
+    return "running" if label == "open" else label
+
+
+def _dropouts(exchanges: list[Any]) -> list[dict[str, Any]]:
+    """Members left out of an exchange, with phase and reason."""
+    found = {}
+    for exchange in exchanges:
+        for instance in exchange.instances:
+            for member, (phase, reason) in instance.dropouts.items():
+                found.setdefault(
+                    (exchange.number, member), {"exchange": exchange.number, "member": member, "phase": phase, "reason": reason}
+                )
+        for member, (phase, reason) in exchange.sat_out.items():
+            found.setdefault((exchange.number, member), {"exchange": exchange.number, "member": member, "phase": phase, "reason": reason})
+    return [found[key] for key in sorted(found)]
+
+
+def _counted(exchanges: list[Any], member: str) -> dict[str, Any]:
+    """What a member's accepted exchanges come to; usage is its own declaration."""
+    totals = {"exchanges_counted": 0, "tokens": 0, "steps": 0, "seconds": 0.0, "bytes_up": 0, "bytes_down": 0}
+    seen: set[int] = set()
+    for exchange in exchanges:
+        if exchange.number in seen or exchange.reply is None or member not in exchange.reply.survivors:
+            continue
+        seen.add(exchange.number)
+        totals["exchanges_counted"] += 1
+        raw = exchange.usages.get(member, b"")
+        if raw:
+            fact = read_verified(raw, Usage)
+            totals["tokens"] += fact.tokens
+            totals["steps"] += fact.steps
+            totals["seconds"] += fact.milliseconds / 1000
+            totals["bytes_up"] += fact.bytes_up
+            totals["bytes_down"] += fact.bytes_down
+    return totals

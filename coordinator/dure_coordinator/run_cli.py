@@ -1,0 +1,210 @@
+"""`dure run`: plan, start, look, export, abort."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dure.apps import pack_app
+from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, out, say, show_json
+from dure.errors import BadInput
+from dure_coordinator.admin_client import call
+
+app = typer.Typer(no_args_is_help=True, help="Training runs: plan, start, look, export, abort. The coordinator must be serving.")
+
+AppDir = Annotated[Path, typer.Argument(metavar="APP", help="A Flower app folder with [tool.flwr.app] in its pyproject.toml.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id; a unique beginning is enough.")]
+Rounds = Annotated[int | None, typer.Option(help="Rounds; default: the app's own number.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the app's run config; may be repeated.")]
+Step = Annotated[str | None, typer.Option(help="average | nesterov,lr=0.8,momentum=0.5 | adam,… | none; default: the app's [tool.dure].")]
+Members = Annotated[str | None, typer.Option(help="Comma-separated member ids; default: all members.")]
+
+
+def _arguments(
+    folder: Path, rounds: int | None, sets: list[str] | None, step: str | None, members: str | None
+) -> tuple[dict[str, Any], bytes]:
+    packed = pack_app(folder)
+    arguments: dict[str, Any] = {"app_sha256": packed.digest.hex(), "set": sets or []}
+    if rounds is not None:
+        arguments["rounds"] = rounds
+    if step is not None:
+        arguments["outer_step"] = step
+    if members:
+        arguments["members"] = [m.strip() for m in members.split(",") if m.strip()]
+    return arguments, packed.archive
+
+
+@app.command()
+@one_line_errors
+def plan(
+    folder: AppDir,
+    rounds: Rounds = None,
+    sets: Sets = None,
+    outer_step: Step = None,
+    members: Members = None,
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """What a run will cost, and who must be awake. Starts nothing.
+
+    Example: dure run plan apps/pretrain --rounds 100
+    """
+    found = call(directory, "run-plan", *_arguments(folder, rounds, sets, outer_step, members))
+    if as_json:
+        show_json(found)
+        return
+    say(f"app {found['app']}, code digest {found['app_sha256']}")
+    n, need = len(found["members"]), found["must_finish"]
+    say(f"{n} members, {need} must finish an exchange, {found['may_drop_out']} may drop out")
+    say(f"connected now: {', '.join(found['connected_now']) or 'nobody'}")
+    later, first = found["bytes_down_per_parameter_later"], found["bytes_down_per_parameter_first"]
+    say(f"bytes per parameter and exchange: up {found['bytes_up_per_parameter']}, down {later} (first exchange {first})")
+    say(f"coordinator's disk per parameter: {found['coordinator_disk_per_parameter']} bytes")
+    say(f"{found['rounds']} rounds, at most {found['exchanges_at_most']} exchanges; next base by: {found['outer_step']}")
+
+
+@app.command()
+@one_line_errors
+def start(
+    folder: AppDir,
+    rounds: Rounds = None,
+    sets: Sets = None,
+    outer_step: Step = None,
+    members: Members = None,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Plan and start a run. It opens once enough members' operators allowed the plan.
+
+    Example: dure run start apps/pretrain --rounds 4 --set seed=7
+    """
+    found = call(directory, "run-start", *_arguments(folder, rounds, sets, outer_step, members))
+    if as_json:
+        show_json(found)
+    else:
+        say(f"run {found['run']}")
+        say(f"next: each member's operator looks at the plan: dure node allow {found['plan_digest'][:16]}")
+    if watch_it:
+        _watch(directory, found["run"])
+
+
+@app.command("list")
+@one_line_errors
+def list_runs(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """All runs, oldest first."""
+    found = call(directory, "run-list", {})
+    if as_json:
+        show_json(found)
+        return
+    for run in found["runs"] or []:
+        say(
+            f"{run['run'][:12]}  {datetime.fromtimestamp(run['created'], UTC):%Y-%m-%d %H:%M}  {run['name']}: {run['state']} {run['reason']}"
+        )
+    if not found["runs"]:
+        say("no runs yet; dure run start APP")
+
+
+def _line(shown: dict[str, Any]) -> str:
+    metrics = "".join(f", {k} {v:.4f}" for k, v in shown["metrics"].items())
+    return f"{shown['state']}: {shown['exchanges_closed']} exchanges closed, now {shown['exchange']} {shown['phase']}{metrics}"
+
+
+@app.command()
+@one_line_errors
+def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """Where a run stands: phase, members, what was counted, who was left out and why.
+
+    Example: dure run show 3f9a --json
+    """
+    found = call(directory, "run-show", {"run": run})
+    if as_json:
+        show_json(found)
+        return
+    say(f"run {found['run'][:12]} {found['name']}")
+    say(_line(found))
+    if found["reason"]:
+        say(found["reason"])
+    for member, facts in found["members"].items():
+        counted = f"{facts['exchanges_counted']} exchanges counted, {facts['tokens']} tokens, {facts['seconds']:.1f} s"
+        say(f"  {member:<16} {facts['phase']:<10} {counted} {facts['note']}")
+    for dropout in found["dropouts"]:
+        say(f"  left out of exchange {dropout['exchange']}: {dropout['member']}, {dropout['phase']}: {dropout['reason']}")
+    if found["waiting_for"]:
+        say(f"waiting for {', '.join(found['waiting_for'])}")
+
+
+def _watch(directory: Path, run: str) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text(""), console=out, refresh_per_second=2) if out.is_terminal else _Plain() as live:
+        while True:
+            found = call(directory, "run-show", {"run": run})
+            live.update(Text(_line(found)))
+            if found["state"] != "running":
+                return
+            time.sleep(1.0)
+
+
+class _Plain:
+    """Lines where there is no terminal; each once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __enter__(self) -> _Plain:
+        return self
+
+    def __exit__(self, *_ended: object) -> None:
+        return None
+
+    def update(self, text: Any) -> None:
+        if str(text) != self._last:
+            self._last = str(text)
+            say(self._last)
+
+
+@app.command()
+@one_line_errors
+def abort(
+    run: RunId,
+    reason: Annotated[str, typer.Option(help="Why; every member sees it.")] = "by the administrator",
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Give a run up now. Its models so far can still be exported."""
+    found = call(directory, "run-abort", {"run": run, "reason": reason})
+    if as_json:
+        show_json(found)
+    else:
+        say(f"run {found['run'][:12]} is {found['state']}")
+
+
+@app.command()
+@one_line_errors
+def export(
+    run: RunId,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for model.safetensors and layout.json.")],
+    round_number: Annotated[int | None, typer.Option("--round", help="The model after this exchange; default: the newest.")] = None,
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model as safetensors, also in mid-run.
+
+    Example: dure run export 3f9a --out model
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise BadInput(f"--out {out_dir}: is a file; give a folder")
+    arguments: dict[str, Any] = {"run": run, "out": str(out_dir.resolve())}
+    if round_number is not None:
+        arguments["exchange"] = round_number
+    found = call(directory, "run-export", arguments)
+    if as_json:
+        show_json(found)
+    else:
+        say(f"{found['model']}: {found['parameters']} parameters, {found['what']}")

@@ -1,0 +1,45 @@
+"""`dure coordinator serve` and `status`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `dure coordinator`."""
+
+    @app.command()
+    @one_line_errors
+    def serve(
+        directory: Dir = DEFAULT_DIR,
+        listen: Annotated[str | None, typer.Option(help="host:port to bind; default: the advertised port.")] = None,
+    ) -> None:
+        """Serve the members until SIGTERM: the members' port (mutual TLS) and the admin socket.
+
+        Example: dure coordinator serve --dir /var/lib/dure
+        """
+        from dure_coordinator.app import serve as run
+
+        run(directory, listen)
+
+    @app.command()
+    @one_line_errors
+    def status(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+        """Who is connected, which runs there are.
+
+        Example: dure coordinator status --json
+        """
+        from dure_coordinator.admin_client import call
+
+        found = call(directory, "status", {})
+        if as_json:
+            show_json(found)
+            return
+        say(f"{found['name']} at {found['address']}, charter version {found['charter_version']}, up {found['up_s']:.0f} s")
+        say(f"connected: {', '.join(found['connected']) or 'nobody'} of {', '.join(found['members'])}")
+        for run in found["runs"]:
+            say(f"run {run['run'][:12]} {run['name']}: {run['state']} {run['reason']}")
