@@ -89,7 +89,7 @@ def advance_approving(state: RunState, now: float) -> RunState:
         everyone = all(m in here or m in state.refusals for m in facts.roster)
         if everyone or now >= since + facts.join_grace_s:
             return replace(state, phase=RunPhase.IDLE, quorum_since=since, reason="")
-        return replace(state, quorum_since=since)
+        return state if state.quorum_since == since else replace(state, quorum_since=since)
     if now >= state.began + facts.plan.deadlines.approve:
         missing = [m for m in facts.roster if m not in state.approvals]
         return abort(state, f"{len(here)} of {facts.u_min} needed members approved and were connected in time; missing: {names(missing)}")

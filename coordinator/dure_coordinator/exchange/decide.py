@@ -75,7 +75,8 @@ def apply(state: RunState, event: Event, now: float) -> Decision:
     taken = _take(state, event, now)
     after = taken.state
     if after.phase not in (RunPhase.FINISHED, RunPhase.ABORTED):
-        while (further := _advance(after, now)) is not after:
+        # Equal is enough: a phase that rebuilds the state it was given must not keep the run turning.
+        while (further := _advance(after, now)) is not after and further != after:
             after = further
     if after is state or after == state:
         return Decision(state, taken.reply, "", False)

@@ -139,7 +139,7 @@ def _open_statement(state: RunState, exchange: ExchangeState, instance: Instance
         elements=elements_of(exchange) if instance.purpose != "scalars" else 0,
         codec=CODEC[instance.purpose],
         cohort=tuple(
-            CohortMember(m, messages.message_hash(epoch.adverts[m], keys.ADVERT), exchange.ready[m].seq if m in exchange.ready else 0)
+            CohortMember(m, messages.message_hash(epoch.adverts[m], keys.ADVERT), state.seqs.get(epoch.node_keys[m].hex(), 0))
             for m in instance.cohort
         ),
         metrics=() if instance.purpose == "scales" else exchange.metrics,

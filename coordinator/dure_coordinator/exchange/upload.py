@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dure.errors import DureError
 from dure.statements.kinds import InstanceCommit
 from dure.statements.statement import open_statement
@@ -26,11 +28,15 @@ def take_commit(state: RunState, event: Uploaded, now: float) -> Taken:
     if event.member in exchange.sat_out:
         return Taken(state, refuse("member", f"is out of this exchange: {exchange.sat_out[event.member][1]}"))
     try:
-        commit = read_commit(state, event.member, event.commit)
+        signed = open_statement(event.commit, InstanceCommit, [state.epoch.node_keys[event.member]]) if state.epoch else None
+        assert signed is not None
+        commit = signed.fact
     except DureError as e:
         return Taken(state, refusal_of(e))
     if field := _differs(exchange, instance, event.member, commit):
         return Taken(state, refuse(field, "is not that of this instance"))
+    key = signed.key.hex()
+    state = replace(state, seqs={**state.seqs, key: max(state.seqs.get(key, 0), signed.seq)})
     return Taken(with_instance(state, commits={**instance.commits, event.member: event.commit}))
 
 

@@ -22,7 +22,8 @@ def follow_advert(turn: Turn, directive: Directive) -> None:
     members = directive.members
     if state.epoch is not None and state.epoch.number == directive.epoch:
         same("members", members, state.epoch.members, "are others than this epoch was begun with")
-        turn.change(kind="advert")
+        if not state.epoch.keys:
+            turn.change(kind="advert")
         return
     if directive.epoch <= state.last_epoch:
         raise Refused("epoch", f"{directive.epoch} is over; this node has begun {state.last_epoch}")
@@ -58,6 +59,8 @@ class _Lost(Exception):
 def follow_kem(turn: Turn, directive: Directive) -> None:
     try:
         epoch = _current(turn.state, directive)
+        if epoch.keys:
+            return  # a directive that was under way when the epoch was complete
         if not epoch.kem:
             node_keys = delegated_keys(turn, epoch.members, directive.documents)
             secret, kem = keys.encapsulate(keys.EpochSecret.from_bytes(epoch.secret), directive.parts, node_keys, turn.rng)
@@ -89,6 +92,8 @@ def delegated_keys(turn: Turn, members: tuple[str, ...], documents: Mapping[str,
 def follow_group(turn: Turn, directive: Directive) -> None:
     try:
         epoch = _current(turn.state, directive)
+        if epoch.keys:
+            return
         if not epoch.group:
             secret, group = keys.agree(keys.EpochSecret.from_bytes(epoch.secret), directive.parts, turn.rng)
             epoch = replace(epoch, secret=secret.to_bytes(), group=group)
