@@ -182,7 +182,7 @@ class RunEngine:
             was_open = not self.ended
             self.state, self.label, self._last, self.position = decision.state, label, now, self.position + 1
         if decision.reason:
-            log.info("run.step", run=self.run.hex()[:12], event=type(event).__name__.lower(), reason=decision.reason)
+            log.info("run.step", run=self.run.hex()[:12], input=type(event).__name__.lower(), reason=decision.reason)
         await self.changes.bump()
         self._start_duties()
         if was_open and self.ended and self.on_ended is not None:

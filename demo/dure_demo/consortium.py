@@ -60,7 +60,7 @@ class Consortium:
     def dir_of(self, role: str) -> Path:
         return self.root / role
 
-    def dure(self, *arguments: str | Path, timeout_s: float = 120.0) -> str:
+    def dure(self, *arguments: str | Path, timeout_s: float = 30.0) -> str:
         """Run one `dure` command to its end and return what it printed.
 
         Raises:
