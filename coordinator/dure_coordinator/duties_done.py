@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -67,7 +68,7 @@ class Duties:
             await run.done(duty, {"root": merkle_root([]), "sum": b""}, With(blobs=tuple(rows)))
             return
         result = await asyncio.to_thread(self._add, duty)
-        rows += [BlobRow(run.run, name, blob.decode()) for name, blob in result.items() if name != "root"]
+        rows += [BlobRow(run.run, name, blob.decode()) for name, blob in result.items() if name in ("sum", "e_b")]
         await run.done(duty, result, With(blobs=tuple(rows)))
         # An upload outside U is protected by its own mask alone once its pair secrets are public: it goes at once.
         for row in await self.store.uploads(run.run, duty.instance):
@@ -84,8 +85,8 @@ class Duties:
         result = {"root": opened.root, "sum": str(opened).encode()}
         if not ring:
             before = BlobId.parse(duty.base_e_b) if duty.base_e_b else None
-            e_b, _raw, _capped = opened_exponents(self.blobs, opened, before, duty.e_cap)
-            result["e_b"] = str(e_b).encode()
+            e_b, raw, _capped = opened_exponents(self.blobs, opened, before, duty.e_cap)
+            result |= {"e_b": str(e_b).encode(), "e_b_sha256": sha256(raw).digest()}
         return result
 
     async def _step(self, run: RunEngine, duty: Step) -> None:

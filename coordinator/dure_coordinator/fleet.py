@@ -21,6 +21,7 @@ from dure.wire.messages import PROTOCOL_VERSION, Directive, DirectiveKind, Hello
 from dure_coordinator.callers import Caller, Roster
 from dure_coordinator.engine import Changes, Decided, Logic, Performer, RunEngine
 from dure_coordinator.exchange import view
+from dure_coordinator.exchange.accept import split_accept
 from dure_coordinator.exchange.events import Gone, Reported, Seen, Uploaded
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.spool import Spool, Spools
@@ -29,7 +30,7 @@ from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRo
 log = structlog.get_logger()
 
 ENVELOPES = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
-"""Reports whose body is a DSSE envelope: kept verbatim among the statements once accepted."""
+"""Reports that bring DSSE envelopes (an acceptance: its own and the usage): kept verbatim among the statements once accepted."""
 OLDEST_PROTOCOL = 1
 
 
@@ -257,7 +258,8 @@ class Fleet:
         def also(_decision: Decided) -> With:
             if report.kind not in ENVELOPES:
                 return NOTHING
-            return With(statements=(StatementRow.of(report.body, engine.run),))
+            bodies = split_accept(report.body) if report.kind is ReportKind.ACCEPT else (report.body,)
+            return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies if body))
 
         reply: ReportReply = (await engine.submit(Reported(caller.member, report), also)).reply
         if not reply.accepted:
