@@ -1,93 +1,91 @@
 """The node agent: directives in, `exchange.step` decides, the store remembers, actions follow. Level-triggered and crash-safe.
 
-Order, always: input → step → one transaction → actions. An action is a task with a stable id; what the state no longer owes is cancelled,
-what it owes and nobody does is started, after every step and after every restart.
+Order, always: input → step → one transaction → actions (hands.py). An action is a task with a stable id; what the state no longer owes is
+cancelled, what it owes and nobody does is started, after every step and after every restart.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
 import structlog
 
-from dure.apps import config_of_plan, read_app, unpack_app
-from dure.blobs import BlobId, BlobStore
-from dure.errors import DureError, Refused, Unavailable
+from dure.blobs import BlobStore
+from dure.errors import DureError, Unavailable
 from dure.identity.node import NodeIdentity
-from dure.model.content import flower_node_id, flower_run_id
-from dure.model.layout import Layout
-from dure.model.weights import open_flat, weights_id
-from dure.statements.kinds import RunPlan
-from dure.statements.statement import Chain, open_statement
-from dure.wire.messages import Directive, DirectiveKind
-from dure_participant import policy, work
-from dure_participant.bulk import BulkRefused, pull_blob, push_upload
+from dure.secagg import tlv
+from dure.statements.statement import Chain
+from dure.wire.messages import Directive, ReportKind
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.site import History, Site
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.step import begin, owed, step
+from dure_participant.hands import Hands, Run
 from dure_participant.settings import NodeSettings
 from dure_participant.store import NodeStore
+from dure_participant.tidy import tidy
 from dure_participant.transport import Line, pause
-from dure_participant.worker_host import Task, WorkerHost, WorkerSettings
 
 log = structlog.get_logger()
 
-DECISION_POLL_S = 0.5
-"""How often the agent looks whether the operator has decided; the command line writes into the same store."""
 CLOCK_LIMIT_S = 300.0
+AGAIN_S = 1.0
+"""Before an action that could not be done now is tried again."""
+BROKEN_TRIES = 3
+"""Tries of an action that fails in a way nobody foresaw, before the exchange logic is told."""
+STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
+"""Reports whose bodies are signed statements: kept verbatim."""
 
 
-@dataclass
-class Run:
-    """One run in this process: its state and what is being done for it."""
-
-    run: bytes
-    state: NodeRunState
-    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
-    """Ids of actions that ended and are owed only because the state has not moved on; not started again until it does."""
-    worker: WorkerHost | None = None
-    directive: Directive | None = None
+def site_of(identity: NodeIdentity) -> Site:
+    """What the exchange logic knows of this node: its keys and the pinned charter."""
+    terms = identity.charter.terms
+    return Site(
+        consortium=terms.consortium_id,
+        member=identity.member,
+        node=identity.node,
+        node_key=identity.key,
+        generation=identity.delegated.generation,
+        delegation=identity.delegation,
+        charter_version=identity.charter.version,
+        charter_sha256=identity.charter.digest,
+        colluders=terms.colluders,
+        members={m.id: m.signing_key for m in terms.members},
+        coordinator_key=terms.coordinator.signing_key,
+        allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
+        software="dure",
+    )
 
 
 class Agent:
-    """One node. `run` returns when cancelled; everything it knew is in the store."""
+    """One node. `run` returns when cancelled, or when `drain` was called and nothing is under way; what it knew is in the store."""
 
     def __init__(self, identity: NodeIdentity, settings: NodeSettings, store: NodeStore, clock: Callable[[], float] = time.time) -> None:
-        self._identity, self._settings, self._store, self._clock = identity, settings, store, clock
-        self._dir = identity.directory
-        self._blobs = BlobStore(self._dir / "blobs")
+        self._identity, self._store, self._clock = identity, store, clock
+        self._blobs = BlobStore(identity.directory / "blobs")
         self._blobs.sweep()
-        terms = identity.charter.terms
-        self._site = Site(
-            consortium=terms.consortium_id,
-            member=identity.member,
-            node=identity.node,
-            node_key=identity.key,
-            generation=identity.delegated.generation,
-            delegation=identity.delegation,
-            charter_version=identity.charter.version,
-            charter_sha256=identity.charter.digest,
-            colluders=terms.colluders,
-            members={m.id: m.signing_key for m in terms.members},
-            coordinator_key=terms.coordinator.signing_key,
-            allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
-            software="dure",
-        )
+        self._site = site_of(identity)
         self._turn = asyncio.Lock()
-        self._pulls: dict[str, asyncio.Lock] = {}
         self._line: Line | None = None
+        self._draining = False
         self._runs = {run: Run(run, NodeRunState.from_bytes(raw)) for run, raw in store.states().items()}
         self._chain: Chain = store.chain()
         self._history: History = store.history()
+        self._tidying: asyncio.Task[None] | None = None
+        self._hands = Hands(
+            site=self._site,
+            directory=identity.directory,
+            settings=settings,
+            store=store,
+            blobs=self._blobs,
+            clock=clock,
+            line=self._connected,
+            feed=self.feed,
+        )
 
     # -- the line to the coordinator -------------------------------------------------------------------------------
 
@@ -96,49 +94,65 @@ class Agent:
         attempt = 0
         try:
             while True:
-                self._line = Line(self._identity)
                 try:
-                    reply = await self._line.hello()
-                    self._check_clock(reply.time_ms / 1000)
-                    self._store.set_fact("connection", {"state": "connected", "since": self._clock()})
-                    log.info("coordinator.connected", address=self._identity.address)
-                    attempt = 0
-                    for run in self._runs.values():
-                        run.done.clear()
-                    async for directive in self._line.follow():
-                        await self._directed(directive)
-                    raise Unavailable("the coordinator ended the stream")
+                    attempt = await self._follow(attempt)
                 except DureError as error:
-                    self._store.set_fact("connection", {"state": "away", "since": self._clock(), "reason": str(error)[:300]})
-                    (log.warning if attempt < 3 else log.debug)("coordinator.away", reason=str(error)[:300], attempt=attempt)
-                finally:
-                    await self._line.close()
+                    self._say_away(str(error)[:300], attempt)
                 await pause(attempt)
                 attempt += 1
         finally:
-            await self._stop()
+            await asyncio.gather(*(self._hands.let_go(run) for run in self._runs.values()))
+
+    async def _follow(self, attempt: int) -> int:
+        """One connection, from Hello to its end. Returns the attempts to count from after it; raises if Hello fails."""
+        self._line = line = Line(self._identity)
+        try:
+            reply = await line.hello()
+            self._check_clock(reply.time_ms / 1000)
+            await asyncio.to_thread(self._store.set_fact, "connection", {"state": "connected", "since": self._clock()})
+            log.info("coordinator.connected", address=self._identity.address, attempt=attempt)
+            for run in self._runs.values():
+                run.done.clear()
+            try:
+                async for directive in line.follow():
+                    await self._directed(directive)
+                reason = "the coordinator ended the stream"
+            except Unavailable as error:
+                reason = str(error)[:300]
+            self._say_away(reason, 0)
+            return 0
+        finally:
+            await line.close()
+
+    def _say_away(self, reason: str, attempt: int) -> None:
+        self._store.set_fact("connection", {"state": "away", "since": self._clock(), "reason": reason})
+        (log.warning if attempt < 3 else log.debug)("coordinator.away", reason=reason, attempt=attempt)
 
     def _check_clock(self, theirs: float) -> None:
         apart = abs(theirs - self._clock())
         if apart > CLOCK_LIMIT_S:
             raise Unavailable(f"this clock and the coordinator's are {apart:.0f} s apart; set the one that is wrong (NTP), then it goes on")
 
-    async def _stop(self) -> None:
-        for run in self._runs.values():
-            for task in run.tasks.values():
-                task.cancel()
-            await asyncio.gather(*run.tasks.values(), return_exceptions=True)
-            if run.worker is not None:
-                await run.worker.kill()
+    def _connected(self) -> Line:
+        if self._line is None:
+            raise Unavailable("not connected")
+        return self._line
 
     async def _directed(self, directive: Directive) -> None:
         run = self._runs.get(directive.run)
         if run is None:
-            if directive.kind is not DirectiveKind.APPROVE and directive.kind is not DirectiveKind.WAIT:
-                log.info("run.unknown", run=directive.run.hex()[:12], kind=directive.kind.value)
             run = self._runs[directive.run] = Run(directive.run, begin(directive.run))
-        run.directive = directive
         await self.feed(run, inputs.Directed(directive))
+
+    # -- leaving ---------------------------------------------------------------------------------------------------
+
+    async def drain(self, limit_s: float) -> None:
+        """Begin nothing new; return once no exchange is between dealing and acceptance here, or after `limit_s`."""
+        self._draining = True
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until and (busy := [run.label for run in self._runs.values() if in_exchange(run.state)]):
+            log.info("drain.waits", runs=busy)
+            await asyncio.sleep(AGAIN_S)
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -152,216 +166,100 @@ class Agent:
     async def _feed(self, run: Run, given: inputs.Input) -> None:
         async with self._turn:
             before = run.state
-            result = await asyncio.to_thread(step, self._site, self._history, self._chain, run.state, given, self._clock(), os.urandom)
-            await asyncio.to_thread(self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note)
+            result = await asyncio.to_thread(step, self._site, self._history, self._chain, before, given, self._clock(), os.urandom)
+            due = await asyncio.to_thread(owed, self._site, result.state)
+            if result.state != before or result.chain != self._chain or result.records or result.note:
+                said = statements_in((*result.actions, *due))
+                await asyncio.to_thread(
+                    self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note, said
+                )
             run.state, self._chain = result.state, result.chain
             self._history = self._history.with_records(result.records)
             if result.note:
-                log.info("step", run=run.run.hex()[:12], note=result.note)
+                log.info("step", run=run.label, note=result.note)
             if run.state != before:
                 run.done.clear()
-            self._arrange(run, result.actions)
+            self._arrange(run, due, result.actions)
+        if run.state.finished or number_of(run.state) != number_of(before) or run.state.last_closed != before.last_closed:
+            await self._closed(run)
 
-    def _arrange(self, run: Run, fresh: tuple[act.Action, ...]) -> None:
+    def _arrange(self, run: Run, due: tuple[act.Action, ...], fresh: tuple[act.Action, ...] = ()) -> None:
         """Start what is owed, cancel what is not."""
-        wanted = {a.id: a for a in (*owed(self._site, run.state), *fresh) if not isinstance(a, act.Note)}
+        wanted = {a.id: a for a in (*due, *fresh) if not isinstance(a, act.Note)}
         for name, task in list(run.tasks.items()):
             if name not in wanted:
                 task.cancel()
                 run.tasks.pop(name, None)
         for name, action in wanted.items():
-            if name in run.tasks or name in run.done:
+            if name in run.tasks or name in run.done or (self._draining and isinstance(action, act.Train)):
                 continue
             run.tasks[name] = asyncio.create_task(self._perform(run, action, name))
 
     async def _perform(self, run: Run, action: act.Action, name: str) -> None:
+        """Do one action, again and again while it cannot be done *now*; what can never be done is told to the exchange logic."""
+        broken = 0
         try:
-            await self._do(run, action)
-            run.done.add(name)
-        except asyncio.CancelledError:
-            raise
-        except Unavailable as error:
-            log.warning("action.waits", run=run.run.hex()[:12], action=type(action).__name__, reason=str(error)[:300])
-            await asyncio.sleep(1.0)
-        except DureError as error:
-            log.error("action.failed", run=run.run.hex()[:12], action=type(action).__name__, reason=str(error)[:300])
-            run.done.add(name)
-            await self.feed(run, inputs.Failed(name, str(error)[:400]))
+            while True:
+                try:
+                    await self._hands.do(run, action)
+                    run.done.add(name)
+                    return
+                except Unavailable as error:
+                    log.info("action.waits", run=run.label, action=type(action).__name__, reason=str(error)[:300])
+                except DureError as error:
+                    await self._fail(run, action, name, str(error))
+                    return
+                except Exception as error:  # our own mistake or the machine's; never the end of the node
+                    broken += 1
+                    reason = f"{type(error).__name__}: {error}"
+                    log.error("action.broke", run=run.label, action=type(action).__name__, reason=reason[:300], exc_info=broken == 1)
+                    if broken >= BROKEN_TRIES:
+                        await self._fail(run, action, name, reason)
+                        return
+                await asyncio.sleep(AGAIN_S)
         finally:
             if run.tasks.get(name) is asyncio.current_task():
                 del run.tasks[name]
-        if name not in run.done:
-            self._arrange(run, ())
 
-    async def _do(self, run: Run, action: act.Action) -> None:
-        doers: dict[type, Callable[[Run, object], Awaitable[None]]] = {
-            act.Send: self._send,
-            act.AskOperator: self._ask,
-            act.Train: self._train,
-            act.Upload: self._upload,
-            act.Commit: self._commit,
-            act.Verify: self._verify,
-        }  # type: ignore[dict-item]  # each takes its own action
-        await doers[type(action)](run, action)
+    async def _fail(self, run: Run, action: act.Action, name: str, reason: str) -> None:
+        log.error("action.failed", run=run.label, action=type(action).__name__, reason=reason[:300])
+        run.done.add(name)
+        await self.feed(run, inputs.Failed(name, " ".join(reason.split())[:400]))
 
-    # -- actions ---------------------------------------------------------------------------------------------------
+    async def _closed(self, run: Run) -> None:
+        """An exchange, or the whole run, is over: what only it needed goes, in the background."""
+        if run.state.finished and run.worker is not None:
+            await self._hands.let_go(run)
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._tidy())
 
-    async def _send(self, run: Run, action: act.Send) -> None:
-        line = self._connected()
-        reply = await line.report(action.report)
-        if not reply.accepted:
-            text = f"the coordinator refused {action.report.kind.value}: {reply.field}: {reply.reason}"
-            log.warning("report.refused", run=run.run.hex()[:12], kind=action.report.kind.value, field=reply.field, reason=reply.reason)
-            await asyncio.to_thread(self._store.note, text, run.run)
+    async def _tidy(self) -> None:
+        async with self._hands.shelf:
+            states = [run.state for run in self._runs.values()]
+            await asyncio.to_thread(tidy, self._identity.directory, self._blobs, states)
 
-    def _connected(self) -> Line:
-        if self._line is None:
-            raise Unavailable("not connected")
-        return self._line
 
-    async def _ask(self, run: Run, action: act.AskOperator) -> None:
-        await asyncio.to_thread(self._store.offer, run.run, action.plan_envelope, action.app_blob)
-        plan = self._plan(action.plan_envelope)
-        if self._store.decision(run.run) is None and policy.allows(policy.load(self._dir), plan, self._history):
-            self._store.decide(run.run, allowed=True, reason="", how="site-policy.toml")
-        if self._store.decision(run.run) is None:
-            log.info("plan.waits", plan=run.run.hex(), next=f"dure node allow {run.run.hex()[:16]}")
-        # The operator's command is another process; it writes into the same store.
-        while (decision := await asyncio.to_thread(self._store.decision, run.run)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(DECISION_POLL_S)
-        await self.feed(run, inputs.Allowed(run.run, decision.allowed, decision.reason))
+def number_of(state: NodeRunState) -> int:
+    """The exchange this run is in; -1 before the first."""
+    return -1 if state.exchange is None else state.exchange.number
 
-    def _plan(self, envelope: bytes) -> RunPlan:
-        return open_statement(envelope, RunPlan, [self._site.coordinator_key]).fact
 
-    async def _pull(self, blob: BlobId) -> None:
-        lock = self._pulls.setdefault(str(blob), asyncio.Lock())
-        async with lock:
-            if not await asyncio.to_thread(self._blobs.has, blob):
-                await pull_blob(self._connected().channel, blob, self._blobs)
+def in_exchange(state: NodeRunState) -> bool:
+    """Whether others count on this node in an exchange: it has dealt, and neither accepted nor left."""
+    exchange = state.exchange
+    if state.finished or exchange is None or exchange.accept or exchange.sat_out:
+        return False
+    return any(work.share and not work.void for work in exchange.instances)
 
-    def _folder(self, run: Run) -> Path:
-        return self._dir / "runs" / run.run.hex()[:16]
 
-    def _local(self, run: Run, exchange: int) -> Path:
-        return self._folder(run) / f"local-{exchange:06d}.f32"
-
-    async def _worker(self, run: Run) -> WorkerHost:
-        if run.worker is None:
-            plan = self._plan(run.state.plan_envelope)
-            app_dir = self._folder(run) / "app"
-            if not (app_dir / "pyproject.toml").exists():
-                blob = BlobId.parse(plan.app_blob)
-                await self._pull(blob)
-                archive = await asyncio.to_thread(self._blobs.read_bytes, blob, limit=1 << 30)
-                fresh = app_dir.with_name("app.new")
-                shutil.rmtree(fresh, ignore_errors=True)
-                await asyncio.to_thread(unpack_app, archive, fresh, digest=plan.app_sha256)
-                shutil.rmtree(app_dir, ignore_errors=True)
-                fresh.rename(app_dir)
-            settings = WorkerSettings(
-                timeout_s=self._settings.task_timeout_s, threads=self._settings.threads, max_log_bytes=self._settings.worker_log_bytes
-            )
-            run.worker = WorkerHost(app_dir, self._folder(run) / "scratch", settings=settings)
-        return run.worker
-
-    async def _train(self, run: Run, action: act.Train) -> None:
-        await self.feed(run, inputs.Trained(action.exchange, await self._execute(run, action)))
-
-    async def _execute(self, run: Run, action: act.Train) -> inputs.TrainResult:
-        layout, base, found = None, None, bytes(32)
-        worker = await self._worker(run)
-        arrays = action.instruction.arrays
-        if arrays is not None:
-            layout = arrays.layout
-            blob = BlobId.parse(action.weights)
-            await self._pull(blob)
-            base = self._blobs.path(blob)
-            found = await asyncio.to_thread(lambda: weights_id(open_flat(base, layout), layout))
-            if found != arrays.weights_id:
-                return inputs.TrainResult(problem="the base's weights are not those the instruction names")
-        plan = self._plan(run.state.plan_envelope)
-        out = self._local(run, action.exchange)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        task = Task(
-            run_id=flower_run_id(run.run),
-            node_id=flower_node_id(self._site.member),
-            exchange=action.exchange,
-            instruction=action.instruction.to_json(),
-            out_path=out.resolve(),
-            state_path=(self._folder(run) / "context").resolve(),
-            base_path=base.resolve() if base is not None else None,
-            node_config={**self._settings.node_config, "device": self._settings.device},
-            run_config=config_of_plan(read_app(self._folder(run) / "app"), plan.settings),
-        )
-        limit = max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None
-        started = time.monotonic()
-        result = await worker.run(task, timeout_s=limit)
-        spent_ms = int((time.monotonic() - started) * 1000)
-        if result.status != "ok":
-            return inputs.TrainResult(problem=f"app: {result.error}"[:400])
-        update = bytes(32)
-        if result.flat_path is not None:
-            assert base is not None and layout is not None
-            local = result.flat_path
-            if problem := await asyncio.to_thread(work.check_update, base, local, layout):
-                return inputs.TrainResult(problem=problem)
-            update = await asyncio.to_thread(work.file_sha256, local)
-        return inputs.TrainResult(
-            weights_id=found,
-            has_arrays=result.flat_path is not None,
-            update_sha256=update,
-            weight=result.num_examples,
-            metrics=dict(result.metrics),
-            tokens=result.usage.tokens,
-            steps=result.usage.steps,
-            milliseconds=spent_ms,
-            device=self._settings.device,
-        )
-
-    def _masked(self, run: Run, instance: bytes) -> Path:
-        return self._folder(run) / "uploads" / f"{work.instance_name(instance)}.masked"
-
-    async def _upload(self, run: Run, action: act.Upload) -> None:
-        base = layout = local = None
-        if action.purpose != "scalars":
-            exchange = run.state.exchange
-            assert exchange is not None
-            layout, base = Layout.from_json(exchange.layout), self._blobs.path(BlobId.parse(exchange.weights))
-            local = self._local(run, action.exchange)
-        out = self._masked(run, action.instance)
-        ready = await asyncio.to_thread(work.encode, action, out=out, base=base, local=local, layout=layout, store=self._blobs)
-        await self.feed(run, ready)
-
-    async def _commit(self, run: Run, action: act.Commit) -> None:
-        path = self._masked(run, action.instance)
-        encoded = await asyncio.to_thread(work.Encoded.of, path, action.length, action.chunk_bytes)
-        try:
-            await push_upload(self._connected().channel, action.upload, encoded.chunk, len(encoded.leaves), lambda: action.envelope)
-        except BulkRefused as error:
-            await asyncio.to_thread(self._store.note, f"the coordinator refused this node's upload: {error}", run.run)
-            log.warning("upload.refused", run=run.run.hex()[:12], reason=str(error))
-            return
-        exchange = run.state.exchange
-        if exchange is not None:
-            name = f"bytes_{work.instance_name(action.instance).split('-')[1]}"
-            facts = {name: action.length, "member": self._site.member}
-            await asyncio.to_thread(self._store.give, run.run, exchange.number, facts)
-
-    async def _verify(self, run: Run, action: act.Verify) -> None:
-        if action.sum:
-            try:
-                await self._pull(BlobId.parse(action.sum))
-            except BulkRefused as error:
-                raise Refused("sum", str(error)) from None
-        facts = await asyncio.to_thread(work.verify, action, self._blobs)
-        await self.feed(run, inputs.Verified(action.instance, facts))
-        if action.purpose != "scales":
-            await asyncio.to_thread(self._tidy, run, action.exchange)
-
-    def _tidy(self, run: Run, exchange: int) -> None:
-        """What only earlier exchanges needed."""
-        for number in range(max(0, exchange - 8), exchange):
-            self._local(run, number).unlink(missing_ok=True)
-            for path in (self._folder(run) / "uploads").glob(f"{number:06d}-*.masked"):
-                path.unlink(missing_ok=True)
+def statements_in(actions: tuple[act.Action, ...]) -> tuple[bytes, ...]:
+    """Signed statements these actions will send, envelope bytes as they travel."""
+    found: list[bytes] = []
+    for action in actions:
+        if isinstance(action, act.Commit):
+            found.append(action.envelope)
+        elif isinstance(action, act.Send) and action.report.kind in STATEMENTS:
+            body = action.report.body
+            parts = tlv.decode(body) if action.report.kind is ReportKind.ACCEPT else (body,)
+            found += [part for part in parts if isinstance(part, bytes) and part]
+    return tuple(found)

@@ -24,12 +24,16 @@ STORE = "node.sqlite"
 
 def configure_logs() -> None:
     """Events on standard output: JSON for machines, lines for a terminal."""
-    render = structlog.dev.ConsoleRenderer(colors=False) if sys.stdout.isatty() else structlog.processors.JSONRenderer(ensure_ascii=False)
+    render: structlog.typing.Processor = structlog.processors.JSONRenderer(ensure_ascii=False)
+    if sys.stdout.isatty():
+        render = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # Text of the traceback only: renderers that show local variables would print keys and seeds.
+            *(() if sys.stdout.isatty() else (structlog.processors.format_exc_info,)),
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),

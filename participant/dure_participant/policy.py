@@ -3,11 +3,14 @@
     [[allow]]
     app = "pretrain*"          # app name, shell pattern
     app_sha256 = "ab12…"       # or exactly this app; at least one of the two
+    run = "titan-*"            # run name, shell pattern
     max_rounds = 100
     max_weight = 65536         # the plan's w_max at most
+    device = "cpu"             # only while this node's setting `device` is so
+    allow_when_no_earlier_runs = true   # cannot be otherwise; may be said
 
-A rule gives consent only where this node has no earlier run on the same tensors and the charter does the rest; everything else waits for
-`dure node allow PLAN-DIGEST`.
+Only plans the coordinator signed and the pinned charter permits come here. A rule gives consent only where this node has no earlier run:
+then a person must look (rule 2). Everything else waits for `dure node allow PLAN-DIGEST`.
 """
 
 from __future__ import annotations
@@ -21,27 +24,47 @@ from typing import Any
 from dure.errors import BadInput
 from dure.statements.kinds import RunPlan
 from dure_participant.exchange.site import History
+from dure_participant.settings import NodeSettings
 
 FILE = "site-policy.toml"
-KEYS = {"app": str, "app_sha256": str, "max_rounds": int, "max_weight": int}
+KEYS = {
+    "app": str,
+    "app_sha256": str,
+    "run": str,
+    "max_rounds": int,
+    "max_weight": int,
+    "device": str,
+    "allow_when_no_earlier_runs": bool,
+}
 
 
 @dataclass(frozen=True)
 class Rule:
     """One [[allow]] table; None does not restrict."""
 
+    number: int = 0
+    """Its place in the file, from one."""
     app: str | None = None
     app_sha256: str | None = None
+    run: str | None = None
     max_rounds: int | None = None
     max_weight: int | None = None
+    device: str | None = None
+    allow_when_no_earlier_runs: bool = True
 
-    def admits(self, plan: RunPlan) -> bool:
-        """Whether every condition of the rule holds for this plan."""
+    @property
+    def named(self) -> str:
+        return f"{FILE}, rule {self.number}"
+
+    def admits(self, plan: RunPlan, settings: NodeSettings) -> bool:
+        """Whether every condition of the rule holds for this plan on this node."""
         return (
             (self.app is None or fnmatch.fnmatchcase(plan.app_name, self.app))
             and (self.app_sha256 is None or plan.app_sha256.hex() == self.app_sha256)
+            and (self.run is None or fnmatch.fnmatchcase(plan.name, self.run))
             and (self.max_rounds is None or plan.rounds <= self.max_rounds)
             and (self.max_weight is None or plan.w_max <= self.max_weight)
+            and (self.device is None or settings.device == self.device)
         )
 
 
@@ -55,23 +78,33 @@ def load(directory: Path) -> tuple[Rule, ...]:
     if not path.exists():
         return ()
     try:
-        tables: Any = tomllib.loads(path.read_text()).get("allow", [])
+        body: dict[str, Any] = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error}") from None
-    rules = []
-    for number, table in enumerate(tables, 1):
-        for key, value in table.items():
-            if key not in KEYS or type(value) is not KEYS[key]:
-                raise BadInput(f"{path}: rule {number}: {key} is unknown or of the wrong type; keys are {', '.join(KEYS)}")
-        if "app" not in table and "app_sha256" not in table:
-            raise BadInput(f"{path}: rule {number}: needs app or app_sha256")
-        rules.append(Rule(**table))
-    return tuple(rules)
+    tables = body.pop("allow", [])
+    if body or not isinstance(tables, list):
+        raise BadInput(f"{path}: holds [[allow]] tables and nothing else; {', '.join(sorted(body)) or 'allow'} is not one")
+    return tuple(_rule(path, number, table) for number, table in enumerate(tables, 1))
 
 
-def allows(rules: tuple[Rule, ...], plan: RunPlan, history: History) -> bool:
-    """Whether a rule consents. Never where this node has sent anything in another run: then a person must look (rule 2)."""
-    return not history.sent and any(rule.admits(plan) for rule in rules)
+def _rule(path: Path, number: int, table: Any) -> Rule:
+    if not isinstance(table, dict):
+        raise BadInput(f"{path}: rule {number} is not a table; write [[allow]]")
+    for key, value in table.items():
+        if key not in KEYS or type(value) is not KEYS[key]:
+            raise BadInput(f"{path}: rule {number}: {key} is unknown or of the wrong type; keys are {', '.join(KEYS)}")
+    if "app" not in table and "app_sha256" not in table:
+        raise BadInput(f"{path}: rule {number}: needs app or app_sha256")
+    if table.get("allow_when_no_earlier_runs") is False:
+        raise BadInput(f"{path}: rule {number}: where there are earlier runs only a person can consent, with `dure node allow`")
+    return Rule(number=number, **table)
+
+
+def consent(rules: tuple[Rule, ...], plan: RunPlan, history: History, settings: NodeSettings) -> Rule | None:
+    """The first rule that consents to this plan; None where a person must look, as always after an earlier run (rule 2)."""
+    if history.sent:
+        return None
+    return next((rule for rule in rules if rule.admits(plan, settings)), None)
 
 
 def in_words(plan: RunPlan, digest: bytes, history: History) -> list[str]:

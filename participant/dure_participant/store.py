@@ -6,6 +6,7 @@ and the command line open the same file; SQLite's own locking keeps them apart.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dure.errors import Unavailable
+from dure.errors import BadInput, Unavailable
 from dure.statements import schema
 from dure.statements.statement import Chain
 from dure_participant.exchange.site import History, Sent
@@ -33,8 +34,12 @@ CREATE TABLE IF NOT EXISTS plans (run BLOB PRIMARY KEY, envelope BLOB NOT NULL, 
 CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, run BLOB, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS given (run BLOB NOT NULL, exchange INTEGER NOT NULL, fact TEXT NOT NULL, PRIMARY KEY (run, exchange));
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS statements (
+  sha256 BLOB PRIMARY KEY, run BLOB NOT NULL, envelope BLOB NOT NULL, time REAL NOT NULL
+);
+PRAGMA user_version = 2;
 """
+VERSION = 2
 KEEP_NOTES = 2_000
 
 
@@ -57,9 +62,23 @@ class NodeStore:
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, timeout=20.0, isolation_level=None, check_same_thread=False)
         # secure_delete overwrites what is erased; a rollback journal, unlike a WAL, leaves no copy of old pages behind.
-        for pragma in ("journal_mode = DELETE", "synchronous = FULL", "secure_delete = ON", "foreign_keys = ON"):
-            self._db.execute(f"PRAGMA {pragma}")
-        self._db.executescript(SCHEMA)
+        try:
+            for pragma in ("secure_delete = ON", "synchronous = FULL", "foreign_keys = ON"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._prepare(path)
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"{path} cannot be opened now: {error}; is another process busy with it, or the disk full?") from error
+        except sqlite3.DatabaseError as error:
+            raise BadInput(f"{path} is no node store: {error}; make a new node with `dure node init`") from error
+
+    def _prepare(self, path: Path) -> None:
+        """The tables, once; opening a store that has them writes nothing, so that looking never waits for the daemon."""
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > VERSION:
+            raise BadInput(f"{path} is of a newer dure (format {found}, this one knows {VERSION}); upgrade this one")
+        if found < VERSION:
+            self._db.execute("PRAGMA journal_mode = DELETE")
+            self._db.executescript(SCHEMA)
 
     def close(self) -> None:
         with self._lock:
@@ -81,12 +100,17 @@ class NodeStore:
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
-            return self._db.execute(sql, values).fetchall()
+            try:
+                return self._db.execute(sql, values).fetchall()
+            except sqlite3.OperationalError as error:
+                raise Unavailable(f"the node's store cannot be read: {error}; try again") from error
 
     # -- what a step changes ---------------------------------------------------------------------------------------
 
-    def commit(self, run: bytes, state: bytes, chain: Chain, records: tuple[Sent, ...], note: str = "") -> None:
-        """Persist one step whole, before any of its actions."""
+    def commit(
+        self, run: bytes, state: bytes, chain: Chain, records: tuple[Sent, ...], note: str = "", statements: tuple[bytes, ...] = ()
+    ) -> None:
+        """Persist one step whole, before any of its actions. `statements`: envelopes it will send, kept verbatim for ever."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run, state, time.time()))
             db.execute("INSERT OR REPLACE INTO chain VALUES (1, ?, ?)", (chain.seq, chain.prev))
@@ -96,6 +120,9 @@ class NodeStore:
                     "INSERT INTO sent (instance, record) VALUES (?, ?) ON CONFLICT (instance) DO UPDATE SET record = excluded.record",
                     (record.instance, text),
                 )
+            for envelope in statements:
+                digest = hashlib.sha256(envelope).digest()
+                db.execute("INSERT OR IGNORE INTO statements VALUES (?, ?, ?, ?)", (digest, run, envelope, time.time()))
             if note:
                 db.execute("INSERT INTO notes (time, run, text) VALUES (?, ?, ?)", (time.time(), run, note[:1000]))
                 db.execute("DELETE FROM notes WHERE number <= (SELECT MAX(number) FROM notes) - ?", (KEEP_NOTES,))
@@ -103,6 +130,10 @@ class NodeStore:
     def states(self) -> dict[bytes, bytes]:
         """State bytes of every run this node knows."""
         return {bytes(run): bytes(state) for run, state in self._rows("SELECT run, state FROM runs")}
+
+    def statements(self, run: bytes) -> list[bytes]:
+        """Every statement this node signed in a run, as it travelled, oldest first."""
+        return [bytes(e) for (e,) in self._rows("SELECT envelope FROM statements WHERE run = ? ORDER BY rowid", run)]
 
     def chain(self) -> Chain:
         """Where the node key's statement chain stands."""

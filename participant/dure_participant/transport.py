@@ -43,7 +43,7 @@ REFUSED = {
 
 def back_off(attempt: int) -> float:
     """Seconds to wait before trying again: doubling, capped, with jitter so that members do not return in step."""
-    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * (0.5 + random.random() / 2))  # noqa: S311  # jitter, not a secret
+    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt, 16)) * (0.5 + random.random() / 2))  # noqa: S311  # jitter, not a secret
 
 
 class Line:
@@ -105,6 +105,8 @@ class Line:
             if error.code() in REFUSED:
                 return ReportReply(False, "call", error.details() or "refused")
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        except grpc.aio.UsageError:  # the line was closed under this call; the next one takes it up
+            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
         except WireRefused as error:
             raise Unavailable(f"an answer is out of form: {error}") from None
 

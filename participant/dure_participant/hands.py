@@ -1,0 +1,365 @@
+"""The agent's hands: one method per action of `exchange/actions.py`. What takes long runs in a thread or in the worker.
+
+Every method may be cancelled at any await and called again later: what is on disk, at the coordinator and in the store decides how far it
+came. A job that was started goes on when its action is cancelled (a directive may change for a moment) and is met again by the next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from dure.apps import App, config_of_plan, read_app, unpack_app
+from dure.blobs import BlobId, BlobStore
+from dure.errors import BadInput, Refused, Unavailable
+from dure.model.base import BaseRecord
+from dure.model.content import flower_node_id, flower_run_id
+from dure.model.layout import Layout
+from dure.model.weights import open_flat, weights_id
+from dure.statements.kinds import RunPlan
+from dure.statements.statement import open_statement
+from dure_participant import policy
+from dure_participant.bulk import BulkRefused, pull_blob, push_upload
+from dure_participant.exchange import actions as act
+from dure_participant.exchange import inputs
+from dure_participant.exchange.site import Site
+from dure_participant.exchange.state import NodeRunState
+from dure_participant.settings import NodeSettings
+from dure_participant.store import NodeStore
+from dure_participant.trained import why_not
+from dure_participant.transport import Line
+from dure_participant.uploads import MaskedFile, Stream, file_sha256, instance_name, open_stream
+from dure_participant.verify import verify
+from dure_participant.worker_host import Task, TaskResult, WorkerHost, WorkerSettings
+
+log = structlog.get_logger()
+
+DECISION_POLL_S = 0.5
+"""How often the agent looks whether the operator has decided; the command line, another process, writes into the same store."""
+E_B_LIMIT_BYTES = 1 << 28
+
+
+@dataclass
+class Run:
+    """One run in this process: its state and what is being done for it."""
+
+    run: bytes
+    state: NodeRunState
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    """Ids of actions that ended and are owed only because the state has not moved on; not started again until it does."""
+    jobs: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
+    streams: dict[bytes, Stream] = field(default_factory=dict)
+    """By upload id."""
+    worker: WorkerHost | None = None
+
+    @property
+    def label(self) -> str:
+        return self.run.hex()[:12]
+
+
+class Hands:
+    """Made once per agent. `feed` hands a result to the exchange logic, `line` is the connection or raises `Unavailable`."""
+
+    def __init__(
+        self,
+        *,
+        site: Site,
+        directory: Path,
+        settings: NodeSettings,
+        store: NodeStore,
+        blobs: BlobStore,
+        clock: Callable[[], float],
+        line: Callable[[], Line],
+        feed: Callable[[Run, inputs.Input], Awaitable[None]],
+    ) -> None:
+        self._site, self._dir, self._settings, self._store, self._blobs = site, directory, settings, store, blobs
+        self._clock, self._line, self._feed = clock, line, feed
+        self._pulls: dict[str, asyncio.Lock] = {}
+        self.shelf = asyncio.Lock()
+        """Held while new blobs come into being that no state names yet; nothing is cleared away meanwhile."""
+
+    async def do(self, run: Run, action: act.Action) -> None:
+        """Perform one action to its end.
+
+        Raises:
+            Unavailable: not now; try again.
+            DureError: never; the exchange logic must hear of it.
+        """
+        match action:
+            case act.Send():
+                await self._send(run, action)
+            case act.AskOperator():
+                await self._ask(run, action)
+            case act.Train():
+                await self._train(run, action)
+            case act.Upload():
+                await self._upload(run, action)
+            case act.Commit():
+                await self._commit(run, action)
+            case act.Verify():
+                await self._verify(run, action)
+
+    # -- reports and consent ---------------------------------------------------------------------------------------
+
+    async def _send(self, run: Run, action: act.Send) -> None:
+        reply = await self._line().report(action.report)
+        if not reply.accepted:
+            kind = action.report.kind.value
+            log.warning("report.refused", run=run.label, kind=kind, field=reply.field, reason=reply.reason)
+            await asyncio.to_thread(self._store.note, f"the coordinator refused {kind}: {reply.field}: {reply.reason}", run.run)
+
+    async def _ask(self, run: Run, action: act.AskOperator) -> None:
+        await asyncio.to_thread(self._store.offer, run.run, action.plan_envelope, action.app_blob)
+        plan = self._plan(action.plan_envelope)
+        decision = await asyncio.to_thread(self._store.decision, run.run)
+        if decision is None:
+            rule = await asyncio.to_thread(self._rule, run, plan)
+            if rule is not None:
+                await asyncio.to_thread(self._store.decide, run.run, allowed=True, reason="", how=rule.named)
+            else:
+                log.info("plan.waits", run=run.label, plan=run.run.hex(), next=f"dure node allow {run.run.hex()[:16]}")
+        while (decision := await asyncio.to_thread(self._store.decision, run.run)) is None:  # noqa: ASYNC110  # another process writes it
+            await asyncio.sleep(DECISION_POLL_S)
+        await self._feed(run, inputs.Allowed(run.run, decision.allowed, decision.reason))
+
+    def _rule(self, run: Run, plan: RunPlan) -> policy.Rule | None:
+        """The site rule that consents; a file that does not parse allows nothing, and the operator hears of it."""
+        try:
+            return policy.consent(policy.load(self._dir), plan, self._store.history(), self._settings)
+        except BadInput as error:
+            log.warning("policy.unreadable", reason=str(error))
+            self._store.note(str(error), run.run)
+            return None
+
+    def _plan(self, envelope: bytes) -> RunPlan:
+        return open_statement(envelope, RunPlan, [self._site.coordinator_key]).fact
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    async def _train(self, run: Run, action: act.Train) -> None:
+        await self._feed(run, inputs.Trained(action.exchange, await self._execute(run, action)))
+
+    async def _execute(self, run: Run, action: act.Train) -> inputs.TrainResult:
+        plan = self._plan(run.state.plan_envelope)
+        app, worker = await self._worker(run, plan)
+        arrays, base, found = action.instruction.arrays, None, bytes(32)
+        if arrays is not None:
+            base = await self._base(action.weights)
+            found = await asyncio.to_thread(lambda: weights_id(open_flat(base, arrays.layout), arrays.layout))
+            if found != arrays.weights_id:
+                return inputs.TrainResult(problem="the base's weights are not those the instruction names")
+        out = self._local(run, action.exchange)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        task = Task(
+            run_id=flower_run_id(run.run),
+            node_id=flower_node_id(self._site.member),
+            exchange=action.exchange,
+            instruction=action.instruction.to_json(),
+            out_path=out.resolve(),
+            state_path=(self._folder(run) / "context").resolve(),
+            base_path=None if base is None else base.resolve(),
+            node_config={**self._settings.node_config, "device": self._settings.device},
+            run_config=config_of_plan(app, plan.settings),
+            weight_key=app.dure.weight_key,
+        )
+        left_s = max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None
+        log.info("train.begins", run=run.label, exchange=action.exchange, kind=action.instruction.message_type)
+        started = time.monotonic()
+        result = await worker.run(task, timeout_s=left_s)
+        spent_ms = int((time.monotonic() - started) * 1000)
+        log.info("train.ended", run=run.label, exchange=action.exchange, status=result.status, milliseconds=spent_ms)
+        return await self._judged(action, result, base, found, spent_ms)
+
+    async def _judged(self, action: act.Train, result: TaskResult, base: Path | None, found: bytes, spent_ms: int) -> inputs.TrainResult:
+        """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""
+        if result.status != "ok":
+            return inputs.TrainResult(problem=f"app: {result.error}"[:400])
+        arrays, update = action.instruction.arrays, bytes(32)
+        if result.flat_path is not None:
+            assert base is not None and arrays is not None
+            local = result.flat_path
+            problem = await asyncio.to_thread(why_not, base, local, arrays.layout, weight=result.num_examples, w_max=action.w_max)
+            if problem:
+                return inputs.TrainResult(problem=problem[:400])
+            update = await asyncio.to_thread(file_sha256, local)
+        return inputs.TrainResult(
+            weights_id=found,
+            has_arrays=result.flat_path is not None,
+            update_sha256=update,
+            weight=result.num_examples,
+            metrics=dict(result.metrics),
+            tokens=result.usage.tokens,
+            steps=result.usage.steps,
+            milliseconds=spent_ms,
+            device=self._settings.device,
+        )
+
+    async def _base(self, weights: str) -> Path:
+        blob = BlobId.parse(weights)
+        await self._pull(blob)
+        return self._blobs.path(blob)
+
+    async def _pull(self, blob: BlobId) -> None:
+        async with self._pulls.setdefault(str(blob), asyncio.Lock()):
+            if not await asyncio.to_thread(self._blobs.has, blob):
+                await pull_blob(self._line().channel, blob, self._blobs)
+        self._pulls.pop(str(blob), None)
+
+    async def _worker(self, run: Run, plan: RunPlan) -> tuple[App, WorkerHost]:
+        app_dir = self._folder(run) / "app"
+        if not app_dir.exists():
+            blob = BlobId.parse(plan.app_blob)
+            await self._pull(blob)
+            archive = await asyncio.to_thread(self._blobs.read_bytes, blob, limit=1 << 30)
+            fresh = app_dir.with_name("app.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            await asyncio.to_thread(unpack_app, archive, fresh, digest=plan.app_sha256)
+            fresh.rename(app_dir)  # whole or not at all
+        if run.worker is None:
+            limits = WorkerSettings(
+                timeout_s=self._settings.task_timeout_s, threads=self._settings.threads, max_log_bytes=self._settings.worker_log_bytes
+            )
+            run.worker = WorkerHost(app_dir, self._folder(run) / "scratch", settings=limits)
+        return await asyncio.to_thread(read_app, app_dir), run.worker
+
+    # -- uploading -------------------------------------------------------------------------------------------------
+
+    async def _upload(self, run: Run, action: act.Upload) -> None:
+        """Encode into a file and send it as it grows; the commit follows once the exchange logic has signed it."""
+        stream = run.streams.get(action.upload)
+        if stream is None or stream.file.stopped:
+            for old in [u for u in run.streams if u != action.upload]:
+                run.streams.pop(old).cancel()
+            file = MaskedFile(self._masked(run, action.instance), action.length, action.chunk_bytes)
+            file.follow(asyncio.get_running_loop())
+            self._give(run, action)
+            stream = run.streams[action.upload] = open_stream(file, self._sender(action.upload))
+        if stream.file.ready is None:
+            await self._job(run, action.id, lambda: self._encode(run, action, stream.file))
+        assert stream.file.ready is not None
+        await self._feed(run, stream.file.ready)
+
+    async def _encode(self, run: Run, action: act.Upload, file: MaskedFile) -> None:
+        base = local = layout = e_b = None
+        if action.purpose != "scalars":
+            exchange = run.state.exchange
+            assert exchange is not None
+            layout, base, local = Layout.from_json(exchange.layout), await self._base(exchange.weights), self._local(run, action.exchange)
+        if action.purpose == "update":
+            raw = await asyncio.to_thread(self._blobs.read_bytes, BlobId.parse(action.e_b), limit=E_B_LIMIT_BYTES)
+            e_b = np.frombuffer(raw, np.int8)
+        started = time.monotonic()
+        try:
+            file.ready = await asyncio.to_thread(file.write, action, base=base, local=local, layout=layout, e_b=e_b)
+        except BaseException:
+            stream = run.streams.pop(action.upload, None)
+            if stream is not None:
+                stream.cancel()
+            raise
+        log.info(
+            "upload.encoded",
+            run=run.label,
+            exchange=action.exchange,
+            purpose=action.purpose,
+            bytes=action.length,
+            milliseconds=int((time.monotonic() - started) * 1000),
+        )
+
+    def _sender(self, upload: bytes) -> Callable[[MaskedFile, Callable[[], Any]], Coroutine[Any, Any, bytes]]:
+        async def send(file: MaskedFile, commit_of: Callable[[], Any]) -> bytes:
+            return await push_upload(self._line().channel, upload, file.chunk, file.chunks, commit_of)
+
+        return send
+
+    async def _commit(self, run: Run, action: act.Commit) -> None:
+        """End the stream with the signed commit; a stream that broke, or is of before a restart, is taken up from the file."""
+        stream = run.streams.get(action.upload)
+        if stream is None or stream.sending.done():
+            file = (
+                stream.file
+                if stream is not None
+                else await asyncio.to_thread(MaskedFile.load, self._masked(run, action.instance), action.length, action.chunk_bytes)
+            )
+            stream = run.streams[action.upload] = open_stream(file, self._sender(action.upload))
+        if not stream.envelope.done():
+            stream.envelope.set_result(action.envelope)
+        try:
+            await asyncio.shield(stream.sending)
+        except BulkRefused as error:
+            log.warning("upload.refused", run=run.label, reason=str(error))
+            await asyncio.to_thread(self._store.note, f"the coordinator refused this node's upload: {error}", run.run)
+        except asyncio.CancelledError:
+            if stream.sending.cancelled():
+                raise Unavailable("the upload's stream was cut; it is taken up again") from None
+            raise
+
+    def _give(self, run: Run, action: act.Upload) -> None:
+        """What leaves is written down before its first byte does."""
+        fact = {"member": self._site.member, "cohort": list(action.cohort), f"bytes_{action.purpose}": action.length, "time": self._clock()}
+        self._store.give(run.run, action.exchange, fact)
+
+    # -- verifying -------------------------------------------------------------------------------------------------
+
+    async def _verify(self, run: Run, action: act.Verify) -> None:
+        facts = await self._job(run, action.id, lambda: self._verified(action))
+        await self._feed(run, inputs.Verified(action.instance, facts))
+
+    async def _verified(self, action: act.Verify) -> inputs.VerifyFacts:
+        if action.purpose == "update" and action.outer_step:
+            # A node that trained has the base; one that was shown it only now computes from it, too.
+            await self._base(str(BaseRecord.from_json(action.base_record).weights))
+        if action.sum:
+            try:
+                await self._pull(BlobId.parse(action.sum))
+            except BulkRefused as error:
+                raise Refused("sum", str(error)) from None
+        async with self.shelf:
+            return await asyncio.to_thread(verify, action, self._blobs)
+
+    # -- places ----------------------------------------------------------------------------------------------------
+
+    def _folder(self, run: Run) -> Path:
+        return self._dir / "runs" / run.run.hex()[:16]
+
+    def _local(self, run: Run, exchange: int) -> Path:
+        return self._folder(run) / f"local-{exchange:06d}.f32"
+
+    def _masked(self, run: Run, instance: bytes) -> Path:
+        return self._folder(run) / "uploads" / f"{instance_name(instance)}.masked"
+
+    async def _job(self, run: Run, name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Await the job of this name, started once; cancelling the waiter leaves it running."""
+        job = run.jobs.get(name)
+        if job is None:
+            job = run.jobs[name] = asyncio.ensure_future(make())
+
+            def ended(task: asyncio.Task[Any]) -> None:
+                run.jobs.pop(name, None)
+                if not task.cancelled():
+                    task.exception()
+
+            job.add_done_callback(ended)
+        return await asyncio.shield(job)
+
+    async def let_go(self, run: Run) -> None:
+        """Stop everything that goes on for a run, its worker included; all of it can be taken up again."""
+        for stream in run.streams.values():
+            stream.cancel()
+        tasks = [*run.tasks.values(), *run.jobs.values(), *(s.sending for s in run.streams.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if run.worker is not None:
+            worker, run.worker = run.worker, None
+            with contextlib.suppress(ProcessLookupError):
+                await worker.kill()
