@@ -16,7 +16,7 @@ from dure.statements.kinds import ExchangeAccept, RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import PROTOCOL_VERSION, Directive
 from dure_participant.exchange.inputs import Trained, TrainResult
-from dure_participant.exchange.rules import may_begin, sent_bytes, take_voids
+from dure_participant.exchange.rules import may_begin, take_voids
 from dure_participant.exchange.state import EpochWork, ExchangeWork, TrainedWork
 from dure_participant.exchange.turn import Turn, advance_chains, document, joined_epoch, lose, report_body, same, sit_out
 
@@ -156,12 +156,15 @@ def _leave_behind(turn: Turn) -> None:
     if old is None:
         return
     advance_chains(turn, old.number)
-    undecided = []
+    outcomes = {s.instance: s.outcome for s in turn.history.sent}
+    kept = []
     for work in old.instances:
-        known = {s.instance: s.outcome for s in turn.history.sent}
-        if known.get(work.instance) == "open" and sent_bytes(turn.history, work.instance):
-            undecided.append(replace(work, secret=b"", share=b"", group_key=b"", open_envelope=b""))
-    turn.change(past=(*turn.state.past, *undecided)[-256:])
+        outcome = outcomes.get(work.instance, "")
+        unverified_scales = work.purpose == "scales" and outcome == "summed" and not work.verified
+        if outcome == "open" or unverified_scales:
+            group_key = work.group_key if work.purpose == "scales" else b""
+            kept.append(replace(work, secret=b"", share=b"", group_key=group_key, open_envelope=b""))
+    turn.change(past=(*turn.state.past, *kept)[-256:])
 
 
 # -- the worker's result ------------------------------------------------------------------------------------------

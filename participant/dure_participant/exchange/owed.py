@@ -94,7 +94,7 @@ def _execute(state: NodeRunState, exchange: ExchangeWork) -> Action:
 
 def _verify_scales(state: NodeRunState, exchange: ExchangeWork) -> tuple[Action, ...]:
     """An update waits to be dealt until the scales it names are verified."""
-    waiting = [w for w in exchange.instances if w.purpose == "scales" and w.aggregate_envelope and not w.verified]
+    waiting = [w for w in (*exchange.instances, *state.past) if w.purpose == "scales" and w.aggregate_envelope and not w.verified]
     return tuple(_verify(state, exchange, w) for w in waiting)
 
 

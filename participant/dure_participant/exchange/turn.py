@@ -52,6 +52,13 @@ class Turn:
         else:
             self.change_exchange(instances=(*exchange.instances, work))
 
+    def put_known(self, work: InstanceWork) -> None:
+        """Replaces the instance where it is: in the exchange, or among the past ones."""
+        if any(p.instance == work.instance for p in self.state.past):
+            self.change(past=tuple(work if p.instance == work.instance else p for p in self.state.past))
+        else:
+            self.put_instance(work)
+
     def seal(self, fact: Any) -> Envelope:
         """The next statement of this node's chain."""
         envelope, self.chain = seal(fact, self.site.node_key, self.chain, self.now)
@@ -106,6 +113,12 @@ def find_instance(exchange: ExchangeWork | None, instance: bytes) -> InstanceWor
         if work.instance == instance:
             return work
     raise Refused("instance", "this node knows no such instance")
+
+
+def find_known(state: NodeRunState, instance: bytes) -> InstanceWork:
+    """The same, among the instances of earlier exchanges too."""
+    past = next((p for p in state.past if p.instance == instance), None)
+    return past if past is not None else find_instance(state.exchange, instance)
 
 
 def secret_of(work: InstanceWork) -> InstanceSecret:

@@ -19,7 +19,7 @@ from dure_participant.exchange.inputs import Verified, VerifyFacts
 from dure_participant.exchange.rules import mark, payload_sha256
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, OpenedScales
 from dure_participant.exchange.survivors import judge_survivors
-from dure_participant.exchange.turn import Turn, advance_chains, document, find_instance, pack, plain, same, secret_of, sit_out
+from dure_participant.exchange.turn import Turn, advance_chains, document, find_instance, find_known, pack, plain, same, secret_of, sit_out
 from dure_participant.exchange.upload import shape_of
 
 NO_ID = bytes(32)
@@ -37,7 +37,7 @@ def follow_result(turn: Turn, directive: Directive) -> None:
 def take_aggregate(turn: Turn, survivors: bytes, aggregate: bytes, blob: str, *, purpose: str) -> None:
     """Keeps survivors and aggregate of an instance of this exchange, once they fit what this node knows of it."""
     said = open_statement(aggregate, InstanceAggregate, [turn.site.coordinator_key]).fact
-    work = find_instance(turn.state.exchange, said.instance)
+    work = find_known(turn.state, said.instance)
     same("aggregate.instance", work.purpose, purpose, f"is not of {purpose}")
     if work.aggregate_envelope:
         same("aggregate", aggregate, work.aggregate_envelope, "is another one than this instance was opened with")
@@ -49,7 +49,7 @@ def take_aggregate(turn: Turn, survivors: bytes, aggregate: bytes, blob: str, *,
     same("aggregate.length", said.length, length)
     if length:
         same("sum", (BlobId.parse(blob).root, BlobId.parse(blob).length), (said.root, length), "is not the blob the aggregate names")
-    turn.put_instance(
+    turn.put_known(
         replace(
             work,
             survivors=members,
@@ -68,7 +68,7 @@ def lifted(trailer: tuple[int, ...]) -> tuple[int, ...]:
 
 def take_verified(turn: Turn, given: Verified) -> None:
     """The agent's findings about a sum: judged here. A sum that does not verify freezes the run for this node."""
-    work = find_instance(turn.state.exchange, given.instance)
+    work = find_known(turn.state, given.instance)
     if work.verified or not work.aggregate_envelope:
         return
     aggregate = open_statement(work.aggregate_envelope, InstanceAggregate, [turn.site.coordinator_key]).fact
@@ -97,7 +97,9 @@ def _scales_verified(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None
     """From here on an update may use these scales; if one is waiting for them, it is dealt now."""
     from dure_participant.exchange.share import deal
 
-    exchange = turn.exchange
+    sent = next((s for s in turn.history.sent if s.instance == work.instance), None)
+    if sent is None:
+        raise Refused("scales", "this node sent nothing in them")
     opened = OpenedScales(
         instance=work.instance,
         survivors=work.survivors,
@@ -106,10 +108,10 @@ def _scales_verified(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None
         sum=work.sum,
         e_b=facts.e_b,
         e_b_sha256=facts.e_b_sha256,
-        weights_id=exchange.weights_id,
-        exchange=exchange.number,
+        weights_id=sent.weights_id,
+        exchange=sent.exchange,
     )
-    turn.put_instance(replace(_erased(work), verified=True))
+    turn.put_known(replace(_erased(work), verified=True))
     turn.change_exchange(scales=opened)
     turn.change(scales=opened)
     for waiting in turn.exchange.instances:
@@ -122,7 +124,7 @@ def _scales_verified(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None
 
 def _erased(work: InstanceWork) -> InstanceWork:
     """Rule 5: an instance's secrets go once its aggregate is verified."""
-    return replace(work, secret=sums.verified(secret_of(work)).to_bytes(), share=b"")
+    return replace(work, secret=sums.verified(secret_of(work)).to_bytes() if work.secret else b"", share=b"")
 
 
 def _accept(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None:
