@@ -16,7 +16,7 @@ from dure_demo.progress import Progress
 
 KILLED = "semiconductor"
 KILLED_IN_ROUND = 2
-POLL_S = 1.0
+POLL_S = 0.4
 RUN_DEADLINE_S = 1_800.0
 """A demo that takes longer than this is stuck, and says so."""
 
@@ -38,8 +38,8 @@ class Scenario:
         return self.rounds * (2 if self.app == "digits" else 1)
 
     def exchange_of_round(self, number: int) -> int:
-        """Number of the train exchange of a round; both count from one, exchanges from zero."""
-        return (number - 1) * (2 if self.app == "digits" else 1)
+        """Number of the train exchange of a round; both count from one."""
+        return (number - 1) * (2 if self.app == "digits" else 1) + 1
 
 
 def app_folder(name: str) -> Path:
@@ -72,7 +72,10 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
         consortium.serve()
         for member in scenario.members:
             consortium.start_node(member)
-        run, plan_digest = consortium.run_start(app_folder(scenario.app), rounds=scenario.rounds, settings=_settings(scenario))
+        step = "average" if scenario.app == "digits" else None  # pretrain names its own
+        run, plan_digest = consortium.run_start(
+            app_folder(scenario.app), rounds=scenario.rounds, settings=_settings(scenario), outer_step=step
+        )
         say(f"run {run[:12]}: plan {plan_digest[:16]}…")
         for member in scenario.members:
             consortium.allow(member, plan_digest)
@@ -110,7 +113,7 @@ def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Consol
                 consortium.kill(KILLED)
                 killed = True
                 progress.note(f"SIGKILL: {KILLED}'s node and worker are gone, in the middle of round {KILLED_IN_ROUND}")
-            if killed and not back and int(shown["exchanges_closed"]) > at:
+            if killed and not back and int(shown["exchanges_closed"]) >= at:
                 consortium.start_node(KILLED)
                 back = True
                 progress.note(f"{KILLED}'s node is back, with fresh optimiser state, for round {KILLED_IN_ROUND + 1}")

@@ -43,7 +43,7 @@ def test_a_member_killed_in_mid_exchange_is_left_out_and_counted_again_in_the_ne
     consortium.serve()
     for member in consortium.members:
         consortium.start_node(member)
-    run, plan = consortium.run_start(APP, rounds=3, settings={})
+    run, plan = consortium.run_start(APP, rounds=3, settings={}, outer_step="average")
     for member in consortium.members:
         consortium.allow(member, plan)
     wait_for(consortium, run, lambda s: s["exchanges_closed"] >= 1)

@@ -217,15 +217,12 @@ def _state(label: str) -> str:
 
 def _dropouts(exchanges: list[Any]) -> list[dict[str, Any]]:
     """Members left out of an exchange, with phase and reason."""
-    found = {}
+    found: dict[tuple[int, str], dict[str, Any]] = {}
     for exchange in exchanges:
-        for instance in exchange.instances:
-            for member, (phase, reason) in instance.dropouts.items():
-                found.setdefault(
-                    (exchange.number, member), {"exchange": exchange.number, "member": member, "phase": phase, "reason": reason}
-                )
-        for member, (phase, reason) in exchange.sat_out.items():
-            found.setdefault((exchange.number, member), {"exchange": exchange.number, "member": member, "phase": phase, "reason": reason})
+        for source in (*(i.dropouts for i in exchange.instances), exchange.sat_out):
+            for member, (phase, reason) in source.items():
+                fact = {"exchange": exchange.number, "member": member, "phase": phase, "reason": reason}
+                found.setdefault((exchange.number, member), fact)
     return [found[key] for key in sorted(found)]
 
 
