@@ -102,9 +102,8 @@ def list_runs(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
         show_json(found)
         return
     for run in found["runs"] or []:
-        say(
-            f"{run['run'][:12]}  {datetime.fromtimestamp(run['created'], UTC):%Y-%m-%d %H:%M}  {run['name']}: {run['state']} {run['reason']}"
-        )
+        when = datetime.fromtimestamp(run["created"], UTC)
+        say(f"{run['run'][:12]}  {when:%Y-%m-%d %H:%M}  {run['name']}: {run['state']} {run['reason']}")
     if not found["runs"]:
         say("no runs yet; dure run start APP")
 
