@@ -94,8 +94,8 @@ class SimNode:
 
     site: Site
     state: bytes
-    chain: Chain = Chain()
-    history: History = History()
+    chain: Chain = field(default_factory=Chain)
+    history: History = field(default_factory=History)
     alive: bool = True
     connected: bool = False
     local: dict[int, Any] = field(default_factory=dict)
@@ -211,6 +211,11 @@ class World:
         for duty in duties(self.state):
             if duty.id not in known:
                 self.bag.append(("duty", duty))
+
+    def hear_again(self, member: str) -> None:
+        """What the network held back arrives."""
+        self.nodes[member].deaf = False
+        self.bag.append(("directive", member, self.shown[member]))
 
     def connect(self, member: str) -> None:
         node = self.nodes[member]
@@ -489,8 +494,9 @@ class World:
                 hook(self)
             if not self.deliver(crash=crash):
                 at = next_deadline(self.state)
-                if at is None or self.state.phase in (RunPhase.FINISHED, RunPhase.ABORTED):
+                if (at is None and not self.bag) or self.state.phase in (RunPhase.FINISHED, RunPhase.ABORTED):
                     return
+                assert at is not None and at > self.now - 1, f"woken for {at}, which is past: {view.summary(self.state)}"
                 self.now = max(self.now, at) + 0.01
                 self.apply(Tick())
         raise AssertionError(f"not done after {steps} steps: {view.summary(self.state)}")
@@ -521,7 +527,8 @@ class World:
         """Asks, runs until answered (or the run is over), gives the reply."""
         config = how.pop("config", 0.1)
         self.ask(seq, message_type, weights, config=config)
-        self.run_until(lambda w: seq in w.answers or w.state.phase in (RunPhase.ABORTED, RunPhase.FINISHED), **how)
+        over = (RunPhase.ABORTED, RunPhase.FINISHED)
+        self.run_until(lambda w: seq in w.answers or (w.state.phase in over and not duties(w.state)), **how)
         return self.answers.get(seq)
 
     def first_weights(self) -> str:

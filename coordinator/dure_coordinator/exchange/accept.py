@@ -134,7 +134,7 @@ def advance_accept(state: RunState, now: float) -> RunState:
     enough = sum(m in exchange.accepts for m in survivors) >= state.facts.u_min
     if not enough and not waiting and not late:
         return state
-    if (waiting or not enough) and not (enough and (late or all(is_lost(state, m, now) for m in waiting))):
+    if (waiting or not enough) and not (enough and (late or all(is_lost(state, m) for m in waiting))):
         if not late:
             return state
         have = sum(m in exchange.accepts for m in survivors)

@@ -112,7 +112,7 @@ def advance_update(state: RunState, now: float) -> RunState:
     able = [m for m in exchange.scales.survivors if m not in exchange.sat_out and m not in state.convicted]
     here = [m for m in able if is_connected(state, m)]
     late = now >= exchange.began + state.facts.plan.deadlines.share
-    if any(not is_connected(state, m) and not is_lost(state, m, now) for m in able) and not late:
+    if any(not is_connected(state, m) and not is_lost(state, m) for m in able) and not late:
         return state
     if len(here) < state.facts.u_min:
         if not late:

@@ -37,7 +37,9 @@ def take_seen(state: RunState, event: Seen, now: float) -> Taken:
     present = {**state.present, event.member: Presence(event.node_key, event.generation, event.delegation, True, since)}
     after = replace(state, present=present, left_out=tuple(m for m in state.left_out if m != event.member))
     if known and known.node_key != event.node_key:
-        after = sit_out(replace(after, renew=True), event.member, "keys", "its node came back with a new key")
+        # A new key is a new node: it has no state, so it is shown the plan and approves it again.
+        approvals = {m: a for m, a in state.approvals.items() if m != event.member}
+        after = sit_out(replace(after, renew=True, approvals=approvals), event.member, "keys", "its node came back with a new key")
     return Taken(after)
 
 
@@ -73,6 +75,13 @@ def take_refusal(state: RunState, member: str, report: Report, now: float) -> Ta
     if state.refusals.get(member) == reason:
         return Taken(state)
     return Taken(replace(state, refusals={**state.refusals, member: reason}))
+
+
+def advance_presence(state: RunState, now: float) -> RunState:
+    """Whoever has been gone for the whole grace is lost, until it comes back."""
+    grace = state.facts.gone_grace_s
+    lost = {m: replace(p, lost=True) for m, p in state.present.items() if not p.connected and not p.lost and now >= p.since + grace}
+    return replace(state, present={**state.present, **lost}) if lost else state
 
 
 def advance_approving(state: RunState, now: float) -> RunState:

@@ -107,6 +107,7 @@ def advance_idle(state: RunState, now: float) -> RunState:
     if state.stopping and state.queued is None:
         return replace(state, phase=RunPhase.FINISHED, reason=state.reason or "the ServerApp returned")
     if epoch_is_due(state, now):
+        state = state if state.renew else replace(state, renew=True)
         if len(candidates(state)) >= state.facts.u_min:
             return start_epoch(state, now)
         if state.left_out:

@@ -37,23 +37,16 @@ def is_connected(state: RunState, member: str) -> bool:
     return seen is not None and seen.connected
 
 
-def is_lost(state: RunState, member: str, now: float) -> bool:
+def is_lost(state: RunState, member: str) -> bool:
     """Gone for longer than a phase waits for it when everyone else is done."""
     seen = state.present.get(member)
-    return seen is None or (not seen.connected and now >= seen.since + state.facts.gone_grace_s)
+    return seen is None or seen.lost
 
 
 def gone_wakeups(state: RunState, members: tuple[str, ...]) -> list[float]:
     """When each of these members that is not connected stops being waited for."""
     seen = [state.present[m] for m in members if m in state.present]
-    return [p.since + state.facts.gone_grace_s for p in seen if not p.connected]
-
-
-def node_key(state: RunState, member: str) -> bytes:
-    """Node key this member's advert in the current epoch verified under; else the one last seen."""
-    if state.epoch and member in state.epoch.node_keys:
-        return state.epoch.node_keys[member]
-    return state.present[member].node_key
+    return [p.since + state.facts.gone_grace_s for p in seen if not p.connected and not p.lost]
 
 
 def with_exchange(state: RunState, **changes: Any) -> RunState:

@@ -47,6 +47,7 @@ _REPORTS = {
     ReportKind.VOID: void.take_void,
 }
 _ADVANCES: tuple[Callable[[RunState, float], RunState], ...] = (
+    approving.advance_presence,
     approving.advance_approving,
     epoch.advance_epoch,
     asking.advance_idle,

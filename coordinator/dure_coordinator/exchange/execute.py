@@ -120,8 +120,8 @@ def advance_execute(state: RunState, now: float) -> RunState:
     able = [m for m in exchange.members if m not in exchange.sat_out]
     if len(able) < facts.u_min:
         return fail_exchange(state, f"{len(able)} members can contribute, {facts.u_min} are needed")
-    ready = [m for m in able if m in exchange.ready and not is_lost(state, m, now)]
-    pending = [m for m in able if m not in exchange.ready and not is_lost(state, m, now)]
+    ready = [m for m in able if m in exchange.ready and not is_lost(state, m)]
+    pending = [m for m in able if m not in exchange.ready and not is_lost(state, m)]
     if pending and not late:
         return state
     if len(ready) < facts.u_min:

@@ -129,6 +129,8 @@ def _times(state: RunState) -> list[float]:
         waiting = tuple(m for m in exchange.members if m not in exchange.sat_out)
         return [exchange.began + limits.execute, *gone_wakeups(state, waiting)]
     if exchange.phase is ExchangePhase.STEP:
+        if needs_step(exchange) and not exchange.step_result:
+            return []
         return [exchange.began + limits.accept, *gone_wakeups(state, exchange.members)]
     instance = exchange.instance
     if exchange.phase is ExchangePhase.UPDATE and (instance is None or instance.purpose != "update"):
@@ -143,7 +145,7 @@ def _instance_times(state: RunState, instance: InstanceState) -> list[float]:
         InstancePhase.UPLOAD: limits.upload,
         InstancePhase.SURVIVORS: limits.survivors,
         InstancePhase.REVEAL: limits.reveal,
-        InstancePhase.VOID: limits.reveal,
+        InstancePhase.VOID: limits.accept,
     }
     if instance.phase not in lasts:
         return []

@@ -91,7 +91,7 @@ def advance_share(state: RunState, now: float) -> RunState:
     missing = [m for m in instance.cohort if m not in instance.shares]
     late = now >= instance.began + state.facts.plan.deadlines.share
     out = {m for m in instance.cohort if m in exchange.sat_out or m in state.convicted}
-    out |= {m for m in missing if late or is_lost(state, m, now)}
+    out |= {m for m in missing if late or is_lost(state, m)}
     if out:
         return restart_without(state, out, "dealt no shares in time", now)
     if missing:

@@ -74,6 +74,8 @@ class Presence:
     connected: bool
     since: float
     """Unix seconds of the last change of `connected`."""
+    lost: bool = False
+    """Gone for longer than the grace: no phase waits for it any more when everyone else is done."""
 
 
 @dataclass(frozen=True)

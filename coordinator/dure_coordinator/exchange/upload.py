@@ -77,7 +77,7 @@ def advance_upload(state: RunState, now: float) -> RunState:
     if len(survivors) + len(coming) < facts.u_min:
         why = "in time" if late else "or still can"
         return begin_void(state, f"{len(survivors)} members uploaded {why}, {facts.u_min} are needed; missing: {names(waiting)}", now)
-    held_up = [m for m in coming if not is_lost(state, m, now)]
+    held_up = [m for m in coming if not is_lost(state, m)]
     if held_up or len(survivors) < facts.u_min:
         return state
     for member in waiting:

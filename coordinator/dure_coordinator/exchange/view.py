@@ -182,7 +182,7 @@ def _of_instance(
         documents = {"survivors": instance.survivors_envelope}
         return make(DirectiveKind.REVEAL, members=instance.unopened, documents=documents, deadline=began + limits.reveal, **where)
     if instance.phase is InstancePhase.VOID:
-        return make(DirectiveKind.VOID, deadline=began + limits.reveal, reason=instance.reason, **where)
+        return make(DirectiveKind.VOID, deadline=began + limits.accept, reason=instance.reason, **where)
     return make(DirectiveKind.WAIT, reason=f"{instance.purpose}: {instance.phase}", **where)
 
 

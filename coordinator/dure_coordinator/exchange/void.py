@@ -50,7 +50,7 @@ def advance_void(state: RunState, now: float) -> RunState:
     needed = voids_needed(state, instance)
     if len(instance.voids) >= needed:
         return fail_exchange(with_instance(state, phase=InstancePhase.VOIDED), instance.reason)
-    if now >= instance.began + state.facts.plan.deadlines.reveal:
+    if now >= instance.began + state.facts.plan.deadlines.accept:
         missing = names(set(instance.cohort) - set(instance.voids))
         return abort(
             state, f"{instance.reason}; and {len(instance.voids)} of {needed} needed members gave the instance up; missing: {missing}"
