@@ -22,8 +22,8 @@ def wait_for(consortium: Consortium, run: str, until) -> dict:
         shown = consortium.run_show(run)
         if until(shown):
             return shown
-        assert shown["state"] != "aborted", shown
-        assert time.monotonic() < deadline, shown
+        assert shown["state"] != "aborted", shown["reason"]
+        assert time.monotonic() < deadline, (shown["phase"], shown["waiting_for"])
         time.sleep(0.3)
 
 
@@ -38,24 +38,26 @@ def consortium(tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_a_member_killed_in_mid_exchange_is_left_out_and_counted_again_in_the_next(consortium):
-    """SIGKILL of a node while it trains; then SIGKILL of the coordinator; the run finishes with a model that has learnt."""
+def test_a_run_survives_sigkill_of_a_node_and_of_the_coordinator(consortium):
+    """The node is left out of the exchanges it misses and counted again later; the coordinator goes on where it was."""
     consortium.serve()
     for member in consortium.members:
         consortium.start_node(member)
-    run, plan = consortium.run_start(APP, rounds=3, settings={}, outer_step="average")
+    run, plan = consortium.run_start(APP, rounds=4, settings={}, outer_step="average")
     for member in consortium.members:
         consortium.allow(member, plan)
     wait_for(consortium, run, lambda s: s["exchanges_closed"] >= 1)
     consortium.kill("chan")
-    wait_for(consortium, run, lambda s: s["exchanges_closed"] >= 2)
+    missed = consortium.run_show(run)["exchanges_closed"] + 2  # at least one exchange begins and ends without it
+    wait_for(consortium, run, lambda s: s["exchanges_closed"] >= missed)
     consortium.start_node("chan")
     consortium.kill("coordinator")
     consortium.serve()
     shown = wait_for(consortium, run, lambda s: s["state"] == "finished")
     counted = {m: facts["exchanges_counted"] for m, facts in shown["members"].items()}
-    assert counted["chan"] < counted["ara"] == counted["bora"]
-    assert any(d["member"] == "chan" for d in shown["dropouts"])
+    assert counted["ara"] == counted["bora"] == shown["exchanges_closed"] == 8
+    assert counted["chan"] < 8
+    assert shown["metrics"]["accuracy"] > 0.4, "ten classes; a model that learnt nothing has 0.1"
     out = consortium.root / "model"
     consortium.export(run, out)
     tensors = load_file(out / "model.safetensors")

@@ -11,8 +11,10 @@ import os
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
+import ctypes
 import logging
 import random
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -30,9 +32,21 @@ from dure_coordinator.flower.grid import DureGrid
 from dure_coordinator.flower.grpc_backend import CoordinatorGone, GrpcBackend
 from dure_coordinator.flower.launch import EXIT_COORDINATOR_GONE, EXIT_FAILED, EXIT_FINISHED, ProcessConfig
 
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
+
+
+def die_with_parent() -> None:
+    """A coordinator killed with SIGKILL cannot stop this process, and the next one starts its own: two would share one run folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit(EXIT_COORDINATOR_GONE)
+
 
 def main() -> int:
     """Run the app of the config on stdin; returns the exit code."""
+    die_with_parent()
     config = ProcessConfig.from_json(sys.stdin.read())
     backend = GrpcBackend(config.socket, Path(config.run_dir), reconnect_s=config.reconnect_s)
     try:
