@@ -1,0 +1,158 @@
+"""Who may speak on the members' port: real mutual TLS against a real coordinator, with certificates an attacker could make."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+from dure.charter import root
+from dure.charter.coordinator import CoordinatorFolder
+from dure.charter.draft import default_toml, joins, terms_from
+from dure.identity import keys, tls
+from dure.identity.member import MemberFolder
+from dure.identity.node import create_node
+from dure.wire.control import encode_hello, encode_report
+from dure.wire.messages import PROTOCOL_VERSION, Hello, Report, ReportKind
+from dure_coordinator.app import Coordinator
+from dure_coordinator.rpc.server import Limits, TlsFiles, members_port
+from dure_coordinator.settings import CoordinatorSettings
+from dure_pb.v1 import members_pb2_grpc
+
+NAMES = ("ara", "bora", "chan")
+
+
+@pytest.fixture
+async def port(tmp_path):
+    """(address, coordinator CA, node identities, member folders) of a serving coordinator with three members."""
+    hub = CoordinatorFolder.create(tmp_path / "hub", "titan", "127.0.0.1:1", time.time())
+    members = {}
+    for name in NAMES:
+        members[name] = MemberFolder.create(tmp_path / name, name, label="titan", display_name="", registration="", now=time.time())
+        request = hub.directory / "joins" / f"{name}.join.json"
+        request.parent.mkdir(exist_ok=True)
+        members[name].join_request().write(request)
+    (hub.directory / "charter.toml").write_text(default_toml("titan", list(joins(hub).values())))
+    proposal = root.propose(terms_from(hub), 1, datetime.now(UTC))
+    hub.publish(proposal, {name: root.sign(proposal, name, folder.governance_key) for name, folder in members.items()})
+    nodes = {}
+    for name, folder in members.items():
+        folder.trust(root.digest(root.parse(proposal)))
+        nodes[name] = create_node(tmp_path / name, tmp_path / name / "node", "n1", hub.published_path(), now=time.time())
+    coordinator = await Coordinator.open(hub, CoordinatorSettings())
+    tls_files = TlsFiles(hub.tls_key_pem, hub.tls_pem + hub.ca_pem)
+    made = members_port(coordinator.fleet, coordinator.fleet.roster, tls_files, "127.0.0.1:0", Limits())
+    await made.server.start()
+    yield made.address, hub.ca_pem, nodes, members
+    await made.server.stop(0)
+    await coordinator.close()
+
+
+async def say_hello(address, ca, key, certificate, hello):
+    """The gRPC status of a Hello, with its words."""
+    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        try:
+            await members_pb2_grpc.MembersServiceStub(channel).Hello(encode_hello(hello), timeout=10)
+            return "OK", ""
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details()
+
+
+def hello_of(node, version=PROTOCOL_VERSION):
+    return Hello(version, node.charter.digest, node.delegation, "test")
+
+
+def forged(member: MemberFolder, names: list[x509.GeneralName], *, now=None, ca=None, ca_key=None):
+    """(key, certificate) for any names, by this member's CA or another one."""
+    key = generate_private_key(SECP256R1())
+    ca = ca or member.ca
+    ca_key = ca_key or keys.load_tls_key(member.directory / "ca.key")
+    at = now or datetime.now(UTC)
+    builder = tls._leaf(ca, ca_key, key.public_key(), "forged", at, 30, x509.ExtendedKeyUsageOID.CLIENT_AUTH)
+    certificate = builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(ca_key, tls.SHA256())
+    return keys.private_pem(key), tls.pem(certificate)
+
+
+def spiffe(host: str) -> list[x509.GeneralName]:
+    return [x509.UniformResourceIdentifier(f"spiffe://{host}/node/n1")]
+
+
+async def test_a_members_own_node_is_greeted(port):
+    address, ca, nodes, _ = port
+    node = nodes["ara"]
+    assert await say_hello(address, ca, node.tls_key_pem, node.tls_certificate_pem, hello_of(node)) == ("OK", "")
+
+
+async def test_a_caller_without_a_certificate_gets_no_answer(port):
+    address, ca, nodes, _ = port
+    code, _ = await say_hello(address, ca, None, None, hello_of(nodes["ara"]))
+    assert code == "UNAVAILABLE"
+
+
+async def test_a_certificate_of_a_strangers_ca_gets_no_answer(port, tmp_path):
+    address, ca, nodes, _ = port
+    stranger = MemberFolder.create(tmp_path / "x", "ara", label="titan", display_name="", registration="", now=time.time())
+    key, certificate = forged(stranger, spiffe("ara.titan"))
+    code, _ = await say_hello(address, ca, key, certificate, hello_of(nodes["ara"]))
+    assert code == "UNAVAILABLE"
+
+
+async def test_an_expired_certificate_gets_no_answer(port):
+    address, ca, nodes, members = port
+    key, certificate = forged(members["ara"], spiffe("ara.titan"), now=datetime.now(UTC) - timedelta(days=60))
+    code, _ = await say_hello(address, ca, key, certificate, hello_of(nodes["ara"]))
+    assert code in ("UNAVAILABLE", "UNAUTHENTICATED")
+
+
+async def test_a_members_ca_cannot_speak_for_another_member(port):
+    address, ca, nodes, members = port
+    key, certificate = forged(members["bora"], spiffe("ara.titan"))
+    code, _ = await say_hello(address, ca, key, certificate, hello_of(nodes["ara"]))
+    assert code in ("UNAVAILABLE", "UNAUTHENTICATED")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [*spiffe("ara.titan"), x509.DNSName("hub.example")],
+        [x509.DNSName("ara.titan")],
+        [x509.UniformResourceIdentifier("spiffe://ara.titan/coordinator")],
+    ],
+    ids=["two names", "a DNS name", "not a node"],
+)
+async def test_a_certificate_whose_name_is_not_one_node_is_refused(port, names):
+    address, ca, nodes, members = port
+    key, certificate = forged(members["ara"], names)
+    code, words = await say_hello(address, ca, key, certificate, hello_of(nodes["ara"]))
+    assert code == "UNAUTHENTICATED", words
+    assert words.startswith("certificate:")
+
+
+async def test_a_node_cannot_bring_another_members_delegation(port):
+    address, ca, nodes, _ = port
+    mine = nodes["ara"]
+    code, words = await say_hello(address, ca, mine.tls_key_pem, mine.tls_certificate_pem, hello_of(nodes["bora"]))
+    assert code not in ("OK", "UNAVAILABLE"), words
+
+
+async def test_an_unknown_protocol_version_is_refused_saying_who_must_upgrade(port):
+    address, ca, nodes, _ = port
+    node = nodes["ara"]
+    code, words = await say_hello(address, ca, node.tls_key_pem, node.tls_certificate_pem, hello_of(node, 99))
+    assert code not in ("OK", "UNAVAILABLE")
+    assert "upgrade" in words
+
+
+async def test_a_report_before_the_greeting_changes_nothing(port):
+    address, ca, nodes, _ = port
+    node = nodes["ara"]
+    credentials = grpc.ssl_channel_credentials(ca, node.tls_key_pem, node.tls_certificate_pem)
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="Hello"):
+            report = encode_report(Report(bytes(32), ReportKind.LOST))
+            await members_pb2_grpc.MembersServiceStub(channel).Report(report, timeout=10)
