@@ -16,7 +16,7 @@ from dure_demo.progress import Progress
 
 KILLED = "semiconductor"
 KILLED_IN_ROUND = 2
-POLL_S = 0.4
+POLL_S = 0.1
 RUN_DEADLINE_S = 1_800.0
 """A demo that takes longer than this is stuck, and says so."""
 
@@ -93,7 +93,8 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
 
 
 def _settings(scenario: Scenario) -> Mapping[str, str]:
-    return {"seed": str(scenario.seed)} if scenario.app == "pretrain" else {}
+    # Digits train in milliseconds; more epochs give the killed node something to be in the middle of.
+    return {"seed": str(scenario.seed)} if scenario.app == "pretrain" else {"local-epochs": "40", "learning-rate": "0.05"}
 
 
 def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Console) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Consol
             if state == "aborted":
                 raise Unavailable(f"the run was aborted: {shown.get('reason')}; logs are in {consortium.root / 'logs'}")
             at = scenario.exchange_of_round(KILLED_IN_ROUND)
-            if scenario.kill and not killed and _is_training(shown, at):
+            if scenario.kill and not killed and _in_mid_exchange(shown, at):
                 consortium.kill(KILLED)
                 killed = True
                 progress.note(f"SIGKILL: {KILLED}'s node and worker are gone, in the middle of round {KILLED_IN_ROUND}")
@@ -122,8 +123,9 @@ def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Consol
             time.sleep(POLL_S)
 
 
-def _is_training(shown: Mapping[str, Any], exchange: int) -> bool:
-    return shown.get("exchange") == exchange and shown.get("phase") == "execute"
+def _in_mid_exchange(shown: Mapping[str, Any], exchange: int) -> bool:
+    """Whether that exchange is under way, and not yet so far that the member's part in it is done."""
+    return shown["exchange"] == exchange and shown["phase"] in ("execute", "share", "open", "upload")
 
 
 def _outcome(scenario: Scenario, run: str, shown: Mapping[str, Any]) -> dict[str, Any]:
