@@ -8,9 +8,12 @@ import tempfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # the server only passes a tokenizer on: it needs no `tokenizers`
+    from tokenizers import Tokenizer
 
 MAX_PACKED_BYTES = 64 * 1024
 """Flower never splits a config value, and Dure carries at most this much in one; 2,048 tokens take about 20 KiB."""
@@ -39,6 +42,8 @@ def unpack_tokenizer(packed: bytes, vocabulary: int) -> Tokenizer:
     Raises:
         ValueError: damaged, too large, or of another vocabulary than the run's.
     """
+    from tokenizers import Tokenizer
+
     inflate = zlib.decompressobj()
     try:
         raw = inflate.decompress(packed, MAX_JSON_BYTES)
