@@ -315,9 +315,15 @@ class Hands:
         await self._feed(run, inputs.Verified(action.instance, facts))
 
     async def _verified(self, action: act.Verify) -> inputs.VerifyFacts:
-        if action.purpose == "update" and action.outer_step:
-            # A node that trained has the base; one that was shown it only now computes from it, too.
-            await self._base(str(BaseRecord.from_json(action.base_record).weights))
+        if action.base_record:
+            base = BaseRecord.from_json(action.base_record)
+            # A node that made this base itself has its scales and momentum; one that took it from its peers' word fetches them.
+            for blob in (base.e_b, base.outer_state if action.purpose == "update" else None):
+                if blob is not None:
+                    await self._pull(blob)
+            if action.purpose == "update" and action.outer_step:
+                # A node that trained has the base; one that was shown it only now computes from it, too.
+                await self._base(str(base.weights))
         if action.sum:
             try:
                 await self._pull(BlobId.parse(action.sum))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dure.errors import DureError, Refused
+from dure.secagg.ids import InstanceId
 from dure.statements.statement import Chain
 from dure.wire.messages import Directive, DirectiveKind
 from dure_participant.exchange import approving, epoch, execute, rules, share, survivors, upload, verify, void
@@ -16,7 +17,7 @@ from dure_participant.exchange.actions import Action, Note
 from dure_participant.exchange.inputs import Allowed, Directed, Failed, Input, Trained, UploadReady, Verified
 from dure_participant.exchange.owed import owed_in
 from dure_participant.exchange.site import History, Sent, Site
-from dure_participant.exchange.state import NodeRunState
+from dure_participant.exchange.state import ExchangeWork, NodeRunState
 from dure_participant.exchange.turn import Turn, plain, sit_out
 
 
@@ -140,4 +141,12 @@ def _failed(turn: Turn, given: Failed) -> None:
         return
     if turn.state.kind == "result" and exchange.accept:
         return
+    if not _concerns(exchange, given.what):
+        return  # what an earlier exchange left behind is no reason to miss this one
     sit_out(turn, given.reason)
+
+
+def _concerns(exchange: ExchangeWork, what: str) -> bool:
+    """Whether an action's id is of this exchange: an instance of it, or its training."""
+    kind, _, rest = what.partition("/")
+    return kind == "train" or any(InstanceId.decode(work.instance).key in rest for work in exchange.instances)
