@@ -31,7 +31,7 @@ class EchoGrid(Grid):
 
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)
-        self.asked.append(messages[0])
+        self.asked += messages[:1]  # FedAvg sends an empty list where it has nothing to ask
         metrics = MetricRecord({"loss": 1.0, "num-examples": 1})
         return [Message(RecordDict({"arrays": m.content["arrays"], "metrics": metrics}), reply_to=m) for m in messages]
 
@@ -55,7 +55,6 @@ def test_every_round_carries_the_tokenizer_and_the_first_starts_from_the_seed(tm
     path.write_text('{"any": "thing"}')
     asked = serve(**SMALL, tokenizer=str(path))
     assert [m.metadata.message_type for m in asked] == ["train"] * 3
-    assert [m.content["config"]["server-round"] for m in asked][0] is not None
     assert all(zlib.decompress(m.content["config"]["tokenizer"]) == path.read_bytes() for m in asked)
     expected = initial_weights(Recipe.of_app(("games",), **SMALL))
     sent = {name: array.numpy() for name, array in asked[0].content["arrays"].items()}
@@ -104,6 +103,5 @@ def test_the_first_weights_have_the_recipes_size_and_spread():
     assert sum(value.size for value in weights.values()) == 1_071_872
     assert weights["transformer.wte.weight"].std() == pytest.approx(0.02, rel=0.02)
     assert weights["transformer.h.0.mlp.c_proj.weight"].std() == pytest.approx(0.02 / 8**0.5, rel=0.02)
-    assert not np.array_equal(
-        weights["transformer.wpe.weight"], initial_weights(Recipe.of_app(("games",), seed=8))["transformer.wpe.weight"]
-    )
+    other = initial_weights(Recipe.of_app(("games",), seed=8))
+    assert not np.array_equal(weights["transformer.wpe.weight"], other["transformer.wpe.weight"])
