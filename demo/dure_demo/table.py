@@ -62,7 +62,7 @@ def verdict(evaluation: Evaluation) -> list[str]:
     home, members = evaluation.solo_wins_at_home, list(bits.solo)
     numbers = (
         f"On the mean over all members' held-out text the joint model needs {joint:.2f} bits per byte, the best solo model "
-        f"({whose}'s) {best:.2f}; perplexity {_short(joint_ppl)} against {_short(best_ppl)}."
+        f"({whose}) {best:.2f}; perplexity {_short(joint_ppl)} against {_short(best_ppl)}."
     )
     if not evaluation.joint_wins_on_the_mean:
         if joint < best or joint_ppl < best_ppl:

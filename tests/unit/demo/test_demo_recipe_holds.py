@@ -1,12 +1,13 @@
 """The demo's recipe outside the platform: joint with Nesterov and one dropout against solo models, on the real texts.
 
 `python tests/unit/demo/test_demo_recipe_holds.py [SEED]` prints the figures; about two minutes on two cores, and it
-fetches the texts if they are not in /tmp/dure-texts.
+fetches the texts if they are not in the temporary folder.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dure.errors import Unavailable
 from dure.model.layout import Layout
 from dure.model.outer import parse_step
 from dure.model.weights import flatten, open_flat
@@ -24,6 +26,7 @@ from dure_demo.solo import one_thread_pool
 from dure_demo.table import show_matrix
 
 MEMBERS = ("games", "government", "law", "semiconductor", "telecom")
+FOLDER = Path(tempfile.gettempdir()) / "dure-texts"
 OUTER = {"name": "nesterov", "lr": "0.8", "momentum": "0.5"}
 KILLED, KILLED_IN_ROUND = "semiconductor", 2
 
@@ -77,7 +80,10 @@ def run_recipe(texts: Path, out: Path, say=lambda _line: None, **overrides) -> E
 @pytest.mark.timeout(900)
 def test_joint_model_beats_the_best_solo_model_on_the_mean_despite_a_dropout(tmp_path):
     """Bounds are wide around the five seeds measured for the recipe: joint 3.35 to 3.40, best solo 3.74 to 3.81."""
-    texts = prepare(Path("/tmp/dure-texts/cache"), Path("/tmp/dure-texts/texts"))
+    try:
+        texts = prepare(FOLDER / "cache", FOLDER / "texts")
+    except Unavailable as error:
+        pytest.skip(str(error))
     bits = run_recipe(texts, tmp_path).bits_per_byte
     assert bits.mean(bits.joint) < 3.5
     assert bits.best_solo[1] - bits.mean(bits.joint) > 0.2
@@ -100,7 +106,6 @@ def test_flat_vector_with_its_layout_reads_as_the_same_weights(tmp_path):
 
 
 if __name__ == "__main__":
-    folder = Path("/tmp/dure-texts")
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    found = run_recipe(prepare(folder / "cache", folder / "texts", print), folder / f"seed-{seed}", print, seed=seed)
+    found = run_recipe(prepare(FOLDER / "cache", FOLDER / "texts", print), FOLDER / f"seed-{seed}", print, seed=seed)
     show_matrix(Console(width=160), found)

@@ -55,7 +55,7 @@ def test_a_single_member_that_wins_at_home_is_named():
 
 def test_numbers_come_before_words():
     assert verdict(evaluation(3.0, 2.0, 6.0))[0] == (
-        "On the mean over all members' held-out text the joint model needs 3.00 bits per byte, the best solo model (games's) 4.00; "
+        "On the mean over all members' held-out text the joint model needs 3.00 bits per byte, the best solo model (games) 4.00; "
         "perplexity 300 against 400."
     )
 

@@ -67,13 +67,10 @@ def same(one, other):
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_two_rounds_without_others_are_one_training_of_twice_the_steps(node):
+def test_two_rounds_of_a_lone_node_are_one_training_of_twice_the_steps(node):
     """State of the optimiser, schedule and data position go on from round to round, bit for bit."""
     after_one, _ = train(node, 1)
     after_two, _ = train(node, 2, after_one)
-    at_once, _ = train(node, 1, state="other", config={**CONFIG, "steps": 6, "rounds": 2})
-    # The cosine runs over rounds x steps: 9 above, 12 here; so compare with the same total.
-    assert not same(after_two, at_once)
     from pretrain import inner, model, shape, text
 
     tokens, key = text.own_tokens(node / "data", zlib.compress((node / "tokenizer.json").read_bytes(), 9), 300)
