@@ -23,6 +23,7 @@ try:
         spool.write(k, bytes([k]) * 4096)
 except DiskFull:
     print("spool", spool.received_chunks, spool.sync(), spool.path.stat().st_size)
+sys.stdout.flush()
 os._exit(9)  # no tidying: the next process finds what a kill leaves
 """
 
