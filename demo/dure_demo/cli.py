@@ -21,8 +21,8 @@ MEMBER_NAMES = ("games", "government", "law", "semiconductor", "telecom")
 def demo(
     members: Annotated[int, typer.Option(help="How many members, 3 to 5; with 3 no dropout is survived.")] = 5,
     rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the scenario; digits draws its first weights from the run id.")] = 7,
-    which: Annotated[str, typer.Option("--app", help="Which example app: digits (scikit-learn digits in plain numpy).")] = "digits",
+    seed: Annotated[int, typer.Option(help="Seed of pretrain's first weights and data order.")] = 7,
+    which: Annotated[str, typer.Option("--app", help="digits (seconds) or pretrain (a language model, minutes).")] = "digits",
     directory: Annotated[Path, typer.Option("--dir", help="Where every role keeps its state; emptied first.")] = Path(".demo"),
     kill: Annotated[bool, typer.Option(help="Kill one node with SIGKILL in the middle of an exchange.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last, progress on standard error.")] = False,
@@ -41,8 +41,8 @@ def demo(
             raise BadInput(f"--members {members}: the demo has texts for 3 to {len(MEMBER_NAMES)} members")
         if rounds < 1:
             raise BadInput(f"--rounds {rounds}: at least 1")
-        if which != "digits":
-            raise BadInput(f"--app {which}: only digits so far; the language model comes next")
+        if which not in ("digits", "pretrain"):
+            raise BadInput(f"--app {which}: digits or pretrain")
         names = MEMBER_NAMES if members == 5 else ("semiconductor", *[n for n in MEMBER_NAMES if n != "semiconductor"])[:members]
         # Three members tolerate no dropout, and the round of the killed node must not be the last.
         scenario = Scenario(tuple(sorted(names)), rounds, seed, which, directory.resolve(), kill and members > 3 and rounds > 2)

@@ -74,7 +74,7 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
             consortium.start_node(member)
         step = "average" if scenario.app == "digits" else None  # pretrain names its own
         run, plan_digest = consortium.run_start(
-            app_folder(scenario.app), rounds=scenario.rounds, settings=_settings(scenario), outer_step=step
+            app_folder(scenario.app), rounds=scenario.rounds, settings=_settings(scenario, texts), outer_step=step
         )
         say(f"run {run[:12]}: plan {plan_digest[:16]}…")
         for member in scenario.members:
@@ -92,9 +92,11 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
     return outcome
 
 
-def _settings(scenario: Scenario) -> Mapping[str, str]:
+def _settings(scenario: Scenario, texts: Path | None) -> Mapping[str, str]:
+    if texts is not None:
+        return {"seed": str(scenario.seed), "tokenizer": str(texts / "tokenizer.json")}
     # Digits train in milliseconds; more epochs give the killed node something to be in the middle of.
-    return {"seed": str(scenario.seed)} if scenario.app == "pretrain" else {"local-epochs": "40", "learning-rate": "0.05"}
+    return {"local-epochs": "40", "learning-rate": "0.05"}
 
 
 def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Console) -> dict[str, Any]:
@@ -165,7 +167,8 @@ def _compare(scenario: Scenario, texts: Path, outcome: dict[str, Any], console: 
     from dure_demo.compare import compare
 
     console.print("== comparing: each member alone with the same budget, on everybody's held-out text", highlight=False)
-    outcome.update(compare(scenario, texts, Path(outcome["model"]), console))
+    model, work = Path(outcome["model"]), scenario.directory / "solo"
+    outcome.update(compare(scenario.members, scenario.rounds, scenario.seed, texts=texts, model=model, work=work, console=console))
 
 
 def _tell(scenario: Scenario, outcome: Mapping[str, Any], console: Console) -> None:
