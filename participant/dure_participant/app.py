@@ -70,16 +70,26 @@ def run(directory: Path) -> None:
     with only_one(directory):
         store = open_store(directory)
         try:
-            asyncio.run(_until_signal(Agent(identity, settings, store, time.time)))
+            asyncio.run(_until_signal(Agent(identity, settings, store, time.time), settings.drain_s))
         finally:
             store.set_fact("connection", {"state": "stopped", "since": time.time()})
             store.close()
 
 
-async def _until_signal(agent: Agent) -> None:
-    task = asyncio.current_task()
-    assert task is not None
+async def _until_signal(agent: Agent, drain_s: float) -> None:
+    """The first signal drains, the second stops at once; either way the store has everything."""
+    serving = asyncio.create_task(agent.run())
+    leaving: asyncio.Task[None] | None = None
+
+    def signalled() -> None:
+        nonlocal leaving
+        if leaving is not None:
+            leaving.cancel()
+        else:
+            leaving = asyncio.create_task(agent.drain(drain_s))
+            leaving.add_done_callback(lambda _: serving.cancel())
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
     with contextlib.suppress(asyncio.CancelledError):
-        await agent.run()
+        await serving

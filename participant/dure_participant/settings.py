@@ -33,8 +33,8 @@ class NodeSettings:
     """Longest one task may take before the worker is killed."""
     worker_log_bytes: int = 8 << 20
     """All of a worker's output that is kept."""
-    keep_bases: int = 4
-    """How many models this node keeps per run."""
+    drain_s: float = 8.0
+    """Longest wait, after SIGTERM, for an exchange in which others count on this node; 0: leave at once, and resume later."""
     node_config: Mapping[str, Value] = field(default_factory=dict)
     """Everything else: given to apps, seen by nobody else."""
 
