@@ -9,7 +9,8 @@ from dure.errors import BadInput
 from dure.secagg.thresholds import dropouts_survived, u_min, votes_allowed
 from dure.statements.schema import Hex, Items, Pattern, Range
 
-Text = Annotated[str, Pattern(r"[^\x00-\x1f]{0,200}")]
+Text = Annotated[str, Pattern(r"[^\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{0,200}")]
+"""Any script. No control characters, no overrides of writing direction: people decide on a charter by what a terminal shows them."""
 Key = Annotated[bytes, Hex(32)]
 Pem = Annotated[str, Pattern(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]{100,4000}-----END CERTIFICATE-----\n")]
 
@@ -109,7 +110,11 @@ def check_terms(terms: Terms) -> None:
             raise BadInput(f"members.{what}: two members have the same; each needs its own")
     if [m.id for m in terms.members] != sorted(m.id for m in terms.members):
         raise BadInput("members: must be in order of id")
+    for m in terms.members:
+        if m.host.partition(".")[0] != m.id:
+            raise BadInput(f"members.host: {m.host} is not a host of {m.id}")
     keys = [key for m in terms.members for key in (m.governance_key, m.signing_key, m.witness_key)]
+    keys += [terms.coordinator.signing_key, terms.coordinator.log_key]
     if len(set(keys)) != len(keys):
         raise BadInput("members: one key serves two purposes; each needs its own")
     if not votes_allowed(k, n, c):
@@ -122,6 +127,16 @@ def check_terms(terms: Terms) -> None:
             raise BadInput(f"coordinator.member: {operator} is no member")
         if c < 2:
             raise BadInput("colluders: at least 2 where a member's organisation runs the coordinator, since it counts as one of them")
+
+
+def check_current(charter: Charter, now: float) -> None:
+    """That new things may begin under this version; what began before, and an audit, goes on.
+
+    Raises:
+        BadInput: it has expired.
+    """
+    if now >= charter.expires:
+        raise BadInput(f"charter version {charter.version} has expired; propose a new version (`dure charter propose`)")
 
 
 def tolerance(terms: Terms) -> str:

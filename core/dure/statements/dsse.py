@@ -87,8 +87,7 @@ class Envelope:
         if not isinstance(body["payloadType"], str):
             raise Refused("payloadType", "must be a string")
         envelope = Envelope(_base64("payload", body["payload"]), tuple(signatures), body["payloadType"])
-        if envelope.to_bytes() != raw:
-            raise Refused("envelope", "is not in the canonical encoding")
+        check_canonical("envelope", body, raw)
         return envelope
 
     def signed_by(self, public_keys: Iterable[bytes]) -> frozenset[bytes]:
@@ -121,10 +120,27 @@ def canonical_json(value: object) -> bytes:
     """UTF-8, sorted keys, compact; floats are refused since their text is not unique.
 
     Raises:
-        Refused: a float is in it.
+        Refused: a float is in it, or text that has no UTF-8 (a lone surrogate, which a JSON escape can write).
     """
     _no_floats(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise Refused("json", "holds text that is not Unicode") from None
+
+
+def check_canonical(field: str, parsed: object, raw: bytes) -> None:
+    """That `raw` is the one canonical text of what was parsed from it: a key given twice reads differently elsewhere.
+
+    Raises:
+        Refused: names `field`.
+    """
+    try:
+        canonical = canonical_json(parsed)
+    except (Refused, RecursionError):
+        canonical = b""
+    if canonical != raw:
+        raise Refused(field, "is not in the canonical encoding")
 
 
 def _no_floats(value: object) -> None:

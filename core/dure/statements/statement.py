@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.errors import Refused
 from dure.statements import schema
-from dure.statements.dsse import IN_TOTO, Envelope, canonical_json, seal_payload
+from dure.statements.dsse import IN_TOTO, Envelope, canonical_json, check_canonical, seal_payload
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 S = TypeVar("S")
@@ -100,6 +100,7 @@ def _parse(payload: bytes, kind: type[S]) -> tuple[S, int, bytes | None, int]:
         body = json.loads(payload)
     except (ValueError, RecursionError):
         raise Refused("payload", "is not JSON") from None
+    check_canonical("payload", body, payload)
     if not isinstance(body, dict) or set(body) != {"_type", "subject", "predicateType", "predicate"}:
         raise Refused("payload", "must be an in-toto statement")
     if body["_type"] != STATEMENT_TYPE:

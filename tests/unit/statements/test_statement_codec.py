@@ -174,6 +174,66 @@ def test_a_plan_out_of_form_is_refused_by_field(field, value, named):
     assert refused.value.field == named
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"reason":"why"', b'"reason":"\\ud800"'),
+        (b'"member":"a"', b'"member":"z","member":"a"'),
+        (b'"seq":0', b'"seq":0 '),
+        (b'"seq":0', b'"seq":0.0'),
+        (b'"seq":0', b'"seq":NaN'),
+        (b'"member":"a"', b'"member":"\\u0061"'),
+    ],
+    ids=["lone surrogate", "key given twice", "space", "float", "NaN", "escaped letter"],
+)
+def test_a_payload_that_another_parser_could_read_otherwise_is_refused(old, new):
+    """A lone surrogate used to leave the parser as UnicodeEncodeError, and the later of two equal keys won."""
+    envelope, _ = seal(InstanceVoid(b"tlv", "a", "why"), KEY, Chain(), 0)
+    assert envelope.payload.count(old) == 1
+    with pytest.raises(Refused) as refused:
+        open_statement(seal_payload(envelope.payload.replace(old, new), KEY), InstanceVoid, [PUBLIC])
+    assert refused.value.field == "payload"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_payload_in_another_encoding_is_refused(encoding):
+    envelope, _ = seal(InstanceVoid(b"tlv", "a", "why"), KEY, Chain(), 0)
+    with pytest.raises(Refused) as refused:
+        open_statement(seal_payload(envelope.payload.decode().encode(encoding), KEY), InstanceVoid, [PUBLIC])
+    assert refused.value.field == "payload"
+
+
+def test_an_envelope_with_text_that_is_not_unicode_is_refused():
+    envelope, _ = seal(InstanceVoid(b"tlv", "a", "why"), KEY, Chain(), 0)
+    body = {**json.loads(envelope.to_bytes()), "payloadType": "\ud800"}
+    with pytest.raises(Refused, match="canonical"):
+        Envelope.from_bytes(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()), lambda inner: st.lists(inner)))
+def test_whatever_json_is_signed_the_answer_is_a_refusal(value):
+    """Only `Refused` may leave the parser: the coordinator and the nodes answer it, anything else ends a call."""
+    for payload in (json.dumps(value).encode(), json.dumps({"_type": value, "subject": value, "predicateType": value, "predicate": value})):
+        raw = payload if isinstance(payload, bytes) else payload.encode()
+        with pytest.raises(Refused):
+            open_statement(seal_payload(raw, KEY), InstanceVoid, [PUBLIC])
+
+
+def test_a_bad_signature_under_a_known_key_is_refused_beside_a_good_one():
+    envelope, _ = seal(RunApproval(D, "a", "node1"), KEY, Chain(), 0)
+    twice = Envelope(envelope.payload, (*envelope.signatures, (envelope.signatures[0][0], bytes(64))))
+    with pytest.raises(Refused, match="does not verify"):
+        open_statement(twice, RunApproval, [PUBLIC])
+
+
+def test_a_chain_links_each_envelope_to_the_one_before():
+    first, chain = seal(RunApproval(D, "a", "node1"), KEY, Chain(), 10)
+    second, chain = seal(RunApproval(D, "a", "node1"), KEY, chain, 11)
+    read = open_statement(second, RunApproval, [PUBLIC])
+    assert (read.seq, read.prev, chain.seq) == (1, first.sha256, 2)
+    assert open_statement(first, RunApproval, [PUBLIC]).prev is None
+
+
 def test_floats_are_never_signed():
     with pytest.raises(Refused, match="decimals as strings"):
         canonical_json({"lr": 0.1})
