@@ -23,7 +23,9 @@ from dure.charter.coordinator import CoordinatorFolder
 from dure.charter.model import Charter
 from dure.errors import BadInput, DureError, Unavailable
 from dure.identity.keys import public_bytes
+from dure.logs import configure_logs
 from dure.model.content import flower_run_id
+from dure.scrape import serve_metrics
 from dure.statements.kinds import RunPlan
 from dure_coordinator.callers import Member, Roster
 from dure_coordinator.duties_done import Duties
@@ -36,6 +38,7 @@ from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.flower.launch import ProcessConfig, ServerAppProcess
 from dure_coordinator.journals import Journals
+from dure_coordinator.metrics import samples
 from dure_coordinator.rpc.admin import ADMIN_SOCKET, Admin
 from dure_coordinator.rpc.server import Limits, MembersPort, TlsFiles, members_port, unix_server
 from dure_coordinator.rpc.serverapp import ServerAppGrid
@@ -259,8 +262,8 @@ def listen_address(folder: CoordinatorFolder, settings: CoordinatorSettings, cho
     return f"{host if host in ('127.0.0.1', 'localhost') else '0.0.0.0'}:{port}"  # noqa: S104  # mutual TLS guards it
 
 
-def serve(directory: Path, listen: str | None) -> None:
-    """Serve until SIGTERM or SIGINT.
+def serve(directory: Path, listen: str | None, metrics: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; `metrics` is the port of the Prometheus scrape, None for none.
 
     Raises:
         DureError: it cannot start; one line says why and what to do.
@@ -271,10 +274,10 @@ def serve(directory: Path, listen: str | None) -> None:
     folder = CoordinatorFolder.load(directory)
     with only_one(directory):
         check_clock(folder.charter(), folder, time.time())
-        asyncio.run(_serve(folder, load(directory), listen))
+        asyncio.run(_serve(folder, load(directory), listen, metrics))
 
 
-async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, listen: str | None) -> None:
+async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, listen: str | None, metrics: str | None) -> None:
     coordinator = await Coordinator.open(folder, settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -296,6 +299,8 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
         await coordinator.fleet.start()
         print(f"members' port  {port.address}  mutual TLS, charter version {coordinator.charter.version}", flush=True)
         print(f"admin socket   {path}", flush=True)
+        if metrics is not None:
+            print(f"metrics        http://{serve_metrics(metrics, lambda: samples(coordinator))}/metrics", flush=True)
         notify_ready()
         await stop.wait()
         log.info("coordinator.draining")
@@ -317,18 +322,3 @@ def notify_ready() -> None:
     address = "\0" + target[1:] if target.startswith("@") else target
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
         channel.sendto(b"READY=1", address)
-
-
-def configure_logs() -> None:
-    """Events on standard output: JSON for machines, lines for a terminal."""
-    render = structlog.dev.ConsoleRenderer(colors=False) if sys.stdout.isatty() else structlog.processors.JSONRenderer(ensure_ascii=False)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-    )

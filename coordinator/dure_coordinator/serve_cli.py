@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
+from dure.console import DEFAULT_DIR, AsJson, Dir, Metrics, one_line_errors, say, show_json
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     def serve(
         directory: Dir = DEFAULT_DIR,
         listen: Annotated[str | None, typer.Option(help="host:port to bind; default: the advertised port.")] = None,
+        metrics: Metrics = None,
     ) -> None:
         """Serve the members until SIGTERM: the members' port (mutual TLS) and the admin socket.
 
@@ -24,7 +25,7 @@ def register(app: typer.Typer) -> None:
         """
         from dure_coordinator.app import serve as run
 
-        run(directory, listen)
+        run(directory, listen, metrics)
 
     @app.command()
     @one_line_errors

@@ -21,6 +21,9 @@ DEFAULT_DIR = Path(".dure")
 Dir = Annotated[Path, typer.Option("--dir", help="Where this role keeps its state.", show_default=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
+Metrics = Annotated[
+    str | None, typer.Option("--metrics", metavar="PORT", help="Answer Prometheus on this loopback port, or host:port; default: off.")
+]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

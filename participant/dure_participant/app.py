@@ -11,33 +11,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
 from dure.errors import Unavailable
 from dure.identity.node import load_node
+from dure.logs import configure_logs
+from dure.scrape import serve_metrics
 from dure_participant.agent import Agent
+from dure_participant.metrics import samples
 from dure_participant.settings import load
 from dure_participant.store import NodeStore
 
 STORE = "node.sqlite"
-
-
-def configure_logs() -> None:
-    """Events on standard output: JSON for machines, lines for a terminal."""
-    render: structlog.typing.Processor = structlog.processors.JSONRenderer(ensure_ascii=False)
-    if sys.stdout.isatty():
-        render = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Text of the traceback only: renderers that show local variables would print keys and seeds.
-            *(() if sys.stdout.isatty() else (structlog.processors.format_exc_info,)),
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-    )
 
 
 def open_store(directory: Path) -> NodeStore:
@@ -60,8 +43,8 @@ def only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def run(directory: Path) -> None:
-    """Run the node until SIGTERM or SIGINT; everything it knew is then in its folder."""
+def run(directory: Path, metrics: str | None = None) -> None:
+    """Run the node until SIGTERM or SIGINT; everything it knew is then in its folder. `metrics`: port of the Prometheus scrape."""
     configure_logs()
     # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
     sys.setswitchinterval(0.0005)
@@ -70,6 +53,8 @@ def run(directory: Path) -> None:
     with only_one(directory):
         store = open_store(directory)
         try:
+            if metrics is not None:
+                print(f"metrics  http://{serve_metrics(metrics, lambda: samples(identity, store))}/metrics", flush=True)
             asyncio.run(_until_signal(Agent(identity, settings, store, time.time), settings.drain_s))
         finally:
             store.set_fact("connection", {"state": "stopped", "since": time.time()})

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dure.console import DEFAULT_DIR, AsJson, Dir, Yes, first_use, one_line_errors, say, show_json
+from dure.console import DEFAULT_DIR, AsJson, Dir, Metrics, Yes, first_use, one_line_errors, say, show_json
 from dure.errors import BadInput
 from dure.identity import tls
 from dure.identity.node import create_node, load_node
@@ -90,14 +90,14 @@ def config_show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
 
 @app.command()
 @one_line_errors
-def run(directory: Dir = DEFAULT_DIR) -> None:
+def run(directory: Dir = DEFAULT_DIR, metrics: Metrics = None) -> None:
     """Dial the coordinator and take part in runs, until stopped; reconnects for ever.
 
     Example: dure node run --dir /var/lib/dure
     """
     from dure_participant.app import run as run_node
 
-    run_node(directory)
+    run_node(directory, metrics)
 
 
 def _digest(prefix: str, known: list[bytes]) -> bytes:
