@@ -14,13 +14,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dure.blobs import BlobId, BlobStore, merkle_root
+from dure.blobs import BlobId, BlobStore
 from dure.model.advance import mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
 from dure.secagg.masks import MaskSet
 from dure.statements.dsse import key_id
 from dure.statements.statement import seal
+from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import Group, sum_spools
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.duties import Answer, Sign, Step, Sum

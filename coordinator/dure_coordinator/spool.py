@@ -25,13 +25,13 @@ from dure.blobs import (
     BlobDamaged,
     chunk_leaf,
     chunks_of,
-    merkle_root,
     read_all_at,
     sync_dir,
     write_all_at,
     writing,
 )
 from dure.errors import Refused, Unavailable
+from dure.tlog.merkle import merkle_root
 
 _HEADER = struct.Struct("<8sQIII")  # magic, length, chunk_bytes, chunks, CRC of what is before
 _MAGIC = b"DURESPL1"

@@ -23,16 +23,16 @@ import shutil
 import struct
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
 from blake3 import blake3
 
 from dure.errors import DureError, Refused, Unavailable
+from dure.tlog.merkle import merkle_root
 
 Buffer = bytes | bytearray | memoryview
 
@@ -122,23 +122,6 @@ def sync_dir(path: Path) -> None:
 def chunk_leaf(data: Buffer) -> bytes:
     """The leaf of one chunk: its BLAKE3, 32 bytes."""
     return blake3(data).digest()
-
-
-def merkle_root(leaves: Iterable[bytes]) -> bytes:
-    """RFC 6962 tree head (SHA-256) over the leaves in order; of no leaves, SHA-256 of nothing."""
-    stack: list[tuple[int, bytes]] = []  # (size of a perfect subtree, its hash), sizes falling
-    for leaf in leaves:
-        size, node = 1, sha256(b"\0" + leaf).digest()
-        while stack and stack[-1][0] == size:
-            node = sha256(b"\1" + stack.pop()[1] + node).digest()
-            size *= 2
-        stack.append((size, node))
-    if not stack:
-        return sha256(b"").digest()
-    _, root = stack.pop()
-    while stack:
-        root = sha256(b"\1" + stack.pop()[1] + root).digest()
-    return root
 
 
 @dataclass(frozen=True, order=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dure.blobs import chunk_leaf, merkle_root, writing
+from dure.blobs import chunk_leaf, writing
 from dure.errors import Refused
 from dure.model.layout import CHUNK_ELEMENTS, Layout
 from dure.model.weights import open_flat
@@ -26,6 +26,7 @@ from dure.secagg.encode import Weight
 from dure.secagg.ids import InstanceId
 from dure.secagg.kernel import UploadEncoder
 from dure.secagg.scales import block_maxima
+from dure.tlog.merkle import merkle_root
 from dure_participant.exchange.actions import Upload
 from dure_participant.exchange.inputs import UploadReady
 

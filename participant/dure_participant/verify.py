@@ -10,12 +10,13 @@ from hashlib import sha256
 
 import numpy as np
 
-from dure.blobs import BlobId, BlobReader, BlobStore, merkle_root
+from dure.blobs import BlobId, BlobReader, BlobStore
 from dure.errors import Refused
 from dure.model.advance import next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
 from dure.secagg import field as fp
+from dure.tlog.merkle import merkle_root
 from dure_participant.exchange.actions import Verify
 from dure_participant.exchange.inputs import VerifyFacts
 

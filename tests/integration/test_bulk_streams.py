@@ -11,8 +11,9 @@ from typing import ClassVar
 import grpc
 import pytest
 
-from dure.blobs import BlobId, BlobMissing, BlobRefused, BlobStore, DiskFull, Manifest, chunk_leaf, merkle_root
+from dure.blobs import BlobId, BlobMissing, BlobRefused, BlobStore, DiskFull, Manifest, chunk_leaf
 from dure.errors import NotAuthorised, Refused, Unavailable
+from dure.tlog.merkle import merkle_root
 from dure.wire.bulk import (
     PULL_METHOD,
     PUSH_METHOD,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dure.blobs import CHUNK_BYTES, BlobId, chunk_leaf, merkle_root
+from dure.blobs import CHUNK_BYTES, BlobId, chunk_leaf
 from dure.model.base import BaseRecord
 from dure.model.content import ArrayItem, ConfigItem, Instruction
 from dure.model.layout import BLOCK_ELEMENTS, CHUNK_ELEMENTS, Layout
@@ -28,6 +28,7 @@ from dure.secagg.masks import MaskSet
 from dure.statements.dsse import canonical_json
 from dure.statements.kinds import Deadlines, NodeDelegation, OuterStep, RunPlan
 from dure.statements.statement import Chain, seal
+from dure.tlog.merkle import merkle_root
 from dure.wire.messages import Directive, Report, ReportKind, ReportReply
 from dure_coordinator.exchange import decide, view
 from dure_coordinator.exchange.duties import Answer, Sign, Step, Sum, duties, next_deadline

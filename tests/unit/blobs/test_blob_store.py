@@ -21,8 +21,8 @@ from dure.blobs import (
     DiskFull,
     Manifest,
     chunk_leaf,
-    merkle_root,
 )
+from dure.tlog.merkle import merkle_root
 
 
 def everything_in(store: BlobStore) -> list[str]:

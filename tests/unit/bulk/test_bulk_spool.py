@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dure.blobs import BlobDamaged, BlobStore, DiskFull, chunk_leaf, merkle_root
+from dure.blobs import BlobDamaged, BlobStore, DiskFull, chunk_leaf
+from dure.tlog.merkle import merkle_root
 from dure_coordinator import spool as spool_module
 from dure_coordinator.aggregate import P, add_mod_p, sum_spools
 from dure_coordinator.spool import Spool, SpoolRefused, Spools, SpoolsFull

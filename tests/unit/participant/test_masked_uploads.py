@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from dure.blobs import DiskFull, chunk_leaf, merkle_root
+from dure.blobs import DiskFull, chunk_leaf
 from dure.errors import Refused
 from dure.model.layout import Layout
 from dure.secagg.encode import Weight, weight_of
 from dure.secagg.kernel import UploadEncoder
 from dure.secagg.masks import MaskSet, MaskStream
 from dure.secagg.tag import TagKey
+from dure.tlog.merkle import merkle_root
 from dure_participant.exchange.actions import Upload
 from dure_participant.uploads import MaskedFile, file_sha256, masked_chunks
 
