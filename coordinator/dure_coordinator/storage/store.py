@@ -27,6 +27,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from dure.errors import Conflict, Unavailable
 from dure.statements.dsse import Envelope
 from dure.statements.statement import Chain
+from dure.tlog.merkle import Frontier
+from dure_coordinator.storage import log_rows
 from dure_coordinator.storage import tables as t
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -247,6 +249,26 @@ class Store:
             found = await c.execute(query.order_by(t.statements.c.party, t.statements.c.seq))
             return [StatementRow(**r._mapping) for r in found]
 
+    # -- the log ---------------------------------------------------------------------------------------------------
+
+    async def log_head(self) -> Frontier:
+        """The log's right edge: size and root of everything committed."""
+        async with self.engine.connect() as c:
+            return await log_rows.read_head(c)
+
+    async def log_entries(self, start: int, end: int) -> list[bytes]:
+        """Entries [start, end), verbatim. A gap means the database was damaged."""
+        async with self.engine.connect() as c:
+            found = await log_rows.entries(c, start, end)
+        if len(found) != end - start:
+            raise StoreUnusable(f"the log has {len(found)} of the entries {start} to {end}; restore the database from a backup")
+        return found
+
+    async def log_index(self, digest: bytes) -> int | None:
+        """Index of the entry with this envelope digest; None if there is none."""
+        async with self.engine.connect() as c:
+            return await log_rows.index_of(c, digest)
+
     # -- blobs and uploads -----------------------------------------------------------------------------------------
 
     async def runs_of_blob(self, blob: str) -> list[tuple[bytes, str]]:
@@ -321,7 +343,8 @@ def _durable_sqlite(connection: Any, _record: object) -> None:
 
 async def _write_with(c: AsyncConnection, run: bytes, also: With) -> None:
     for statement in also.statements:
-        await _insert_new(c, t.statements, statement.__dict__)
+        if await _insert_new(c, t.statements, statement.__dict__):
+            await log_rows.append(c, statement.digest, statement.envelope)
     for blob in also.blobs:
         await _insert_new(c, t.blobs, blob.__dict__)
     if also.chain is not None:
@@ -341,11 +364,13 @@ async def _write_with(c: AsyncConnection, run: bytes, also: With) -> None:
         await c.execute(sa.insert(t.journal).values(run=run, **values))
 
 
-async def _insert_new(c: AsyncConnection, table: sa.Table, values: dict[str, Any]) -> None:
-    """Inserts unless a row with this primary key is there."""
+async def _insert_new(c: AsyncConnection, table: sa.Table, values: dict[str, Any]) -> bool:
+    """Inserts unless a row with this primary key is there; returns whether it did."""
     same = sa.and_(*(column == values[column.name] for column in table.primary_key.columns))
-    if not await c.scalar(sa.select(sa.func.count()).select_from(table).where(same)):
-        await c.execute(sa.insert(table).values(**values))
+    if await c.scalar(sa.select(sa.func.count()).select_from(table).where(same)):
+        return False
+    await c.execute(sa.insert(table).values(**values))
+    return True
 
 
 def _journal_row(row: Any) -> JournalRow:

@@ -52,6 +52,23 @@ statements = Table(
     Column("envelope", LargeBinary, nullable=False),
 )
 Index("ix_statements_run_kind", statements.c.run, statements.c.kind)
+Index("ix_statements_digest", statements.c.digest)
+
+log = Table(
+    "log",
+    metadata,
+    Column("position", Counter, primary_key=True, autoincrement=False),  # the entry's index, 0, 1, 2 … without gaps
+    Column("digest", LargeBinary(32), nullable=False),  # of the statement that is the entry
+)
+Index("ix_log_digest", log.c.digest, unique=True)
+
+log_head = Table(
+    "log_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("size", Counter, nullable=False),
+    Column("peaks", LargeBinary, nullable=False),  # 32 bytes each: complete subtrees, left to right
+)
 
 chain = Table(
     "chain",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dure.errors import Refused
-from dure.tlog.merkle import HASH_BYTES, node_hash
+from dure.tlog.merkle import HASH_BYTES, Frontier, frontier_at, leaf_hash, node_hash
 
 WIDTH = 256
 HEIGHT = 8
@@ -70,16 +70,21 @@ class Tile:
 
 
 def tiles_between(old: int, size: int) -> Iterator[Tile]:
-    """Tiles a tree of `size` has and one of `old` had not: entry bundles first, then levels upwards.
-
-    That is the order in which they are written; a reader that knows the head finds all of them.
-    """
+    """Tiles a tree of `size` has and one of `old` had not: entry bundles first, then levels upwards. From 0: all of its files."""
     yield from _of_level(ENTRIES, old, size)
     for level in range(MAX_LEVEL + 1):
         have, want = old >> (HEIGHT * level), size >> (HEIGHT * level)
         if not want:
             return
         yield from _of_level(level, have, want)
+
+
+def partial_tiles(size: int) -> Iterator[Tile]:
+    """The tiles of a tree that are not full; the only ones that go out of use as it grows."""
+    for level in range(ENTRIES, MAX_LEVEL + 1):
+        have = size if level == ENTRIES else size >> (HEIGHT * level)
+        if have % WIDTH:
+            yield Tile(level, have // WIDTH, have % WIDTH)
 
 
 def _of_level(level: int, have: int, want: int) -> Iterator[Tile]:
@@ -185,26 +190,63 @@ class TiledTree:
         return next(iter(self.entries(index, index + 1)))
 
 
-def tile_bytes(tile: Tile, node: Callable[[int, int], bytes], entries: Callable[[int, int], Iterable[bytes]]) -> bytes:
-    """What is written under `tile.path`.
+class TileBuilder:
+    """Grows a log tile by tile: takes entries in order, gives the files. Memory O(256 · log n), whatever the number of entries."""
 
-    Args:
-        node: of a tree that has the tile's nodes.
-        entries: (start, end) -> those entries.
-    """
-    if tile.level == ENTRIES:
-        return encode_entries(entries(tile.first, tile.first + tile.width))
-    return b"".join(node(tile.level * HEIGHT, tile.first + i) for i in range(tile.width))
+    def __init__(self) -> None:
+        self.frontier = Frontier()
+        self._bundle: list[bytes] = []
+        self._rows: dict[int, list[bytes]] = {}
+
+    @staticmethod
+    def at(tree: TiledTree) -> TileBuilder:
+        """Goes on where a tree of that size ends."""
+        builder = TileBuilder()
+        size = tree.size
+        builder.frontier = frontier_at(tree.node, size)
+        builder._bundle = list(tree.entries(size - size % WIDTH))
+        for level in range(MAX_LEVEL + 1):
+            have = size >> (HEIGHT * level)
+            builder._rows[level] = [tree.node(level * HEIGHT, i) for i in range(have - have % WIDTH, have)]
+        return builder
+
+    @property
+    def size(self) -> int:
+        return self.frontier.size
+
+    def append(self, entry: bytes) -> Iterator[tuple[Tile, bytes]]:
+        """Adds an entry; yields the tiles it fills, entries first. Must be read to its end."""
+        self._bundle.append(entry)
+        full = []
+        for level, index, value in self.frontier.append(leaf_hash(entry)):
+            if level % HEIGHT == 0:
+                row = self._rows.setdefault(level // HEIGHT, [])
+                row.append(value)
+                if len(row) == WIDTH:
+                    full.append((Tile(level // HEIGHT, index // WIDTH, WIDTH), b"".join(row)))
+                    row.clear()
+        if len(self._bundle) == WIDTH:
+            yield Tile(ENTRIES, (self.size - 1) // WIDTH, WIDTH), encode_entries(self._bundle)
+            self._bundle.clear()
+        yield from full
+
+    def partial(self) -> Iterator[tuple[Tile, bytes]]:
+        """The tiles that are not full at this size."""
+        if self._bundle:
+            yield Tile(ENTRIES, self.size // WIDTH, len(self._bundle)), encode_entries(self._bundle)
+        for level, row in sorted(self._rows.items()):
+            if row:
+                yield Tile(level, (self.size >> (HEIGHT * level)) // WIDTH, len(row)), b"".join(row)
 
 
 __all__ = [
     "ENTRIES",
     "Tile",
+    "TileBuilder",
     "TileRefused",
     "TiledTree",
     "decode_entries",
     "decode_hashes",
     "encode_entries",
-    "tile_bytes",
     "tiles_between",
 ]

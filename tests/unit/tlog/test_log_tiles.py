@@ -7,27 +7,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dure.tlog.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash, root_at, verify_consistency, verify_inclusion
-from dure.tlog.tiles import ENTRIES, Tile, TiledTree, TileRefused, decode_entries, encode_entries, tile_bytes, tiles_between
+from dure.tlog.tiles import ENTRIES, Tile, TileBuilder, TiledTree, TileRefused, decode_entries, encode_entries, tiles_between
 
 
 class Files:
-    """A growing log kept as files; a path written twice must get the same bytes."""
+    """A growing log kept as files; a path written twice must get the same bytes. The builder is made anew at every growth."""
 
     def __init__(self) -> None:
         self.entries: list[bytes] = []
-        self.nodes: dict[tuple[int, int], bytes] = {}
-        self.frontier = Frontier()
         self.files: dict[str, bytes] = {}
+        self.frontier = Frontier()
 
     def grow(self, entries) -> None:
-        old = self.frontier.size
+        builder = TileBuilder.at(self.tree())
+        written = set()
         for entry in entries:
             self.entries.append(entry)
-            for level, index, value in self.frontier.append(leaf_hash(entry)):
-                self.nodes[level, index] = value
-        for tile in tiles_between(old, self.frontier.size):
-            data = tile_bytes(tile, lambda level, index: self.nodes[level, index], lambda a, b: self.entries[a:b])
-            assert self.files.setdefault(tile.path, data) == data
+            written |= {self.put(tile, data) for tile, data in builder.append(entry)}
+        written |= {self.put(tile, data) for tile, data in builder.partial()}
+        assert {t for t in tiles_between(self.frontier.size, builder.size)} <= written
+        self.frontier = builder.frontier
+
+    def put(self, tile, data):
+        assert self.files.setdefault(tile.path, data) == data
+        return tile
 
     def tree(self, size=None) -> TiledTree:
         return TiledTree(self.files.__getitem__, self.frontier.size if size is None else size)

@@ -1,0 +1,194 @@
+"""Publishing: what the database has becomes files, a signed head, a head the witnesses' quorum cosigned, and only then `checkpoint`.
+
+One head is under way at a time; entries that come meanwhile are in the next. Whoever must not go on before an entry is cosigned waits in
+`covering`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.errors import DureError, Unavailable
+from dure.tlog.checkpoint import Checkpoint
+from dure.tlog.merkle import consistency_proof, inclusion_proof
+from dure.tlog.note import MAX_SIGNATURES, Note, NoteKey, SignatureLine, sign
+from dure.tlog.proof import TlogProof
+from dure.tlog.witness import AddCheckpoint, WitnessRefused
+from dure_coordinator.engine import Changes
+from dure_coordinator.log.files import LogFiles
+from dure_coordinator.storage.store import Store
+
+log = structlog.get_logger()
+
+ASK_S = 20.0
+"""How long one witness may take; it is asked again at the next head or after `AGAIN_S`."""
+AGAIN_S = 2.0
+BATCH = 1024
+"""Entries read from the database at a time."""
+
+
+class Witness(Protocol):
+    """One member's witness, however it is reached."""
+
+    async def add_checkpoint(self, request: bytes) -> bytes:
+        """The cosignature lines.
+
+        Raises:
+            WitnessRefused: with tlog-witness's status.
+            Unavailable: it does not answer now.
+        """
+        ...
+
+
+@dataclass
+class Publisher:
+    """One log's. `run` in the background; everything else from the event loop."""
+
+    store: Store
+    files: LogFiles
+    origin: str
+    key: Ed25519PrivateKey
+    keys: Callable[[], tuple[NoteKey, ...]]
+    """The witnesses of the charter in force."""
+    quorum: Callable[[], int]
+    reach: Callable[[], Mapping[str, Witness]]
+    """Witnesses that can be asked now, by key name."""
+    committed: Changes
+    """Bumped after every commit and when a witness comes."""
+    changes: Changes = field(default_factory=Changes)
+    """Bumped when a head is published."""
+    clock: Callable[[], float] = time.time
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why a witness did not cosign the head under way, by name."""
+    _sizes: dict[str, int] = field(default_factory=dict)
+    """Where each witness stands, as far as it told."""
+
+    @property
+    def size(self) -> int:
+        """Entries under a published, cosigned head."""
+        return self.files.published.checkpoint.size if self.files.published else 0
+
+    async def run(self) -> None:
+        """Publishes as entries come, until cancelled. What stands in the way is logged, shown by `status`, and tried again."""
+        while True:
+            seen = self.committed.version
+            wait_s: float | None = None
+            try:
+                if not await self.publish():
+                    wait_s = AGAIN_S
+            except DureError as error:
+                log.warning("log.waits", reason=str(error))
+                wait_s = AGAIN_S
+            await self.committed.wait(seen, wait_s)
+
+    async def publish(self) -> bool:
+        """Brings the published head up to the database. False: too few witnesses cosigned; ask again."""
+        await self._write()
+        size = self.files.size
+        if size == self.size:
+            return True
+        checkpoint = Checkpoint(self.origin, size, self.files.root)
+        note = Note(checkpoint.text(), (sign(checkpoint.text(), self.origin, self.key),))
+        note = await self._cosigned(checkpoint, note)
+        signed = note.verify(self.keys())
+        if len(signed) < self.quorum():
+            return False
+        await asyncio.to_thread(self.files.publish, note.to_bytes())
+        log.info("log.published", size=size, cosigned=len(signed))
+        await self.changes.bump()
+        return True
+
+    async def _write(self) -> None:
+        head = await self.store.log_head()
+        while self.files.size < head.size:
+            start = self.files.size
+            entries = await self.store.log_entries(start, min(head.size, start + BATCH))
+            await asyncio.to_thread(self.files.grow, entries)
+        if self.files.size > head.size or self.files.root != head.root():
+            raise Unavailable(
+                f"{self.files.folder} holds {self.files.size} entries that the database, with {head.size}, does not give: it was rolled "
+                "back or changed; nothing is signed until the entries are restored from a member's mirror"
+            )
+
+    # -- witnesses -------------------------------------------------------------------------------------------------
+
+    async def _cosigned(self, checkpoint: Checkpoint, note: Note) -> Note:
+        """The note with the cosignatures of everyone who gave one, as soon as the quorum is there."""
+        keys = {key.name: key for key in self.keys()}
+        asked = {
+            asyncio.ensure_future(self._ask(keys[name], witness, checkpoint, note.to_bytes())): name
+            for name, witness in self.reach().items()
+            if name in keys
+        }
+        self.refusals = {name: "not connected" for name in keys if name not in asked.values()}
+        lines: list[SignatureLine] = []
+        pending = set(asked)
+        try:
+            while pending and len(lines) < self.quorum():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                lines += [line for task in done if (line := task.result()) is not None]
+        finally:
+            for task in pending:
+                task.cancel()
+        assert len(lines) < MAX_SIGNATURES
+        return note.with_signatures(lines)
+
+    async def _ask(self, key: NoteKey, witness: Witness, checkpoint: Checkpoint, note: bytes) -> SignatureLine | None:
+        """One witness's cosignature; None, with the reason in `refusals`, if it gives none now."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                for _ in range(2):  # the first try may be from a size it is past
+                    old = self._sizes.get(key.name, 0)
+                    try:
+                        return await self._once(key, witness, checkpoint, note, old)
+                    except WitnessRefused as refused:
+                        if refused.status != 409 or refused.size is None or refused.size in (old, None):
+                            raise
+                        self._sizes[key.name] = refused.size
+        except TimeoutError:
+            self.refusals[key.name] = f"no answer in {ASK_S:g} s"
+        except (DureError, OSError) as error:
+            self.refusals[key.name] = str(error)
+        return None
+
+    async def _once(self, key: NoteKey, witness: Witness, checkpoint: Checkpoint, note: bytes, old: int) -> SignatureLine | None:
+        if old > checkpoint.size:
+            raise Unavailable(f"has seen {old} entries, this log has {checkpoint.size}: it was rolled back; restore the missing ones")
+        proof = await asyncio.to_thread(consistency_proof, self.files.tree(checkpoint.size).node, old, checkpoint.size)
+        answer = await witness.add_checkpoint(AddCheckpoint(old, tuple(proof), note).to_bytes())
+        for text in answer.decode(errors="replace").splitlines():
+            line = SignatureLine.parse(text)
+            if (line.name, line.key_id) == (key.name, key.id):
+                key.verify(checkpoint.text(), line.signature)
+                self._sizes[key.name] = checkpoint.size
+                return line
+        raise Unavailable("answered without its own cosignature")
+
+    # -- readers ---------------------------------------------------------------------------------------------------
+
+    async def covering(self, digest: bytes) -> TlogProof:
+        """Waits until the entry with this envelope digest is under a cosigned head; its proof."""
+        while True:
+            seen = self.changes.version
+            index = await self.store.log_index(digest)
+            if index is not None and index < self.size:
+                return await asyncio.to_thread(self.proof, index)
+            await self.changes.wait(seen, AGAIN_S)
+
+    def proof(self, index: int) -> TlogProof:
+        """Entry `index` under the published head."""
+        head = self.files.published
+        assert head is not None and index < head.checkpoint.size
+        path = inclusion_proof(self.files.tree(head.checkpoint.size).node, index, head.checkpoint.size)
+        return TlogProof(index, tuple(path), head.note.to_bytes())
+
+    def missing(self) -> dict[str, str]:
+        """Witnesses without which the next head has no quorum, and why; empty while everything committed is published."""
+        return {} if self.size == self.files.size else dict(self.refusals)
