@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from enum import StrEnum
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,20 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure.blobs import BlobWriter, Manifest
+from dure.secagg.summing import DTYPE, Group, add_chunk
 from dure_coordinator.spool import Spool, SpoolRefused
 
-P = (1 << 61) - 1
 Unmask = Callable[[int, NDArray[Any]], None]
-
-
-class Group(StrEnum):
-    """What upload elements are added in."""
-
-    RING16 = "ring16"  # Z_2^16, two bytes: `update`
-    FIELD61 = "field61"  # F_p, p = 2^61 - 1, eight bytes: `scales`
-
-
-_DTYPE: dict[Group, np.dtype[Any]] = {Group.RING16: np.dtype("<u2"), Group.FIELD61: np.dtype("<u8")}
 
 
 def sum_spools(spools: Sequence[Spool], group: Group | str, unmask: Unmask | None, out: BlobWriter, *, threads: int = 2) -> Manifest:
@@ -52,7 +41,7 @@ def sum_spools(spools: Sequence[Spool], group: Group | str, unmask: Unmask | Non
     # Buffers go round: fresh pages cost more than the adding. One per thread, and one the writer holds.
     free: SimpleQueue[tuple[NDArray[Any], memoryview]] = SimpleQueue()
     for _ in range(threads + 1):
-        free.put((np.empty(size // _DTYPE[group].itemsize, _DTYPE[group]), memoryview(bytearray(size))))
+        free.put((np.empty(size // DTYPE[group].itemsize, DTYPE[group]), memoryview(bytearray(size))))
 
     def one(k: int) -> tuple[NDArray[Any], memoryview, NDArray[Any]]:
         total, scratch = free.get()
@@ -88,27 +77,12 @@ def sum_spools(spools: Sequence[Spool], group: Group | str, unmask: Unmask | Non
 
 def sum_chunk(spools: Sequence[Spool], k: int, group: Group, total: NDArray[Any], scratch: memoryview) -> NDArray[Any]:
     """Sum of chunk k over all uploads, masks still on, in the front of `total`; `scratch` holds one chunk of bytes."""
-    part = total[: spools[0].size_of(k) // _DTYPE[group].itemsize]
+    part = total[: spools[0].size_of(k) // DTYPE[group].itemsize]
     part[:] = 0
     for spool in spools:
         size = spool.read_chunk_into(k, scratch)
-        one = np.frombuffer(scratch[:size], _DTYPE[group])
-        if group is Group.RING16:
-            np.add(part, one, out=part)  # wraps modulo 2^16
-        else:
-            add_mod_p(part, one)
+        add_chunk(group, part, scratch[:size])
     return part
-
-
-def add_mod_p(total: NDArray[np.uint64], part: NDArray[np.uint64]) -> None:
-    """total = (total + part) mod p in place; total below p, part any 64 bits (read modulo p)."""
-    # 2^61 ≡ 1: the high three bits are added to the low 61. part becomes < 2^61 + 7, the sum < 2^62 + 7: no overflow.
-    np.add(total, part & np.uint64(P), out=total)
-    np.add(total, part >> np.uint64(61), out=total)
-    high = total >> np.uint64(61)
-    np.bitwise_and(total, np.uint64(P), out=total)
-    np.add(total, high, out=total)
-    np.subtract(total, np.uint64(P), out=total, where=total >= np.uint64(P))
 
 
 def _same_form(spools: Sequence[Spool], group: Group, out: BlobWriter) -> None:
@@ -120,7 +94,7 @@ def _same_form(spools: Sequence[Spool], group: Group, out: BlobWriter) -> None:
             raise SpoolRefused("chunk", f"{spool.path.name} has {spool.durable_chunks()} of {spool.chunks} chunks")
         if (spool.length, spool.chunk_bytes) != (first.length, first.chunk_bytes):
             raise SpoolRefused("length", f"{spool.path.name} differs from {first.path.name}")
-    if first.length % _DTYPE[group].itemsize or first.chunk_bytes % _DTYPE[group].itemsize:
-        raise SpoolRefused("length", f"is no multiple of {_DTYPE[group].itemsize} bytes")
+    if first.length % DTYPE[group].itemsize or first.chunk_bytes % DTYPE[group].itemsize:
+        raise SpoolRefused("length", f"is no multiple of {DTYPE[group].itemsize} bytes")
     if out.chunk_bytes != first.chunk_bytes:
         raise SpoolRefused("chunk_bytes", f"the sum's writer has {out.chunk_bytes}, the uploads {first.chunk_bytes}")

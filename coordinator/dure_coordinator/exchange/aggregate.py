@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
-import numpy as np
-
-from dure.secagg import field as fp
+from dure.secagg.summing import opened_totals, shape_of
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceAggregate, InstanceDropout
 from dure_coordinator.exchange.close import fail_exchange
 from dure_coordinator.exchange.common import current, in_flight, is_connected, is_lost, names, sit_out, with_exchange, with_instance
-from dure_coordinator.exchange.share import begin_instance, elements_of, shape_of
+from dure_coordinator.exchange.share import begin_instance, elements_of
 from dure_coordinator.exchange.state import ExchangePhase, InstancePhase, InstanceState, RunState
 from dure_coordinator.exchange.upload import read_commit
 
@@ -55,12 +53,7 @@ def opened_trailer(state: RunState, instance: InstanceState) -> tuple[tuple[int,
     """Σ of the survivors' masked trailers and tags with the masks taken off: (modulo 2^64, modulo p)."""
     assert instance.recovered is not None
     commits = [read_commit(state, m, instance.commits[m]) for m in instance.survivors]
-    total = np.zeros(len(commits[0].trailer), np.uint64)
-    for commit in commits:
-        total = total + np.array(commit.trailer, np.uint64)
-    unmask = instance.recovered.unmask
-    tag = unmask.tag(sum(c.tag for c in commits) % fp.P)
-    return tuple(int(v) for v in unmask.trailer(total)), tag
+    return opened_totals([c.trailer for c in commits], [c.tag for c in commits], instance.recovered.unmask)
 
 
 def dropouts_of(state: RunState, instance: InstanceState) -> dict[str, tuple[str, str]]:

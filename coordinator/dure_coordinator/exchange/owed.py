@@ -5,12 +5,13 @@ from __future__ import annotations
 from dure.blobs import BlobId
 from dure.model.base import BaseRecord
 from dure.secagg.ids import InstanceId
+from dure.secagg.summing import shape_of
 from dure_coordinator.exchange.accept import needs_step
 from dure_coordinator.exchange.aggregate import dropout_statement, lifted
 from dure_coordinator.exchange.asking import step_config
 from dure_coordinator.exchange.common import gone_wakeups, in_flight
 from dure_coordinator.exchange.duties import Answer, Duty, Sign, Step, Sum
-from dure_coordinator.exchange.share import elements_of, shape_of
+from dure_coordinator.exchange.share import elements_of
 from dure_coordinator.exchange.state import EpochPhase, ExchangePhase, ExchangeState, InstancePhase, InstanceState, RunPhase, RunState
 from dure_coordinator.exchange.upload import read_commit
 

@@ -38,10 +38,6 @@ from dure_coordinator.exchange.state import ExchangeState, InstancePhase, Instan
 
 CODEC = {"scales": "fp61", "update": "ring16", "scalars": "none"}
 MAX_ATTEMPTS = 32
-LEVELS = 24
-BLOCK = 4096
-SCALES_CHUNK_BYTES = 4096 * LEVELS * 8
-UPDATE_CHUNK_BYTES = 2 << 18
 
 
 def begin_instance(
@@ -169,13 +165,6 @@ def elements_of(exchange: ExchangeState) -> int:
     from dure.model.layout import Layout
 
     return Layout.from_json(exchange.layout).elements if exchange.layout else 0
-
-
-def shape_of(purpose: str, elements: int) -> tuple[int, int]:
-    """(bytes, chunk bytes) of one upload, and of the sum."""
-    if purpose == "scales":
-        return -(-elements // BLOCK) * LEVELS * 8, SCALES_CHUNK_BYTES
-    return (2 * elements, UPDATE_CHUNK_BYTES) if purpose == "update" else (0, UPDATE_CHUNK_BYTES)
 
 
 def opened(state: RunState, envelope: bytes, now: float) -> RunState:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dure.errors import DureError
+from dure.secagg.summing import shape_of
 from dure.statements.kinds import InstanceCommit
 from dure.statements.statement import open_statement
 from dure_coordinator.exchange.common import OK, Taken, current, in_flight, is_lost, names, refusal_of, refuse, sit_out, with_instance
 from dure_coordinator.exchange.events import Uploaded
-from dure_coordinator.exchange.share import elements_of, shape_of
+from dure_coordinator.exchange.share import elements_of
 from dure_coordinator.exchange.state import ExchangeState, InstancePhase, InstanceState, RunState
 from dure_coordinator.exchange.void import begin_void
 

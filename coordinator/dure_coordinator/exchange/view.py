@@ -8,10 +8,11 @@ from hashlib import sha256
 from typing import Any
 
 from dure.secagg import tlv
+from dure.secagg.summing import shape_of
 from dure.wire.messages import Directive, DirectiveKind
 from dure_coordinator.exchange.common import in_flight
 from dure_coordinator.exchange.owed import wakeup_of
-from dure_coordinator.exchange.share import elements_of, shape_of
+from dure_coordinator.exchange.share import elements_of
 from dure_coordinator.exchange.state import (
     EpochPhase,
     EpochState,

@@ -26,6 +26,14 @@ def add_into(total: U64, x: U64) -> None:
     np.minimum(total, total - _P, out=total)
 
 
+def add_words_into(total: U64, words: U64) -> None:
+    """total += words mod p, in place; total in [0, p), words any 64 bits (a peer's: read modulo p)."""
+    # 2^61 ≡ 1: the high three bits are added to the low 61. words become < 2^61 + 7, the sum < 2^62 + 7: no overflow.
+    np.add(total, words & _P, out=total)
+    np.add(total, words >> np.uint64(61), out=total)
+    reduce_once(total)
+
+
 def subtract_into(total: U64, x: U64) -> None:
     """total −= x mod p, in place."""
     np.subtract(total, x, out=total)

@@ -10,11 +10,10 @@ from hashlib import sha256
 
 from dure.errors import Refused
 from dure.model.content import Instruction
-from dure.model.layout import BLOCK_ELEMENTS, Layout
+from dure.model.layout import Layout
 from dure.secagg import instance as sums
-from dure.secagg import messages, shares, thresholds, tlv
+from dure.secagg import messages, shares, summing, thresholds, tlv
 from dure.secagg.errors import Convicted, PairMismatch
-from dure.secagg.scales import LEVELS
 from dure.statements.kinds import CohortMember, InstanceCommit, InstanceOpen, ScalesReference, Usage
 from dure.statements.statement import open_statement
 from dure.wire.messages import Directive
@@ -24,8 +23,6 @@ from dure_participant.exchange.state import ExchangeWork, InstanceWork
 from dure_participant.exchange.turn import Turn, document, find_instance, instance_id, joined_epoch, lose, same, secret_of, sit_out
 
 CODEC = {"scales": "fp61", "update": "ring16", "scalars": "none"}
-SCALES_CHUNK_BYTES = 4096 * len(LEVELS) * 8
-UPDATE_CHUNK_BYTES = 2 << 18
 NO_ID = bytes(32)
 E_BUMP = 2
 
@@ -36,10 +33,7 @@ def elements_of(exchange: ExchangeWork, purpose: str) -> int:
 
 def shape_of(exchange: ExchangeWork, purpose: str) -> tuple[int, int]:
     """(bytes, chunk bytes) of this node's upload, and of the sum."""
-    elements = elements_of(exchange, purpose)
-    if purpose == "scales":
-        return -(-elements // BLOCK_ELEMENTS) * len(LEVELS) * 8, SCALES_CHUNK_BYTES
-    return (2 * elements, UPDATE_CHUNK_BYTES) if purpose == "update" else (0, UPDATE_CHUNK_BYTES)
+    return summing.shape_of(purpose, elements_of(exchange, purpose))
 
 
 def e_bump(exchange: ExchangeWork) -> int:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dure.blobs import BlobDamaged, BlobStore, DiskFull, chunk_leaf
+from dure.secagg.field import P, add_words_into
 from dure.tlog.merkle import merkle_root
 from dure_coordinator import spool as spool_module
-from dure_coordinator.aggregate import P, add_mod_p, sum_spools
+from dure_coordinator.aggregate import sum_spools
 from dure_coordinator.spool import Spool, SpoolRefused, Spools, SpoolsFull
 
 KEY = b"\x07" * 32
@@ -241,7 +242,7 @@ def test_ring_sum_wraps_and_is_unmasked_chunk_by_chunk(tmp_path, threads):
 def test_field_adds_are_modulo_p_for_any_64_bits(rows):
     total = np.zeros(3, np.uint64)
     for row in rows:
-        add_mod_p(total, np.array(row, np.uint64))
+        add_words_into(total, np.array(row, np.uint64))
         assert (total < P).all()
     assert [int(x) for x in total] == [sum(column) % P for column in zip(*rows, strict=True)]
 
