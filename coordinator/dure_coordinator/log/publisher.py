@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.errors import DureError, Unavailable
 from dure.tlog.checkpoint import Checkpoint
+from dure.tlog.files import LogFiles
 from dure.tlog.merkle import consistency_proof, inclusion_proof
 from dure.tlog.note import MAX_SIGNATURES, Note, NoteKey, SignatureLine, sign
 from dure.tlog.proof import TlogProof
 from dure.tlog.witness import AddCheckpoint, WitnessRefused
 from dure_coordinator.engine import Changes
-from dure_coordinator.log.files import LogFiles
 from dure_coordinator.storage.store import Store
 
 log = structlog.get_logger()

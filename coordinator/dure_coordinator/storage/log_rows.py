@@ -14,11 +14,29 @@ from dure_coordinator.storage import tables as t
 _ONLY = 1
 
 
-async def append(c: AsyncConnection, digest: bytes, envelope: bytes) -> int:
-    """Adds a statement that was just inserted; returns its index.
+async def take(c: AsyncConnection, party: str, seq: int) -> None:
+    """After a statement was inserted: whatever of this signer now follows without a gap becomes entries.
 
-    The one row of `log_head` is locked until the transaction ends, so indices have no gaps and no two writers.
+    A statement that comes before its predecessor is kept and waits; a second one with a number that is an entry already is evidence against
+    its signer, kept among the statements, and no entry.
     """
+    following: int = await c.scalar(sa.select(t.log_parties.c.next_seq).where(t.log_parties.c.party == party)) or 0
+    if seq != following:
+        return
+    query = sa.select(t.statements.c.digest, t.statements.c.envelope).where(t.statements.c.party == party)
+    found = True
+    while found:
+        row = (await c.execute(query.where(t.statements.c.seq == following).order_by(t.statements.c.digest).limit(1))).first()
+        if (found := row is not None) and row is not None:
+            await _append(c, row.digest, row.envelope)
+            following += 1
+    known = sa.update(t.log_parties).where(t.log_parties.c.party == party).values(next_seq=following)
+    if not (await c.execute(known)).rowcount:
+        await c.execute(sa.insert(t.log_parties).values(party=party, next_seq=following))
+
+
+async def _append(c: AsyncConnection, digest: bytes, envelope: bytes) -> None:
+    """One more entry. The one row of `log_head` is locked until the transaction ends, so indices have no gaps and no two writers."""
     frontier = await read_head(c, lock=True)
     index = frontier.size
     frontier.extend([leaf_hash(envelope)])
@@ -28,7 +46,11 @@ async def append(c: AsyncConnection, digest: bytes, envelope: bytes) -> int:
         await c.execute(sa.update(t.log_head).where(t.log_head.c.id == _ONLY).values(**values))
     else:
         await c.execute(sa.insert(t.log_head).values(id=_ONLY, **values))
-    return index
+
+
+async def next_seq(c: AsyncConnection, party: str) -> int:
+    """Number of this signer's first statement that is no entry yet."""
+    return await c.scalar(sa.select(t.log_parties.c.next_seq).where(t.log_parties.c.party == party)) or 0
 
 
 async def read_head(c: AsyncConnection, *, lock: bool = False) -> Frontier:

@@ -264,6 +264,17 @@ class Store:
             raise StoreUnusable(f"the log has {len(found)} of the entries {start} to {end}; restore the database from a backup")
         return found
 
+    async def log_next_seq(self, party: str) -> int:
+        """Where a signer's chain stands in the log: its first number that is no entry yet."""
+        async with self.engine.connect() as c:
+            return await log_rows.next_seq(c, party)
+
+    async def statement(self, party: str, seq: int) -> list[bytes]:
+        """Envelopes of this signer with this number: none, one, or the evidence of two."""
+        query = sa.select(t.statements.c.envelope).where(t.statements.c.party == party, t.statements.c.seq == seq)
+        async with self.engine.connect() as c:
+            return [row.envelope for row in await c.execute(query.order_by(t.statements.c.digest))]
+
     async def log_index(self, digest: bytes) -> int | None:
         """Index of the entry with this envelope digest; None if there is none."""
         async with self.engine.connect() as c:
@@ -344,7 +355,7 @@ def _durable_sqlite(connection: Any, _record: object) -> None:
 async def _write_with(c: AsyncConnection, run: bytes, also: With) -> None:
     for statement in also.statements:
         if await _insert_new(c, t.statements, statement.__dict__):
-            await log_rows.append(c, statement.digest, statement.envelope)
+            await log_rows.take(c, statement.party, statement.seq)
     for blob in also.blobs:
         await _insert_new(c, t.blobs, blob.__dict__)
     if also.chain is not None:

@@ -62,6 +62,13 @@ log = Table(
 )
 Index("ix_log_digest", log.c.digest, unique=True)
 
+log_parties = Table(
+    "log_parties",
+    metadata,
+    Column("party", String(64), primary_key=True),  # key id of a signer
+    Column("next_seq", Counter, nullable=False),  # of its first statement that is no entry yet
+)
+
 log_head = Table(
     "log_head",
     metadata,

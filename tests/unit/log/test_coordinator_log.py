@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dure.errors import DureError, Unavailable
 from dure.statements.dsse import seal_payload
 from dure.tlog.checkpoint import open_checkpoint
+from dure.tlog.files import CHECKPOINT, Disk, LogDamaged, LogFiles
 from dure.tlog.merkle import merkle_root, root_at
 from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, sign
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
 from dure_coordinator.engine import Changes
-from dure_coordinator.log.files import CHECKPOINT, Disk, LogDamaged, LogFiles
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.storage.store import RunRow, StatementRow, Store, With
 
@@ -26,9 +26,9 @@ SIGNER = Ed25519PrivateKey.from_private_bytes(b"signer" + bytes(26))
 RUN = bytes(32)
 
 
-def statement(n: int) -> StatementRow:
-    body = f'{{"_type":"x","predicate":{{"seq":{n}}},"predicateType":"urn:dure:test:v1","subject":[]}}'
-    return StatementRow.of(seal_payload(body.encode(), SIGNER).to_bytes(), RUN)
+def statement(n: int, key=SIGNER, text="x") -> StatementRow:
+    body = f'{{"_type":"{text}","predicate":{{"seq":{n}}},"predicateType":"urn:dure:test:v1","subject":[]}}'
+    return StatementRow.of(seal_payload(body.encode(), key).to_bytes(), RUN)
 
 
 @pytest.fixture
@@ -46,14 +46,25 @@ async def keep(store, *numbers):
 # -- the database --------------------------------------------------------------------------------------------------------
 
 
-async def test_every_statement_is_an_entry_once_in_the_order_it_was_kept(store):
-    await keep(store, 3, 1)
-    await keep(store, 1, 2)
-    expected = [statement(n).envelope for n in (3, 1, 2)]
-    assert await store.log_entries(0, 3) == expected
+async def test_every_statement_is_an_entry_once_each_signers_in_order(store):
+    await keep(store, 0, 2)
+    assert (await store.log_head()).size == 1, "number 2 waits for number 1"
+    other = Ed25519PrivateKey.generate()
+    await store.write(RUN, With(statements=(statement(0, other),)))
+    await keep(store, 2, 1)
+    expected = [statement(0).envelope, statement(0, other).envelope, statement(1).envelope, statement(2).envelope]
+    assert await store.log_entries(0, 4) == expected
     assert (await store.log_head()).root() == merkle_root(expected)
-    assert await store.log_index(statement(2).digest) == 2
+    assert await store.log_index(statement(2).digest) == 3
     assert await store.log_index(bytes(32)) is None
+    assert await store.log_next_seq(statement(0).party) == 3
+
+
+async def test_a_second_statement_of_one_number_is_kept_as_evidence_and_is_no_entry(store):
+    await keep(store, 0, 1)
+    await store.write(RUN, With(statements=(statement(1, text="another"),)))
+    assert (await store.log_head()).size == 2
+    assert len(await store.statement(statement(1).party, 1)) == 2
 
 
 async def test_an_entry_and_the_state_it_describes_are_kept_together_or_not_at_all(store):
@@ -72,6 +83,7 @@ async def test_statements_from_before_the_log_are_taken_in_when_a_database_is_up
         for line in (
             "drop table log",
             "drop table log_head",
+            "drop table log_parties",
             "drop index ix_statements_digest",
             "update alembic_version set version_num='0001'",
         ):
@@ -284,11 +296,11 @@ async def test_a_database_that_was_rolled_back_signs_nothing(store, publisher, m
     assert await publisher.publish()
     other = await Store.open(f"sqlite+aiosqlite:///{tmp_path}/old.db")
     await other.add_run(RunRow(RUN, "digits", b"plan", bytes(32)))
-    await keep(other, 0)
+    await other.write(RUN, With(statements=(statement(0, text="another"),)))
     publisher.store = other
     with pytest.raises(Unavailable, match="rolled back"):
         await publisher.publish()
-    await keep(other, 5, 6)
+    await keep(other, 1, 2)
     with pytest.raises(DureError, match=r"rolled back|other bytes"):
         await publisher.publish()
     await other.close()

@@ -1,4 +1,4 @@
-"""The log: an index for every statement, and the tree's right edge."""
+"""The log: an index for every statement, where each signer's chain stands in it, and the tree's right edge."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def upgrade() -> None:
     )
     op.create_index("ix_log_digest", "log", ["digest"], unique=True)
     op.create_table(
+        "log_parties",
+        sa.Column("party", sa.String(64), primary_key=True),
+        sa.Column("next_seq", COUNTER, nullable=False),
+    )
+    op.create_table(
         "log_head",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("size", COUNTER, nullable=False),
@@ -34,16 +39,23 @@ def upgrade() -> None:
 
 
 def _take_in_what_is_there() -> None:
-    """Statements from before the log, each signer's in order. Written out here: a migration must not change with the code."""
+    """Statements from before the log, each signer's in order up to its first gap. Written out: a migration does not change."""
     connection = op.get_bind()
-    rows = connection.execute(sa.text("SELECT digest, envelope FROM statements ORDER BY party, seq, digest")).all()
+    rows = connection.execute(sa.text("SELECT party, seq, digest, envelope FROM statements ORDER BY party, seq, digest")).all()
     peaks: list[bytes] = []
-    for index, row in enumerate(rows):
-        connection.execute(sa.text("INSERT INTO log (position, digest) VALUES (:p, :d)"), {"p": index, "d": row.digest})
-        node, rest = sha256(b"\0" + row.envelope).digest(), index
+    following: dict[str, int] = {}
+    size = 0
+    for row in rows:
+        if row.seq != following.setdefault(row.party, 0):
+            continue
+        following[row.party] += 1
+        connection.execute(sa.text("INSERT INTO log (position, digest) VALUES (:p, :d)"), {"p": size, "d": row.digest})
+        node, rest = sha256(b"\0" + row.envelope).digest(), size
         while rest & 1:
             node, rest = sha256(b"\1" + peaks.pop() + node).digest(), rest >> 1
         peaks.append(node)
-    if rows:
-        values = {"s": len(rows), "p": b"".join(peaks)}
-        connection.execute(sa.text("INSERT INTO log_head (id, size, peaks) VALUES (1, :s, :p)"), values)
+        size += 1
+    for party, seq in following.items():
+        connection.execute(sa.text("INSERT INTO log_parties (party, next_seq) VALUES (:p, :n)"), {"p": party, "n": seq})
+    if size:
+        connection.execute(sa.text("INSERT INTO log_head (id, size, peaks) VALUES (1, :s, :p)"), {"s": size, "p": b"".join(peaks)})
