@@ -74,8 +74,11 @@ class Consortium:
             raise StepFailed(f"`dure {' '.join(map(str, arguments))}` exited with {done.returncode}:\n{tail}")
         return done.stdout
 
-    def found(self, label: str = "titan") -> None:
-        """Keys, charter, signatures and the consortium file: everything before the first process starts."""
+    def found(self, label: str = "titan", edit_charter: Callable[[str], str] = lambda text: text) -> None:
+        """Keys, charter, signatures and the consortium file: everything before the first process starts.
+
+        `edit_charter` changes the text of charter.toml before it is proposed, as an administrator would in an editor.
+        """
         if self.root.exists():
             shutil.rmtree(self.root)
         (self.root / "logs").mkdir(parents=True)
@@ -88,6 +91,8 @@ class Consortium:
             joins.append(self.dir_of(f"{member}/member") / f"{member}.join.json")
         self.say(f"members: {', '.join(self.members)} made their own keys")
         self.dure("charter", "draft", *joins, "--dir", hub)
+        draft = hub / "charter.toml"
+        draft.write_text(edit_charter(draft.read_text()))
         self.dure("charter", "propose", "--dir", hub)
         root_file = hub / "1.root.json"
         for member in self.members:

@@ -1,0 +1,1 @@
+"""One module per side of `round_exchange`: each plays the same rounds and says how long they took."""
