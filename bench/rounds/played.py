@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,7 +72,7 @@ def rounds_of(marks: Path, nodes: int) -> list[Round]:
     """The rounds a Flower ServerApp marked (noise/server_app.py); the mark of round 0 is where the first begins."""
     lines = [json.loads(line) for line in marks.read_text().splitlines()] if marks.exists() else []
     found = []
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in pairwise(lines):
         server = (after["cpu_s"] - before["cpu_s"]) - (after["grid_cpu_s"] - before["grid_cpu_s"])
         found.append(Round(after["round"], before["time"], after["time"], nodes * after["app_cpu_s"], server))
     return found

@@ -1,4 +1,4 @@
-"""The server: stock FedAvg; after every round a line in `marks` with the clock, this process's CPU time, and how much of it the Grid took."""
+"""The server: stock FedAvg; after every round a line in `marks` with the clock and this process's CPU time, the Grid's part apart."""
 
 import json
 import time
