@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import structlog
 
+from dure import failpoints
 from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
 from dure.charter.coordinator import CoordinatorFolder
@@ -114,7 +115,7 @@ class Coordinator:
         store = await Store.open(settings.database or f"sqlite+aiosqlite:///{folder.directory.resolve()}/coordinator.sqlite")
         blobs = BlobStore(folder.directory / "blobs")
         await asyncio.to_thread(blobs.sweep)
-        spools = Spools(folder.directory / "spools", quota_bytes=settings.spool_quota_bytes)
+        spools = Spools(folder.directory / "spools", quota_bytes=settings.spool_quota_bytes, sync_bytes=settings.spool_sync_bytes)
         journals = Journals(store)
         keys = {m.id: m.signing_key for m in charter.members}
 
@@ -271,6 +272,7 @@ def serve(directory: Path, listen: str | None, metrics: str | None = None) -> No
     configure_logs()
     # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
     sys.setswitchinterval(0.0005)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     folder = CoordinatorFolder.load(directory)
     with only_one(directory):
         check_clock(folder.charter(), folder, time.time())

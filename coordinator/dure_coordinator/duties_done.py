@@ -15,11 +15,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.blobs import BlobId, BlobStore
+from dure.failpoints import Point, reach
 from dure.model.advance import mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
 from dure.secagg.masks import MaskSet
 from dure.statements.dsse import key_id
+from dure.statements.kinds import InstanceAggregate
 from dure.statements.statement import seal
 from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import Group, sum_spools
@@ -61,6 +63,8 @@ class Duties:
             chain = await self.store.chain_of(party)
             envelope, after = seal(duty.statement, self.signing_key, chain, self.clock())
             raw = envelope.to_bytes()
+            if isinstance(duty.statement, InstanceAggregate):
+                reach(Point.AGGREGATE_SEALED)
             await run.done(duty, {"envelope": raw}, With(statements=(StatementRow.of(raw, run.run),), chain=(party, after)))
 
     async def _sum(self, run: RunEngine, duty: Sum) -> None:
@@ -69,6 +73,7 @@ class Duties:
             await run.done(duty, {"root": merkle_root([]), "sum": b""}, With(blobs=tuple(rows)))
             return
         result = await asyncio.to_thread(self._add, duty)
+        reach(Point.SUM_WRITTEN)
         rows += [BlobRow(run.run, name, blob.decode()) for name, blob in result.items() if name in ("sum", "e_b")]
         await run.done(duty, result, With(blobs=tuple(rows)))
         # An upload outside U is protected by its own mask alone once its pair secrets are public: it goes at once.
@@ -92,6 +97,7 @@ class Duties:
 
     async def _step(self, run: RunEngine, duty: Step) -> None:
         result = await asyncio.to_thread(self._advance, duty)
+        reach(Point.STEP_STORED)
         rows = [BlobRow(run.run, "model" if duty.outer_step else "mean", result["reply"].decode(), duty.exchange)]
         if duty.outer_step:
             record = BaseRecord.from_json(result["base_record"])
@@ -125,6 +131,7 @@ class Duties:
             record: Mapping[str, Any] = reply_record(duty.reply)
             after = journal.answered(duty.seq, record, summed=duty.reply.status == "ok")
             await run.done(duty, {}, With(journal=row_of(after, duty.seq)))
+            reach(Point.ANSWER_JOURNALED)
             journal.journal = after
         await run.changes.bump()
         await self._tidy(run)

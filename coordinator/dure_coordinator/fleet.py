@@ -15,6 +15,7 @@ import structlog
 
 from dure.blobs import BlobId, BlobReader, BlobStore
 from dure.errors import Conflict, DureError, NotAuthorised, Refused
+from dure.failpoints import Point, reach
 from dure.statements.kinds import InstanceCommit, NodeDelegation, RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import PROTOCOL_VERSION, Directive, DirectiveKind, Hello, HelloReply, Report, ReportKind, ReportReply
@@ -31,6 +32,12 @@ log = structlog.get_logger()
 
 ENVELOPES = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
 """Reports that bring DSSE envelopes (an acceptance: its own and the usage): kept verbatim among the statements once accepted."""
+POINTS = {
+    ReportKind.KEM: Point.KEM_DURABLE,
+    ReportKind.READY: Point.READY_DURABLE,
+    ReportKind.REVEAL: Point.REVEAL_DURABLE,
+    ReportKind.ACCEPT: Point.ACCEPT_DURABLE,
+}
 OLDEST_PROTOCOL = 1
 
 
@@ -262,6 +269,8 @@ class Fleet:
             return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies if body))
 
         reply: ReportReply = (await engine.submit(Reported(caller.member, report), also)).reply
+        if report.kind in POINTS:
+            reach(POINTS[report.kind])
         if not reply.accepted:
             log.info("report.refused", run=engine.run.hex()[:12], member=caller.member, kind=report.kind.value, reason=reply.reason)
         return reply
@@ -315,6 +324,7 @@ class Fleet:
             await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, 0, slot.chunk_bytes))
         also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
         reply: ReportReply = (await engine.submit(Uploaded(member, slot.instance, commit), also)).reply
+        reach(Point.COMMIT_DURABLE)
         return reply
 
     def _slot(self, member: str, upload: bytes) -> tuple[RunEngine, view.UploadSlot]:

@@ -22,6 +22,8 @@ class CoordinatorSettings:
     """SQLAlchemy URL (async driver); empty is SQLite in the folder."""
     spool_quota_bytes: int = 200 * 10**9
     """All masked uploads on disk together."""
+    spool_sync_bytes: int = 64 * 1024 * 1024
+    """Bytes of one upload taken between two syncs to disk: what a coordinator that was killed asks for again at most."""
     gone_grace_s: float = 3.0
     """How long a member that lost its connection holds up a phase that others have finished."""
     join_grace_s: float = 3.0

@@ -31,13 +31,14 @@ from dure.blobs import (
     writing,
 )
 from dure.errors import Refused, Unavailable
+from dure.failpoints import Point, reach
 from dure.tlog.merkle import merkle_root
 
 _HEADER = struct.Struct("<8sQIII")  # magic, length, chunk_bytes, chunks, CRC of what is before
 _MAGIC = b"DURESPL1"
 _RECORD = struct.Struct("<32sI")
 SYNC_BYTES = 64 * 1024 * 1024
-"""Bytes taken between two syncs: what a killed coordinator asks for again at most, per upload."""
+"""Bytes taken between two syncs by default: what a killed coordinator asks for again at most, per upload."""
 
 
 class SpoolRefused(Refused):
@@ -57,7 +58,7 @@ class SpoolsFull(Unavailable):
 class Spool:
     """One upload. Safe from several threads; one object per key at a time (`Spools` sees to that)."""
 
-    def __init__(self, folder: Path, key: bytes, *, length: int, chunk_bytes: int) -> None:
+    def __init__(self, folder: Path, key: bytes, *, length: int, chunk_bytes: int, sync_bytes: int = SYNC_BYTES) -> None:
         if not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
             raise SpoolRefused("chunk_bytes", f"must lie in 1…{MAX_CHUNK_BYTES}, is {chunk_bytes}")
         if not 0 < length <= MAX_BLOB_BYTES or chunks_of(length, chunk_bytes) > MAX_CHUNKS:
@@ -65,6 +66,7 @@ class Spool:
         self.key = key
         self.length = length
         self.chunk_bytes = chunk_bytes
+        self.sync_bytes = sync_bytes
         self.chunks = chunks_of(length, chunk_bytes)
         self.path = folder / f"{key.hex()}.data"
         self._note = folder / f"{key.hex()}.leaves"
@@ -148,8 +150,10 @@ class Spool:
                 raise SpoolRefused("chunk", f"is {k}, expected {len(self._leaves)}: chunks come in order")
             self._append(k, data)
             self._leaves.append(found)
-            if (len(self._leaves) - self._durable) * self.chunk_bytes >= SYNC_BYTES:
+            if (len(self._leaves) - self._durable) * self.chunk_bytes >= self.sync_bytes:
                 self._sync()
+                if not self.complete:
+                    reach(Point.CHUNKS_DURABLE)
 
     def _append(self, k: int, data: bytes | memoryview) -> None:
         try:
@@ -237,10 +241,11 @@ class Spool:
 class Spools:
     """All uploads in one folder, one open object per key, within a quota that counts what each may grow to."""
 
-    def __init__(self, folder: Path | str, *, quota_bytes: int) -> None:
+    def __init__(self, folder: Path | str, *, quota_bytes: int, sync_bytes: int = SYNC_BYTES) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.quota_bytes = quota_bytes
+        self.sync_bytes = sync_bytes
         self._open: dict[bytes, Spool] = {}
         self._lock = threading.Lock()
 
@@ -255,7 +260,7 @@ class Spools:
             free = self.quota_bytes - sum(n for k, n in self._promised().items() if k != key)
             if length > free:
                 raise SpoolsFull(folder=self.folder, wanted_bytes=length, free_bytes=max(0, free))
-            spool = Spool(self.folder, key, length=length, chunk_bytes=chunk_bytes)
+            spool = Spool(self.folder, key, length=length, chunk_bytes=chunk_bytes, sync_bytes=self.sync_bytes)
             self._open[key] = spool
             return spool
 

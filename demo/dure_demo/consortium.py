@@ -110,7 +110,7 @@ class Consortium:
         pairs = [f"{key}={value}" for key, value in values.items()]
         self.dure("node", "config", "set", *pairs, "--dir", self.dir_of(f"{member}/node"))
 
-    def _spawn(self, role: str, *arguments: str | Path) -> None:
+    def _spawn(self, role: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
         log = (self.root / "logs" / f"{role}.log").open("ab")
         with log:
             self.processes[role] = subprocess.Popen(
@@ -118,14 +118,14 @@ class Consortium:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=node_environment(),
+                env={**node_environment(), **(environment or {})},
                 start_new_session=True,
             )
 
-    def serve(self) -> None:
-        """Start the coordinator and wait until it answers its administrator."""
+    def serve(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the coordinator, with these variables besides the parent's, and wait until it answers its administrator."""
         hub = self.dir_of("coordinator")
-        self._spawn("coordinator", "coordinator", "serve", "--dir", hub)
+        self._spawn("coordinator", "coordinator", "serve", "--dir", hub, environment=environment)
         deadline = time.monotonic() + START_DEADLINE_S
         while True:
             try:
@@ -136,9 +136,9 @@ class Consortium:
                     raise StepFailed(f"the coordinator did not start: {self.log_tail('coordinator')}") from failed
                 time.sleep(0.3)
 
-    def start_node(self, member: str) -> None:
-        """Start a member's node; it dials out and waits for runs."""
-        self._spawn(member, "node", "run", "--dir", self.dir_of(f"{member}/node"))
+    def start_node(self, member: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a member's node, with these variables besides the parent's; it dials out and waits for runs."""
+        self._spawn(member, "node", "run", "--dir", self.dir_of(f"{member}/node"), environment=environment)
 
     def kill(self, role: str) -> None:
         """SIGKILL a role's whole process group, its worker included: a power cut."""

@@ -15,6 +15,7 @@ import structlog
 
 from dure.blobs import BlobStore
 from dure.errors import DureError, Unavailable
+from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
 from dure.secagg import tlv
 from dure.statements.statement import Chain
@@ -39,6 +40,13 @@ BROKEN_TRIES = 3
 """Tries of an action that fails in a way nobody foresaw, before the exchange logic is told."""
 STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
 """Reports whose bodies are signed statements: kept verbatim."""
+POINTS = {
+    ReportKind.KEM: Point.KEM_PERSISTED,
+    ReportKind.SHARE: Point.SHARE_PERSISTED,
+    ReportKind.SIGNATURE: Point.SIGNATURE_PERSISTED,
+    ReportKind.REVEAL: Point.REVEAL_PERSISTED,
+    ReportKind.ACCEPT: Point.ACCEPT_PERSISTED,
+}
 
 
 def site_of(identity: NodeIdentity) -> Site:
@@ -122,6 +130,7 @@ class Agent:
             self._say_away(reason, 0)
             return 0
         finally:
+            self._line = None  # whoever sends meanwhile waits for the next one
             await line.close()
 
     def _say_away(self, reason: str, attempt: int) -> None:
@@ -173,6 +182,7 @@ class Agent:
                 await asyncio.to_thread(
                     self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note, said
                 )
+                reach_persisted(due)
             run.state, self._chain = result.state, result.chain
             self._history = self._history.with_records(result.records)
             if result.note:
@@ -250,6 +260,15 @@ def in_exchange(state: NodeRunState) -> bool:
     if state.finished or exchange is None or exchange.accept or exchange.sat_out:
         return False
     return any(work.share and not work.void for work in exchange.instances)
+
+
+def reach_persisted(actions: tuple[act.Action, ...]) -> None:
+    """Fail points between a step's transaction and its actions."""
+    for action in actions:
+        if isinstance(action, act.Send) and action.report.kind in POINTS:
+            reach(POINTS[action.report.kind])
+        elif isinstance(action, act.Upload):
+            reach(Point.UPLOAD_PROMISED)
 
 
 def statements_in(actions: tuple[act.Action, ...]) -> tuple[bytes, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dure import failpoints
 from dure.errors import Unavailable
 from dure.identity.node import load_node
 from dure.logs import configure_logs
@@ -48,6 +50,7 @@ def run(directory: Path, metrics: str | None = None) -> None:
     configure_logs()
     # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
     sys.setswitchinterval(0.0005)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     identity = load_node(directory)
     settings = load(directory)
     with only_one(directory):

@@ -18,6 +18,7 @@ import grpc
 
 from dure.blobs import BlobId, BlobStore, Manifest, PartialBlob, chunk_leaf
 from dure.errors import Refused, Unavailable
+from dure.failpoints import Point, reach
 from dure.wire.bulk import (
     MANIFEST_PART_BYTES,
     MAX_MANIFEST_PARTS,
@@ -70,6 +71,15 @@ class Retry:
     first_pause_s: float = 0.2
     """Before the second attempt; doubles each time."""
     longest_pause_s: float = 15.0
+
+
+_LINE_CUT = "the connection was closed under it; it can be taken up again on the next one"
+
+
+def _cancelled_itself() -> bool:
+    """Whether it is this task that was cancelled, and not only the call it waits for, as when the channel is closed."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 class _Broken(Exception):
@@ -210,7 +220,10 @@ async def _push_once(
                 await _write(call, data, answer)
                 k += 1
                 progress(k, chunks)
+                if k < chunks:
+                    reach(Point.CHUNK_SENT)
         commit: bytes = await _result(commit_of)
+        reach(Point.CHUNKS_SENT)
         await _write(call, encode_frame(FrameKind.COMMIT, upload, chunks, commit), answer)
         return bytes(expect(await answer, FrameKind.DONE, id=upload).payload)
     finally:
@@ -320,6 +333,12 @@ async def _persist(once: Callable[[Progress], Awaitable[T]], progress: Progress 
             reason = f"{e.code().name}: {e.details()}"
         except _Broken as e:
             reason = str(e)
+        except grpc.aio.UsageError as e:
+            raise Unavailable(f"{what}: {_LINE_CUT}") from e
+        except asyncio.CancelledError as e:
+            if _cancelled_itself():
+                raise
+            raise Unavailable(f"{what}: {_LINE_CUT}") from e
         idle = 1 if moved else idle + 1
         if idle >= retry.attempts:
             raise Unavailable(f"{what}: gave up after {idle} attempts, last: {reason}; it can be taken up again")

@@ -21,6 +21,7 @@ import structlog
 from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
 from dure.errors import BadInput, Refused, Unavailable
+from dure.failpoints import Point, reach
 from dure.model.base import BaseRecord
 from dure.model.content import flower_node_id, flower_run_id
 from dure.model.layout import Layout
@@ -147,7 +148,9 @@ class Hands:
     # -- training --------------------------------------------------------------------------------------------------
 
     async def _train(self, run: Run, action: act.Train) -> None:
-        await self._feed(run, inputs.Trained(action.exchange, await self._execute(run, action)))
+        result = await self._execute(run, action)
+        reach(Point.TRAINING_ENDED)
+        await self._feed(run, inputs.Trained(action.exchange, result))
 
     async def _execute(self, run: Run, action: act.Train) -> inputs.TrainResult:
         plan = self._plan(run.state.plan_envelope)
@@ -312,6 +315,7 @@ class Hands:
 
     async def _verify(self, run: Run, action: act.Verify) -> None:
         facts = await self._job(run, action.id, lambda: self._verified(action))
+        reach(Point.SUM_VERIFIED)
         await self._feed(run, inputs.Verified(action.instance, facts))
 
     async def _verified(self, action: act.Verify) -> inputs.VerifyFacts:

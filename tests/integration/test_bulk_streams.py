@@ -446,3 +446,44 @@ async def test_large_push_needs_memory_of_a_few_chunks(tmp_path, monkeypatch):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 24 * 2**20  # both ends are in this process
+
+
+# -- the line itself goes ----------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_whose_channel_is_closed_under_it_may_be_taken_up_again_on_the_next(tmp_path):
+    """Found by killing a coordinator while members committed: "channel is closed" was taken for a fault, and they sat out."""
+    async with running(tmp_path) as site:
+        chunks, root = upload_of(site.policy.length)
+        channel, asked = grpc.aio.insecure_channel(site.address), asyncio.Event()
+
+        async def commit() -> bytes:
+            asked.set()
+            await asyncio.Event().wait()
+            return root
+
+        sending = asyncio.create_task(push_upload(channel, UPLOAD, lambda k: chunks[k], len(chunks), commit, retry=QUICK))
+        await asked.wait()
+        await channel.close(None)
+        with pytest.raises(Unavailable, match="taken up again"):
+            await asyncio.wait_for(sending, 10)
+        with pytest.raises(Unavailable, match="taken up again"):
+            await push_upload(channel, UPLOAD, lambda k: chunks[k], len(chunks), lambda: root, retry=QUICK)
+        async with grpc.aio.insecure_channel(site.address) as fresh:
+            assert await push_upload(fresh, UPLOAD, lambda k: chunks[k], len(chunks), lambda: root) == b"answer to " + root
+
+
+async def test_a_push_that_is_cancelled_itself_ends_cancelled(tmp_path):
+    async with running(tmp_path) as site, grpc.aio.insecure_channel(site.address) as channel:
+        (chunks, root), asked = upload_of(site.policy.length), asyncio.Event()
+
+        async def commit() -> bytes:
+            asked.set()
+            await asyncio.Event().wait()
+            return root
+
+        sending = asyncio.create_task(push_upload(channel, UPLOAD, lambda k: chunks[k], len(chunks), commit, retry=QUICK))
+        await asked.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending

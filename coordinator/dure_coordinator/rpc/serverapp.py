@@ -19,6 +19,7 @@ import structlog
 
 from dure.blobs import BlobId, BlobStore
 from dure.errors import DureError, Refused
+from dure.failpoints import Point, reach
 from dure.model.content import ArrayItem, Instruction, flower_node_id, values_to_json
 from dure.model.layout import Layout
 from dure.model.weights import check_padding, open_flat, weights_id
@@ -108,6 +109,7 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             try:
                 asked = codec.request_from_pb(request, self._dir)
                 entry = await self._journal.ask(asked)
+                reach(Point.REQUEST_JOURNALED)
             except Diverged as e:
                 await self._engine.submit(Abort(str(e)[:500]))
                 return codec.stopped_to_pb(str(e))
@@ -137,6 +139,7 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             node_values=self._node_values(asked),
         )
         reply = (await self._engine.submit(event, With(blobs=rows))).reply
+        reach(Point.REQUEST_DURABLE)
         return "" if reply.accepted else f"{reply.field}: {reply.reason}" if reply.field else reply.reason
 
     def _chosen(self, asked: ExchangeRequest) -> tuple[str, ...]:
@@ -191,6 +194,7 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             summary = json.dumps({"rounds": result.rounds, "metrics": result.metrics}, sort_keys=True).encode()
             kept = await asyncio.to_thread(self._blobs.put_bytes, summary)
             await self._store.write(self._engine.run, With(blobs=(*rows, BlobRow(self._engine.run, "result", str(kept)))))
+            reach(Point.RESULT_KEPT)
             await self._engine.submit(Stop(f"the ServerApp finished after {result.rounds} rounds"))
             return pb.ServerAppGridServiceFinishResponse()
 

@@ -175,9 +175,11 @@ def test_failed_fsync_forgets_what_it_should_have_made_durable(tmp_path, monkeyp
     spool.finish(ROOT)
 
 
-def test_large_upload_is_synced_as_it_comes(tmp_path, monkeypatch):
-    monkeypatch.setattr(spool_module, "SYNC_BYTES", 32)
-    assert filled(tmp_path, 3).durable_chunks() == 2
+def test_large_upload_is_synced_as_it_comes(tmp_path):
+    spool = Spools(tmp_path, quota_bytes=1 << 20, sync_bytes=32).open(KEY, length=len(DATA), chunk_bytes=16)
+    for k in range(3):
+        spool.write(k, CHUNKS[k])
+    assert spool.durable_chunks() == 2
 
 
 def test_damage_on_the_disk_is_noticed_on_reading(tmp_path):
