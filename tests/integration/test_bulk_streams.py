@@ -455,16 +455,17 @@ async def test_a_stream_whose_channel_is_closed_under_it_may_be_taken_up_again_o
     """Found by killing a coordinator while members committed: "channel is closed" was taken for a fault, and they sat out."""
     async with running(tmp_path) as site:
         chunks, root = upload_of(site.policy.length)
-        channel, asked = grpc.aio.insecure_channel(site.address), asyncio.Event()
+        channel, asked, signed = grpc.aio.insecure_channel(site.address), asyncio.Event(), asyncio.Event()
 
         async def commit() -> bytes:
             asked.set()
-            await asyncio.Event().wait()
+            await signed.wait()
             return root
 
         sending = asyncio.create_task(push_upload(channel, UPLOAD, lambda k: chunks[k], len(chunks), commit, retry=QUICK))
         await asked.wait()
         await channel.close(None)
+        signed.set()
         with pytest.raises(Unavailable, match="taken up again"):
             await asyncio.wait_for(sending, 10)
         with pytest.raises(Unavailable, match="taken up again"):
