@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from dure.apps import pack_app
-from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, out, say, show_json
-from dure.errors import BadInput
+from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, out, say, show_json
+from dure.errors import BadInput, Unavailable
 from dure_coordinator.admin_client import call
+from dure_coordinator.watch import follow, render
 
 app = typer.Typer(no_args_is_help=True, help="Training runs: plan, start, look, export, abort. The coordinator must be serving.")
 
@@ -90,7 +90,9 @@ def start(
         say(f"run {found['run']}")
         say(f"next: each member's operator looks at the plan: dure node allow {found['plan_digest'][:16]}")
     if watch_it:
-        _watch(directory, found["run"])
+        ended = follow(lambda: call(directory, "run-show", {"run": found["run"]}), err if as_json else out)
+        if ended["state"] == "aborted":
+            raise Unavailable(f"run {ended['run'][:12]} was aborted: {ended['reason']}")
 
 
 @app.command("list")
@@ -108,11 +110,6 @@ def list_runs(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
         say("no runs yet; dure run start APP")
 
 
-def _line(shown: dict[str, Any]) -> str:
-    metrics = "".join(f", {k} {v:.4f}" for k, v in shown["metrics"].items())
-    return f"{shown['state']}: {shown['exchanges_closed']} exchanges closed, now {shown['exchange']} {shown['phase']}{metrics}"
-
-
 @app.command()
 @one_line_errors
 def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
@@ -124,48 +121,7 @@ def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> N
     if as_json:
         show_json(found)
         return
-    say(f"run {found['run'][:12]} {found['name']}")
-    say(_line(found))
-    if found["reason"]:
-        say(found["reason"])
-    for member, facts in found["members"].items():
-        counted = f"{facts['exchanges_counted']} exchanges counted, {facts['tokens']} tokens, {facts['seconds']:.1f} s"
-        say(f"  {member:<16} {facts['phase']:<10} {counted} {facts['note']}")
-    for dropout in found["dropouts"]:
-        say(f"  left out of exchange {dropout['exchange']}: {dropout['member']}, {dropout['phase']}: {dropout['reason']}")
-    if found["waiting_for"]:
-        say(f"waiting for {', '.join(found['waiting_for'])}")
-
-
-def _watch(directory: Path, run: str) -> None:
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(Text(""), console=out, refresh_per_second=2) if out.is_terminal else _Plain() as live:
-        while True:
-            found = call(directory, "run-show", {"run": run})
-            live.update(Text(_line(found)))
-            if found["state"] != "running":
-                return
-            time.sleep(1.0)
-
-
-class _Plain:
-    """Lines where there is no terminal; each once."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def __enter__(self) -> _Plain:
-        return self
-
-    def __exit__(self, *_ended: object) -> None:
-        return None
-
-    def update(self, text: Any) -> None:
-        if str(text) != self._last:
-            self._last = str(text)
-            say(self._last)
+    out.print(render(found))
 
 
 @app.command()

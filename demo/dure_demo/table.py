@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dure_coordinator.watch import human_bytes
 from dure_demo.evaluate import Evaluation
 
 Row = Sequence[str]
@@ -77,15 +78,6 @@ def verdict(evaluation: Evaluation) -> list[str]:
             f"{said}; {_list(home)} alone still {'know their' if len(home) > 1 else 'knows its'} own text better at this size.",
         ]
     return [numbers, f"{said}, and better than every member's own model on that member's own text, too."]
-
-
-def human_bytes(count: float) -> str:
-    """1.2 MB and the like, decimal."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def _show(console: Console, title: str, header: Row, rows: Sequence[Row], *, emphasised: str = "") -> None:

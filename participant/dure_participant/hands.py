@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Run:
     streams: dict[bytes, Stream] = field(default_factory=dict)
     """By upload id."""
     worker: WorkerHost | None = None
+    pulled_bytes: int = 0
+    """Of blobs, since the last usage statement; a restart forgets them."""
 
     @property
     def label(self) -> str:
@@ -157,7 +159,7 @@ class Hands:
         app, worker = await self._worker(run, plan)
         arrays, base, found = action.instruction.arrays, None, bytes(32)
         if arrays is not None:
-            base = await self._base(action.weights)
+            base = await self._base(run, action.weights)
             found = await asyncio.to_thread(lambda: weights_id(open_flat(base, arrays.layout), arrays.layout))
             if found != arrays.weights_id:
                 return inputs.TrainResult(problem="the base's weights are not those the instruction names")
@@ -207,22 +209,23 @@ class Hands:
             device=self._settings.device,
         )
 
-    async def _base(self, weights: str) -> Path:
+    async def _base(self, run: Run, weights: str) -> Path:
         blob = BlobId.parse(weights)
-        await self._pull(blob)
+        await self._pull(run, blob)
         return self._blobs.path(blob)
 
-    async def _pull(self, blob: BlobId) -> None:
+    async def _pull(self, run: Run, blob: BlobId) -> None:
         async with self._pulls.setdefault(str(blob), asyncio.Lock()):
             if not await asyncio.to_thread(self._blobs.has, blob):
                 await pull_blob(self._line().channel, blob, self._blobs)
+                run.pulled_bytes += blob.length
         self._pulls.pop(str(blob), None)
 
     async def _worker(self, run: Run, plan: RunPlan) -> tuple[App, WorkerHost]:
         app_dir = self._folder(run) / "app"
         if not app_dir.exists():
             blob = BlobId.parse(plan.app_blob)
-            await self._pull(blob)
+            await self._pull(run, blob)
             archive = await asyncio.to_thread(self._blobs.read_bytes, blob, limit=1 << 30)
             fresh = app_dir.with_name("app.new")
             shutil.rmtree(fresh, ignore_errors=True)
@@ -250,14 +253,21 @@ class Hands:
         if stream.file.ready is None:
             await self._job(run, action.id, lambda: self._encode(run, action, stream.file))
         assert stream.file.ready is not None
-        await self._feed(run, stream.file.ready)
+        told = run.pulled_bytes
+        if action.purpose != "scales":  # only a usage statement says it
+            run.pulled_bytes = 0
+        await self._feed(run, replace(stream.file.ready, bytes_down=told))
 
     async def _encode(self, run: Run, action: act.Upload, file: MaskedFile) -> None:
         base = local = layout = e_b = None
         if action.purpose != "scalars":
             exchange = run.state.exchange
             assert exchange is not None
-            layout, base, local = Layout.from_json(exchange.layout), await self._base(exchange.weights), self._local(run, action.exchange)
+            layout, base, local = (
+                Layout.from_json(exchange.layout),
+                await self._base(run, exchange.weights),
+                self._local(run, action.exchange),
+            )
         if action.purpose == "update":
             raw = await asyncio.to_thread(self._blobs.read_bytes, BlobId.parse(action.e_b), limit=E_B_LIMIT_BYTES)
             e_b = np.frombuffer(raw, np.int8)
@@ -314,23 +324,23 @@ class Hands:
     # -- verifying -------------------------------------------------------------------------------------------------
 
     async def _verify(self, run: Run, action: act.Verify) -> None:
-        facts = await self._job(run, action.id, lambda: self._verified(action))
+        facts = await self._job(run, action.id, lambda: self._verified(run, action))
         reach(Point.SUM_VERIFIED)
         await self._feed(run, inputs.Verified(action.instance, facts))
 
-    async def _verified(self, action: act.Verify) -> inputs.VerifyFacts:
+    async def _verified(self, run: Run, action: act.Verify) -> inputs.VerifyFacts:
         if action.base_record:
             base = BaseRecord.from_json(action.base_record)
             # A node that made this base itself has its scales and momentum; one that took it from its peers' word fetches them.
             for blob in (base.e_b, base.outer_state if action.purpose == "update" else None):
                 if blob is not None:
-                    await self._pull(blob)
+                    await self._pull(run, blob)
             if action.purpose == "update" and action.outer_step:
                 # A node that trained has the base; one that was shown it only now computes from it, too.
-                await self._base(str(base.weights))
+                await self._base(run, str(base.weights))
         if action.sum:
             try:
-                await self._pull(BlobId.parse(action.sum))
+                await self._pull(run, BlobId.parse(action.sum))
             except BulkRefused as error:
                 raise Refused("sum", str(error)) from None
         async with self.shelf:

@@ -149,6 +149,7 @@ def _begin_exchange(state: RunState, asked: Asked, now: float) -> RunState:
         members=members,
         phase=ExchangePhase.EXECUTE,
         began=now,
+        started=now,
         metrics=frozen_metrics(state, instruction.category),
         scales=scales.scales if scales else None,
         scales_exchange=scales.scales_exchange if scales else 0,

@@ -43,6 +43,11 @@ def is_lost(state: RunState, member: str) -> bool:
     return seen is None or seen.lost
 
 
+def silence(state: RunState, member: str, what: str) -> str:
+    """Why nothing came from this member: its node is gone, or it is there and `what`."""
+    return "lost its connection" if is_lost(state, member) else what
+
+
 def gone_wakeups(state: RunState, members: tuple[str, ...]) -> list[float]:
     """When each of these members that is not connected stops being waited for."""
     seen = [state.present[m] for m in members if m in state.present]

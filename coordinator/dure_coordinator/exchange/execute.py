@@ -20,6 +20,7 @@ from dure_coordinator.exchange.common import (
     names,
     refusal_of,
     refuse,
+    silence,
     sit_out,
     with_exchange,
 )
@@ -136,7 +137,7 @@ def advance_execute(state: RunState, now: float) -> RunState:
 def _freeze(state: RunState, exchange: ExchangeState, ready: tuple[str, ...], now: float) -> RunState:
     for member in exchange.members:
         if member not in ready:
-            state = sit_out(state, member, "execute", "was not ready at the deadline")
+            state = sit_out(state, member, "execute", silence(state, member, "was not ready at the deadline"))
     votes = Counter(exchange.ready[m].metrics for m in ready)
     chosen = exchange.metrics or min(votes, key=lambda names_: (-votes[names_], names_))
     for member in ready:

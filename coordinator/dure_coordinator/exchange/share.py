@@ -30,6 +30,7 @@ from dure_coordinator.exchange.common import (
     names,
     refusal_of,
     refuse,
+    silence,
     sit_out,
     with_exchange,
     with_instance,
@@ -107,7 +108,7 @@ def restart_without(state: RunState, out: set[str], reason: str, now: float) -> 
     assert instance is not None
     state = with_instance(state, phase=InstancePhase.FAILED, shares={}, reason=f"{names(out)}: {reason}")
     for member in out:
-        state = sit_out(state, member, "share", state.convicted.get(member, reason))
+        state = sit_out(state, member, "share", state.convicted.get(member, silence(state, member, reason)))
     rest = tuple(m for m in instance.cohort if m not in out)
     return begin_instance(state, instance.purpose, rest, attempt=instance.attempt + 1, now=now)
 

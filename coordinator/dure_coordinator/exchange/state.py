@@ -189,6 +189,10 @@ class ExchangeState:
     reply: Reply | None = None
     answered: bool = False
     reason: str = ""
+    started: float = 0.0
+    """When it was begun, unix seconds."""
+    ended: float = 0.0
+    """When it was closed or failed, unix seconds; 0 while it runs."""
 
     @property
     def instance(self) -> InstanceState | None:

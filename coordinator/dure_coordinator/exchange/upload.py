@@ -8,7 +8,19 @@ from dure.errors import DureError
 from dure.secagg.summing import shape_of
 from dure.statements.kinds import InstanceCommit
 from dure.statements.statement import open_statement
-from dure_coordinator.exchange.common import OK, Taken, current, in_flight, is_lost, names, refusal_of, refuse, sit_out, with_instance
+from dure_coordinator.exchange.common import (
+    OK,
+    Taken,
+    current,
+    in_flight,
+    is_lost,
+    names,
+    refusal_of,
+    refuse,
+    silence,
+    sit_out,
+    with_instance,
+)
 from dure_coordinator.exchange.events import Uploaded
 from dure_coordinator.exchange.share import elements_of
 from dure_coordinator.exchange.state import ExchangeState, InstancePhase, InstanceState, RunState
@@ -82,5 +94,5 @@ def advance_upload(state: RunState, now: float) -> RunState:
     if held_up or len(survivors) < facts.u_min:
         return state
     for member in waiting:
-        state = sit_out(state, member, "upload", "did not finish its upload in time")
+        state = sit_out(state, member, "upload", silence(state, member, "did not finish its upload in time"))
     return with_instance(state, phase=InstancePhase.SURVIVORS, survivors=survivors, began=now)

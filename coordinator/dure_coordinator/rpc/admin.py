@@ -26,7 +26,7 @@ from dure.statements.kinds import Usage
 from dure.statements.statement import read_verified, seal
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Abort
-from dure_coordinator.exchange.state import ExchangePhase
+from dure_coordinator.exchange.history import history, over, rounds_over, time_left_s
 from dure_coordinator.fleet import summary_of
 from dure_coordinator.planning import forecast, make_plan, outer_step
 from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
@@ -98,13 +98,18 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         shown: dict[str, Any] = summary_of(engine, row, self._c.fleet.here)
         state = engine.state
         shown["run_phase"] = shown["phase"]
+        shown["waiting"] = state.reason
         shown["state"] = _state(engine.label[0])
         done = [*state.closed, *([state.exchange] if state.exchange is not None else [])]
-        ended = [e for e in done if e.phase in (ExchangePhase.CLOSED, ExchangePhase.FAILED)]
-        shown["exchanges_closed"] = len({e.number for e in ended})
+        ended = over(state)
+        shown["exchanges_closed"] = len(ended)
         if shown["run_phase"] == "exchange":
             shown["phase"] = shown["instance_phase"] or shown["exchange_phase"]
         shown["dropouts"] = _dropouts(done)
+        shown["history"] = history(state)
+        shown["rounds"], shown["rounds_over"] = state.facts.plan.rounds, rounds_over(state)
+        shown["time_left_s"] = time_left_s(state, time.time())
+        shown["elapsed_s"] = round((ended[-1].ended if engine.ended and ended else time.time()) - row.created, 1)
         last = next((e.reply for e in reversed(ended) if e.reply is not None and e.reply.status == "ok" and e.reply.metrics), None)
         shown["metrics"] = dict(last.metrics) if last is not None else {}
         for member, facts in shown["members"].items():

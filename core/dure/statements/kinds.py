@@ -246,7 +246,9 @@ class Usage:
     steps: Counter
     milliseconds: Counter
     bytes_up: Counter
+    """Masked uploads of this exchange."""
     bytes_down: Counter
+    """Blobs fetched since this node's usage statement before: base, scales, sums, code."""
     device: Annotated[str, Pattern(r"[^\x00-\x1f]{0,64}")]
 
 

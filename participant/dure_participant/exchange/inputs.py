@@ -65,6 +65,8 @@ class UploadReady:
     """Masked, Z_2^64."""
     tag: int
     """Masked, F_p."""
+    bytes_down: int = 0
+    """Bytes of blobs this node fetched for the run since the last instance it said so of."""
 
 
 @dataclass(frozen=True)

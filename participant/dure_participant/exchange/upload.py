@@ -149,7 +149,7 @@ def take_upload_ready(turn: Turn, given: UploadReady) -> None:
     same("length", given.length, shape_of(exchange, work.purpose)[0])
     usage, usage_sha256 = b"", None
     if work.purpose != "scales":
-        envelope = turn.seal(_usage(turn, exchange, given.length))
+        envelope = turn.seal(_usage(turn, exchange, given))
         usage, usage_sha256 = envelope.to_bytes(), envelope.sha256
     commit = turn.seal(
         InstanceCommit(work.instance, work.ctx, turn.site.member, given.root, given.length, given.trailer, given.tag, usage_sha256)
@@ -158,10 +158,10 @@ def take_upload_ready(turn: Turn, given: UploadReady) -> None:
     turn.put_instance(replace(work, secret=secret.to_bytes(), commit=commit.to_bytes(), usage=usage))
 
 
-def _usage(turn: Turn, exchange: ExchangeWork, length: int) -> Usage:
+def _usage(turn: Turn, exchange: ExchangeWork, given: UploadReady) -> Usage:
+    """Self-declared. Sent: every upload of this exchange, this one included. Received: what came since the statement before."""
     trained = exchange.trained
     assert trained is not None
-    down = 4 * elements_of(exchange, "update")
-    return Usage(
-        turn.state.run, exchange.number, turn.site.member, trained.tokens, trained.steps, trained.milliseconds, length, down, trained.device
-    )
+    up = given.length + sum(shape_of(exchange, work.purpose)[0] for work in exchange.instances if work.commit)
+    spent = (trained.tokens, trained.steps, trained.milliseconds)
+    return Usage(turn.state.run, exchange.number, turn.site.member, *spent, up, given.bytes_down, trained.device)

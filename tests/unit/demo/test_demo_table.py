@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from dure_demo.evaluate import Evaluation, Scores
-from dure_demo.table import human_bytes, show_matrix, show_members, verdict
+from dure_demo.table import show_matrix, show_members, verdict
 
 
 def scores(joint, own, others):
@@ -82,7 +82,3 @@ def test_json_has_the_keys_scripts_read():
     assert set(found) == {"perplexity", "bits_per_byte"}
     assert set(found["perplexity"]) == {"joint", "solo", "initial"}
     assert found["bits_per_byte"]["solo"]["games"] == {"games": 2.0, "law": 6.0}
-
-
-def test_bytes_for_people():
-    assert [human_bytes(n) for n in (0, 999, 1500, 4_300_000, 5e12)] == ["0 B", "999 B", "1.5 kB", "4.3 MB", "5000.0 GB"]
