@@ -1,8 +1,10 @@
-"""`dure run`: plan, start, look, export, abort."""
+"""`dure run`: plan, start, look, export; steering is in run_steer_cli.py."""
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +14,13 @@ from dure.apps import pack_app
 from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, out, say, show_json
 from dure.errors import BadInput, Unavailable
 from dure_coordinator.admin_client import call
+from dure_coordinator.run_steer_cli import register
 from dure_coordinator.watch import follow, render
 
-app = typer.Typer(no_args_is_help=True, help="Training runs: plan, start, look, export, abort. The coordinator must be serving.")
+app = typer.Typer(no_args_is_help=True, help="Training runs: plan, start, watch, steer, export. The coordinator must be serving.")
 
+AWAY_S = 120.0
+"""How long `watch` waits for a coordinator that is being restarted."""
 AppDir = Annotated[Path, typer.Argument(metavar="APP", help="A Flower app folder with [tool.flwr.app] in its pyproject.toml.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id; a unique beginning is enough.")]
 Rounds = Annotated[int | None, typer.Option(help="Rounds; default: the app's own number.")]
@@ -90,9 +95,42 @@ def start(
         say(f"run {found['run']}")
         say(f"next: each member's operator looks at the plan: dure node allow {found['plan_digest'][:16]}")
     if watch_it:
-        ended = follow(lambda: call(directory, "run-show", {"run": found["run"]}), err if as_json else out)
-        if ended["state"] == "aborted":
-            raise Unavailable(f"run {ended['run'][:12]} was aborted: {ended['reason']}")
+        _watched(directory, found["run"], as_json)
+
+
+def _watched(directory: Path, run: str, as_json: bool) -> dict[str, Any]:
+    """Shows a run until it is over; `Unavailable` if it was aborted."""
+    ended = dict(follow(partial(_asked, directory, run), err if as_json else out))
+    if ended["state"] == "aborted":
+        raise Unavailable(f"run {ended['run'][:12]} was aborted: {ended['reason']}")
+    return ended
+
+
+def _asked(directory: Path, run: str) -> dict[str, Any]:
+    """One answer of `run-show`; a coordinator that is being restarted is waited for."""
+    give_up = time.monotonic() + AWAY_S
+    while True:
+        try:
+            return call(directory, "run-show", {"run": run})
+        except Unavailable:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(1.0)
+
+
+@app.command()
+@one_line_errors
+def watch(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """Live: round, phase of every member, loss, bytes, time left. Plain lines where there is no terminal; ends with the run.
+
+    Example: dure run watch 3f9a
+
+    With --json the lines go to standard error and the run's end to standard output. Interrupting it does not touch the run.
+    """
+    call(directory, "run-show", {"run": run})  # a name that is none is refused at once
+    ended = _watched(directory, run, as_json)
+    if as_json:
+        show_json(ended)
 
 
 @app.command("list")
@@ -105,7 +143,7 @@ def list_runs(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
         return
     for run in found["runs"] or []:
         when = datetime.fromtimestamp(run["created"], UTC)
-        say(f"{run['run'][:12]}  {when:%Y-%m-%d %H:%M}  {run['name']}: {run['state']} {run['reason']}")
+        say(f"{run['run'][:12]}  {when:%Y-%m-%d %H:%M}  {run['name']}: {'paused' if run['paused'] else run['state']} {run['reason']}")
     if not found["runs"]:
         say("no runs yet; dure run start APP")
 
@@ -126,40 +164,27 @@ def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> N
 
 @app.command()
 @one_line_errors
-def abort(
-    run: RunId,
-    reason: Annotated[str, typer.Option(help="Why; every member sees it.")] = "by the administrator",
-    directory: Dir = DEFAULT_DIR,
-    as_json: AsJson = False,
-) -> None:
-    """Give a run up now. Its models so far can still be exported."""
-    found = call(directory, "run-abort", {"run": run, "reason": reason})
-    if as_json:
-        show_json(found)
-    else:
-        say(f"run {found['run'][:12]} is {found['state']}")
-
-
-@app.command()
-@one_line_errors
 def export(
     run: RunId,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for model.safetensors and layout.json.")],
-    round_number: Annotated[int | None, typer.Option("--round", help="The model after this exchange; default: the newest.")] = None,
+    round_number: Annotated[int | None, typer.Option("--round", min=0, help="The model after this round; default: the newest.")] = None,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's model as safetensors, also in mid-run.
+    """Write a run's model as safetensors, also in mid-run. Round 0 is what the run began with.
 
-    Example: dure run export 3f9a --out model
+    Example: dure run export 3f9a --round 2 --out model
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise BadInput(f"--out {out_dir}: is a file; give a folder")
     arguments: dict[str, Any] = {"run": run, "out": str(out_dir.resolve())}
     if round_number is not None:
-        arguments["exchange"] = round_number
+        arguments["round"] = round_number
     found = call(directory, "run-export", arguments)
     if as_json:
         show_json(found)
     else:
         say(f"{found['model']}: {found['parameters']} parameters, {found['what']}")
+
+
+register(app)

@@ -17,6 +17,7 @@ from dure_coordinator.exchange.epoch import epoch_is_due, start_epoch
 from dure_coordinator.exchange.events import Asked
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, InstancePhase, RunPhase, RunState
+from dure_coordinator.exchange.steering import halted_by
 
 
 def take_asked(state: RunState, event: Asked, now: float) -> Taken:
@@ -36,6 +37,9 @@ def take_asked(state: RunState, event: Asked, now: float) -> Taken:
         instruction = instruction_of(event)
     except DureError as e:
         return Taken(answer_at_once(state, event, f"the request cannot be read: {e}"))
+    if state.halting and instruction.category == "train":
+        after = halted_by(state, event)
+        return Taken(after, refuse("run", f"is {after.phase}: {after.reason}"))
     if why_not := _judge(state, event, instruction):
         return Taken(answer_at_once(state, event, why_not))
     return Taken(replace(state, queued=event))
@@ -106,6 +110,8 @@ def advance_idle(state: RunState, now: float) -> RunState:
         return state
     if state.stopping and state.queued is None:
         return replace(state, phase=RunPhase.FINISHED, reason=state.reason or "the ServerApp returned")
+    if state.paused and not state.halting:
+        return _waiting(state, f"paused: {state.paused}")
     if epoch_is_due(state, now):
         state = state if state.renew else replace(state, renew=True)
         if len(candidates(state)) >= state.facts.u_min:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dure.wire.messages import ReportKind, ReportReply
-from dure_coordinator.exchange import accept, aggregate, approving, asking, epoch, execute, reveal, share, survivors, upload, void
+from dure_coordinator.exchange import accept, aggregate, approving, asking, epoch, execute, reveal, share, steering, survivors, upload, void
 from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, is_over, refuse, with_exchange
 from dure_coordinator.exchange.duties import Duty, duties
-from dure_coordinator.exchange.events import Abort, Asked, Done, Event, Gone, Reported, Seen, Stop, Tick, Uploaded
+from dure_coordinator.exchange.events import Abort, Asked, Done, Event, Gone, GoOn, Halt, Pause, Reported, Seen, Stop, Tick, Uploaded
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
 
@@ -23,7 +23,8 @@ class Decision:
 
     state: RunState
     reply: ReportReply
-    """For Reported and Uploaded: the answer to the node. For Asked: accepted, or why the run cannot take it."""
+    """For Reported and Uploaded: the answer to the node. For Asked: accepted, or why the run cannot take it. For Pause, GoOn and Halt:
+    accepted, or that the run is over."""
     reason: str
     """One line for log and status; "" when nothing worth telling happened."""
     changed: bool
@@ -50,6 +51,7 @@ _ADVANCES: tuple[Callable[[RunState, float], RunState], ...] = (
     approving.advance_presence,
     approving.advance_approving,
     epoch.advance_epoch,
+    steering.advance_halt,
     asking.advance_idle,
     execute.advance_execute,
     share.advance_share,
@@ -115,6 +117,12 @@ def _take(state: RunState, event: Event, now: float) -> Taken:
             return Taken(state if over else abort(state, event.reason))
         case Stop():
             return Taken(state if over or state.stopping else replace(state, stopping=True, reason=event.reason or state.reason))
+        case Pause():
+            return steering.take_pause(state, event, now)
+        case GoOn():
+            return steering.take_go_on(state, event, now)
+        case Halt():
+            return steering.take_halt(state, event, now)
         case Reported():
             return _take_report(state, event, now, over)
         case Uploaded():

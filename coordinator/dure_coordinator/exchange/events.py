@@ -15,7 +15,23 @@ from dure.errors import Refused
 from dure.statements.dsse import canonical_json
 from dure.wire.messages import Report, ReportKind
 
-__all__ = ["Abort", "Asked", "Done", "Event", "Gone", "Reported", "Seen", "Stop", "Tick", "Uploaded", "decode_event", "encode_event"]
+__all__ = [
+    "Abort",
+    "Asked",
+    "Done",
+    "Event",
+    "GoOn",
+    "Gone",
+    "Halt",
+    "Pause",
+    "Reported",
+    "Seen",
+    "Stop",
+    "Tick",
+    "Uploaded",
+    "decode_event",
+    "encode_event",
+]
 
 
 @dataclass(frozen=True)
@@ -100,13 +116,34 @@ class Abort:
     reason: str
 
 
-Event = Seen | Gone | Reported | Uploaded | Asked | Done | Tick | Stop | Abort
+@dataclass(frozen=True)
+class Pause:
+    """An administrator: begin no further exchange until `GoOn`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class GoOn:
+    """An administrator lifts the pause."""
+
+
+@dataclass(frozen=True)
+class Halt:
+    """An administrator: end the run after the round in flight and keep its model."""
+
+    reason: str
+
+
+Event = Seen | Gone | Reported | Uploaded | Asked | Done | Tick | Stop | Abort | Pause | GoOn | Halt
 _HEX_FIELDS: dict[type, tuple[str, ...]] = {
     Seen: ("node_key", "delegation"),
     Uploaded: ("instance", "commit"),
     Asked: ("digest", "instruction", "node_values"),
 }
-_KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Seen, Gone, Reported, Uploaded, Asked, Done, Tick, Stop, Abort)}
+_KINDS: dict[str, type] = {
+    kind.__name__.lower(): kind for kind in (Seen, Gone, Reported, Uploaded, Asked, Done, Tick, Stop, Abort, Pause, GoOn, Halt)
+}
 
 
 def encode_event(event: Event) -> bytes:

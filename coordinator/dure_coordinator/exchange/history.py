@@ -42,9 +42,9 @@ def rounds_over(state: RunState) -> int:
 
 
 def time_left_s(state: RunState, now: float) -> float | None:
-    """Seconds until the plan's last round ends, from the pace of the last few; None before the first one ended and after the run."""
+    """Seconds until the plan's last round ends, from the pace of the last few; None before the first ended, in a pause, after the run."""
     rounds = [e for e in over(state) if e.category == "train"][-PACE_ROUNDS:]
-    if not rounds or state.phase in (RunPhase.FINISHED, RunPhase.ABORTED):
+    if not rounds or state.paused or state.phase in (RunPhase.FINISHED, RunPhase.ABORTED):
         return None
     ended = over(state)[-1].ended
     pace = (ended - rounds[0].started) / len(rounds)

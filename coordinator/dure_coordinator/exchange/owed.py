@@ -122,7 +122,7 @@ def _times(state: RunState) -> list[float]:
     if state.phase is RunPhase.EPOCH and state.epoch is not None:
         return [state.epoch.began + limits.epoch]
     if state.phase is RunPhase.IDLE and state.epoch is not None and state.epoch.phase is EpochPhase.READY:
-        return [state.epoch.started + facts.epoch_max_s] if not state.renew else []
+        return [state.epoch.started + facts.epoch_max_s] if not state.renew and not state.paused else []
     exchange = in_flight(state)
     if exchange is None:
         return []

@@ -243,5 +243,12 @@ class RunState:
     convicted: Mapping[str, str] = field(default_factory=dict)
     """Members proved guilty: in no later cohort."""
     stopping: bool = False
+    """The ServerApp returned."""
+    paused: str = ""
+    """Why no exchange begins; "" while they may."""
+    halting: str = ""
+    """Why no further round begins; "" while they may."""
+    unasked: Asked | None = None
+    """What a halted ServerApp asked for last: never run, but its weights are the newest model."""
     reason: str = ""
     """In words: what is waited for, or how it ended."""

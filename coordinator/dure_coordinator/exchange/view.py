@@ -237,6 +237,8 @@ def summary(state: RunState) -> dict[str, Any]:
         "attempt": instance.attempt if instance else 0,
         "epoch": state.epochs,
         "quorum": state.facts.u_min,
+        "paused": state.paused,
+        "stopping": state.halting,
         "exchanges_left": state.facts.plan.max_exchanges - state.exchanges,
         "members": {m: _member_summary(state, exchange, m) for m in state.facts.roster},
         "waiting_for": waiting_for(state),

@@ -22,6 +22,8 @@ from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused, QuorumMissing
 from dure_coordinator.flower.strategies import check_no_strategy, check_strategy
 
+HELD_BACK_S = 10.0
+"""An answer that took longer was held back by the coordinator (a paused run, for days): that is not the strategy's waiting."""
 ERROR_CODE = 3
 """Flower reads 0 as unknown, 1 and 2 as failures of its own apps; ours is above them."""
 
@@ -65,10 +67,13 @@ class DureGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Blocks until the plan's quorum is connected; QuorumMissing at its deadline, naming who is missing."""
+        asked = time.monotonic()
         nodes = [node.node_id for node in self._backend.nodes(self._seq + 1, None)]
         now = time.monotonic()
         if self._waiting_since is None or self._waiting_since[0] != self._seq:
             self._waiting_since = (self._seq, now)
+        elif now - asked > HELD_BACK_S:
+            self._waiting_since = (self._seq, self._waiting_since[1] + now - asked)
         elif now - self._waiting_since[1] > self._node_wait_s:
             raise QuorumMissing(
                 f"{len(nodes)} nodes are connected and the strategy waits for more since {self._node_wait_s:g} s; "

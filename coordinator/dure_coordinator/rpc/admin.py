@@ -8,27 +8,24 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import structlog
-from safetensors.numpy import save_file
 
 from dure.apps import run_config, unpack_app
-from dure.blobs import BlobId
 from dure.errors import BadInput, DureError
 from dure.identity.keys import public_bytes
-from dure.model.layout import Layout
-from dure.model.weights import unflatten
 from dure.statements.dsse import key_id
 from dure.statements.kinds import Usage
 from dure.statements.statement import read_verified, seal
 from dure_coordinator.engine import RunEngine
-from dure_coordinator.exchange.events import Abort
 from dure_coordinator.exchange.history import history, over, rounds_over, time_left_s
+from dure_coordinator.export import model_of, write_model
 from dure_coordinator.fleet import summary_of
 from dure_coordinator.planning import forecast, make_plan, outer_step
+from dure_coordinator.rpc.steering import EVENTS, steer
 from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
 from dure_pb.v1 import admin_pb2 as pb
 from dure_pb.v1 import admin_pb2_grpc
@@ -51,8 +48,8 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "run-start": self._start,
             "run-list": self._list,
             "run-show": self._show,
-            "run-abort": self._abort,
             "run-export": self._export,
+            **{command: partial(self._steer, command) for command in EVENTS},
         }
 
     async def Call(self, request: pb.CallRequest, _context: Any) -> pb.CallResponse:
@@ -84,9 +81,13 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
 
     async def _list(self, _arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         rows = sorted(self._c.fleet.rows.values(), key=lambda r: r.created)
-        return {
-            "runs": [{"run": r.run.hex(), "name": r.name, "state": _state(r.label), "reason": r.reason, "created": r.created} for r in rows]
-        }
+        return {"runs": [self._listed(r) for r in rows]}
+
+    def _listed(self, row: RunRow) -> dict[str, Any]:
+        engine = self._c.fleet.runs.get(row.run)
+        paused = engine is not None and not engine.ended and bool(engine.state.paused)
+        facts = {"state": _state(row.label), "paused": paused, "reason": row.reason, "created": row.created}
+        return {"run": row.run.hex(), "name": row.name, **facts}
 
     async def _show(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         engine = await self._c.fleet.find(str(arguments.get("run", "")))
@@ -170,50 +171,17 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         log.info("run.started", run=run.hex()[:12], app=plan.app_name, rounds=plan.rounds)
         return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **forecast(plan)}
 
-    async def _abort(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
-        engine = await self._c.fleet.find(str(arguments.get("run", "")))
-        if engine.ended:
-            raise BadInput(f"run {engine.run.hex()[:12]} is {_state(engine.label[0])} already")
-        reason = str(arguments.get("reason") or "by the administrator")
-        await engine.submit(Abort("".join(c if c.isprintable() else " " for c in reason)[:300]))
-        return {"run": engine.run.hex(), "state": _state(engine.label[0])}
+    async def _steer(self, command: str, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        return await steer(self._c.fleet, command, arguments)
 
     async def _export(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         engine = await self._c.fleet.find(str(arguments.get("run", "")))
-        wanted = arguments.get("exchange")
-        blob, layout, what = await self._model(engine, None if wanted is None else int(wanted))
+        wanted = arguments.get("round")
+        found = await model_of(engine, self._c.store, self._c.blobs, None if wanted is None else int(wanted))
         out = Path(str(arguments["out"]))
-        await asyncio.to_thread(_write_model, self._c.blobs, blob, layout, out, engine)
-        return {"run": engine.run.hex(), "model": str(out / "model.safetensors"), "what": what, "parameters": layout.parameters}
-
-    async def _model(self, engine: RunEngine, wanted: int | None) -> tuple[BlobId, Layout, str]:
-        rows = await self._c.store.blobs(engine.run)
-        exchanges = [e for e in (*engine.state.closed, engine.state.exchange) if e is not None and e.has_arrays]
-        if not exchanges:
-            raise BadInput(f"run {engine.run.hex()[:12]} has no model yet; its first exchange brings one")
-        layout = Layout.from_json(exchanges[-1].layout)
-        by = {(r.purpose, r.exchange): r.blob for r in rows}
-        if wanted is not None:
-            if ("model", wanted) not in by:
-                have = sorted(e for p, e in by if p == "model")
-                raise BadInput(f"exchange {wanted} left no model; exchanges with one: {', '.join(map(str, have)) or 'none'}")
-            return BlobId.parse(by["model", wanted]), layout, f"after exchange {wanted}"
-        if ("final", 0) in by:
-            return BlobId.parse(by["final", 0]), layout, "the ServerApp's result"
-        models = sorted((e, b) for (p, e), b in by.items() if p == "model")
-        if models:
-            return BlobId.parse(models[-1][1]), layout, f"after exchange {models[-1][0]}"
-        return BlobId.parse(exchanges[-1].asked.weights), layout, f"the base of exchange {exchanges[-1].number}"
-
-
-def _write_model(blobs: Any, blob: BlobId, layout: Layout, out: Path, engine: RunEngine) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    flat = np.frombuffer(blobs.map(blob), np.float32)
-    tensors = {name: np.ascontiguousarray(view) for name, view in unflatten(flat, layout).items()}
-    scratch = out / ".model.safetensors.new"
-    save_file(tensors, scratch, metadata={"format": "pt", "dure.run": engine.run.hex()})
-    scratch.replace(out / "model.safetensors")
-    (out / "layout.json").write_bytes(layout.to_json())
+        await asyncio.to_thread(write_model, self._c.blobs, found, out, engine.run)
+        facts = {"model": str(out / "model.safetensors"), "parameters": found.layout.parameters}
+        return {"run": engine.run.hex(), "round": found.round, "what": found.what, **facts}
 
 
 def _state(label: str) -> str:

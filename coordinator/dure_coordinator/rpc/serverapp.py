@@ -76,17 +76,24 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
         deadline, enough_since = loop.time() + timeout_s, None
         while not self._engine.ended:
             seen, now = self._engine.changes.version, loop.time()
+            state = self._engine.state
+            if state.halting:  # whoever is there: the run hears what comes next, and ends instead of asking them
+                return list(state.facts.roster)
+            if state.paused:
+                deadline = now + timeout_s
+                await self._engine.changes.wait(seen, 5.0)
+                continue
             eligible, settled = self._eligible()
-            if len(eligible) >= self._engine.state.facts.u_min:
+            if len(eligible) >= state.facts.u_min:
                 enough_since = now if enough_since is None else enough_since
-                everybody = set(eligible) == set(self._engine.state.facts.roster)
+                everybody = set(eligible) == set(state.facts.roster)
                 if settled and (everybody or now >= enough_since + GATHER_S):
                     return eligible
             else:
                 enough_since = None
             if now >= deadline:
-                missing = [m for m in self._engine.state.facts.roster if m not in eligible]
-                return f"{len(eligible)} of {self._engine.state.facts.u_min} members needed are there; missing: {', '.join(missing)}"
+                missing = [m for m in state.facts.roster if m not in eligible]
+                return f"{len(eligible)} of {state.facts.u_min} members needed are there; missing: {', '.join(missing)}"
             await self._engine.changes.wait(seen, min(0.5, deadline - now))
         return f"the run is over: {self._engine.label[1] or self._engine.label[0]}"
 
