@@ -112,7 +112,7 @@ class Coordinator:
         assert published is not None
         roster = roster_of(charter, published.roots)
         signing_key = folder.signing_key
-        store = await Store.open(settings.database or f"sqlite+aiosqlite:///{folder.directory.resolve()}/coordinator.sqlite")
+        store = await Store.open(settings.database or f"sqlite:///{folder.directory.resolve()}/coordinator.sqlite")
         blobs = BlobStore(folder.directory / "blobs")
         await asyncio.to_thread(blobs.sweep)
         spools = Spools(folder.directory / "spools", quota_bytes=settings.spool_quota_bytes, sync_bytes=settings.spool_sync_bytes)
