@@ -14,6 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from dure.blobs import BlobStore
+from dure.charter.log_keys import log_key, witness_keys, witness_quorum
 from dure.errors import DureError, Unavailable
 from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
@@ -64,6 +65,9 @@ def site_of(identity: NodeIdentity) -> Site:
         colluders=terms.colluders,
         members={m.id: m.signing_key for m in terms.members},
         coordinator_key=terms.coordinator.signing_key,
+        log_key=log_key(terms),
+        witnesses=witness_keys(terms),
+        witness_quorum=witness_quorum(terms),
         allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
         software="dure",
     )

@@ -302,6 +302,12 @@ class Store:
         query = sa.select(t.statements.c.envelope).where(t.statements.c.party == party, t.statements.c.seq == seq)
         return await self._read(lambda c: [row.envelope for row in c.execute(query.order_by(t.statements.c.digest))])
 
+    async def statements_of(self, party: str, run: bytes | None) -> int:
+        """How many statements of this signer are kept for a run, or for none."""
+        where = t.statements.c.run.is_(None) if run is None else t.statements.c.run == run
+        async with self.engine.connect() as c:
+            return await c.scalar(sa.select(sa.func.count()).select_from(t.statements).where(t.statements.c.party == party, where)) or 0
+
     async def log_index(self, digest: bytes) -> int | None:
         """Index of the entry with this envelope digest; None if there is none."""
         return await self._read(lambda c: log_rows.index_of(c, digest))
