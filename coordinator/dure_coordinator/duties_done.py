@@ -28,8 +28,8 @@ from dure_coordinator.aggregate import Group, sum_spools
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum
 from dure_coordinator.exchange.view import upload_id
-from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.journals import Journals, reply_record, row_of
+from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.spool import Spools
 from dure_coordinator.storage.store import BlobRow, StatementRow, Store, With
 

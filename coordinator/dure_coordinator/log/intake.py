@@ -19,23 +19,14 @@ MOST_BESIDES = 4096
 """Statements of one node that belong to no exchange."""
 
 
-@dataclass(frozen=True)
-class Taken:
-    """Whether it is an entry now, why not, and where the signer's chain stands."""
-
-    accepted: bool
-    reason: str
-    next_seq: int
-
-
 @dataclass
 class Intake:
     """One coordinator's."""
 
     fleet: Fleet
 
-    async def append(self, caller: Caller, raw: bytes) -> Taken:
-        """Makes a statement of this caller an entry. The same bytes again get the same answer; durable when this returns.
+    async def append(self, caller: Caller, raw: bytes) -> str:
+        """Makes a statement of this caller an entry; "" once it is one, durably, or why it is not. The same bytes get the same answer.
 
         Raises:
             Refused: out of form, or not signed by this node or its member.
@@ -49,18 +40,17 @@ class Intake:
         store = self.fleet.store
         following = await store.log_next_seq(party)
         known = await store.statement(party, signed.seq)
-        if raw in known:
-            return Taken(signed.seq < following, "" if signed.seq < following else f"statement {following} is missing before it", following)
-        if known:
+        if known and raw not in known:
             await store.write(b"", With(statements=(StatementRow.of(raw),)))  # the evidence: two of one number
-            return Taken(False, f"another statement {signed.seq} of this key is there already: two histories of one node", following)
+            return f"another statement {signed.seq} of this key is there already: two histories of one node"
         if signed.seq > following:
-            return Taken(False, f"statement {following} is missing before it", following)
-        await self._check_prev(party, signed)
-        await self._check_room(party, signed)
-        await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))
-        await self.fleet.changes.bump()
-        return Taken(True, "", await store.log_next_seq(party))
+            return f"statement {following} is missing before it"
+        if not known:
+            await self._check_prev(party, signed)
+            await self._check_room(party, signed)
+            await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))
+            await self.fleet.changes.bump()
+        return ""
 
     def _check_author(self, caller: Caller, signed: Signed[object], member_key: bytes) -> None:
         member = getattr(signed.fact, "member", None)
@@ -86,5 +76,3 @@ class Intake:
             most = MOST_PER_EXCHANGE * (engine.state.facts.plan.max_exchanges + 1)
         if await self.fleet.store.statements_of(party, run) >= most:
             raise Refused("seq", f"over {most} statements of this node for one run")
-
-

@@ -35,10 +35,15 @@ class Log(rpc.LogServiceServicer):
 
     async def Append(self, request: pb.AppendRequest, context: Any) -> pb.AppendResponse:
         async with answering(context):
-            if len(request.envelope) > MAX_ENVELOPE_BYTES:
-                raise WireRefused("envelope", f"larger than {MAX_ENVELOPE_BYTES} bytes")
-            taken = await self._intake.append(CALLER.get(), request.envelope)
-            return pb.AppendResponse(accepted=taken.accepted, reason=taken.reason, next_seq=taken.next_seq)
+            caller, accepted = CALLER.get(), 0
+            for envelope in request.envelopes[:BATCH]:
+                if len(envelope) > MAX_ENVELOPE_BYTES:
+                    raise WireRefused("envelopes", f"one is larger than {MAX_ENVELOPE_BYTES} bytes")
+                why_not = await self._intake.append(caller, envelope)
+                if why_not:
+                    return pb.AppendResponse(accepted=accepted, reason=why_not)
+                accepted += 1
+            return pb.AppendResponse(accepted=accepted)
 
     async def Witness(self, requests: AsyncIterator[pb.WitnessRequest], context: Any) -> AsyncIterator[pb.WitnessResponse]:
         caller = CALLER.get()
