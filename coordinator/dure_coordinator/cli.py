@@ -32,8 +32,8 @@ def init(
 
     Example: dure coordinator init --name titan --advertise hub.example:7443
     """
-    first_use(directory)
-    folder = CoordinatorFolder.create(directory, name, advertise, time.time())
+    with first_use(directory):
+        folder = CoordinatorFolder.create(directory, name, advertise, time.time())
     fingerprint = keys.fingerprint(folder.ca_pem)
     if as_json:
         show_json({"name": name, "advertise": advertise, "consortium": folder.consortium_id.hex(), "ca_sha256": fingerprint.hex()})

@@ -9,12 +9,12 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
-from dure.blobs import BlobId, BlobReader, BlobStore
-from dure.errors import Conflict, DureError, NotAuthorised, Refused
+from dure.blobs import BlobId, BlobReader, BlobStore, DiskFull
+from dure.errors import BadInput, DureError, NotAuthorised, Refused, Unavailable
 from dure.failpoints import Point, reach
 from dure.statements.kinds import InstanceCommit, NodeDelegation, RunPlan
 from dure.statements.statement import open_statement
@@ -84,6 +84,8 @@ class Fleet:
     """Token of the stream each connected member follows on; a newer stream takes over."""
     on_opened: Callable[[RunEngine], None] | None = None
     """Called for every run that is or becomes active, once per process (starts its ServerApp)."""
+    trouble: str = ""
+    """Why uploads cannot be taken at the moment, for the operator; "" once one was taken again."""
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # -- runs ------------------------------------------------------------------------------------------------------
@@ -92,13 +94,20 @@ class Fleet:
         """Every open run, folded from its log; the others by their registry row."""
         for row in await self.store.runs():
             self.rows[row.run] = row
-            if row.label == "open":
-                engine = await self._fold(row)
-                for member, presence in engine.state.present.items():
-                    if presence.connected:  # the process that saw it is gone, and so is the connection
-                        await engine.submit(Gone(member))
-            else:
-                self.ended[row.run] = Ended(row, self.plan_of(row))
+            try:
+                await self._load(row)
+            except Refused as error:  # one run that cannot be read is no reason to keep the others waiting
+                log.error("run.unreadable", run=row.run.hex()[:12], reason=str(error))
+                self.rows[row.run] = replace(row, label="unreadable", reason=f"its plan or log cannot be read: {error}")
+
+    async def _load(self, row: RunRow) -> None:
+        if row.label != "open":
+            self.ended[row.run] = Ended(row, self.plan_of(row))
+            return
+        engine = await self._fold(row)
+        for member, presence in engine.state.present.items():
+            if presence.connected:  # the process that saw it is gone, and so is the connection
+                await engine.submit(Gone(member))
 
     async def start(self) -> None:
         """Lets all open runs go on."""
@@ -128,16 +137,17 @@ class Fleet:
         return self.runs.get(run)
 
     async def find(self, prefix: str) -> RunEngine:
-        """The run whose id (hex) starts so, or that has this name alone; `Conflict` names the candidates."""
+        """The run whose id (hex) starts so, or that has this name alone; `BadInput` names the candidates."""
         wanted = prefix.lower()
         found = [r for r in self.rows.values() if re.fullmatch(r"[0-9a-f]{1,64}", wanted) and r.run.hex().startswith(wanted)]
         found = found or [r for r in self.rows.values() if r.name == prefix]
         if not found:
-            raise Conflict(f"no run {prefix!r}; `dure run list` shows all")
+            raise BadInput(f"no run {prefix!r}; `dure run list` shows all")
         if len(found) > 1:
-            raise Conflict(f"{prefix!r} is {len(found)} runs: {', '.join(r.run.hex()[:12] for r in found[:5])}; give more digits")
+            raise BadInput(f"{prefix!r} is {len(found)} runs: {', '.join(r.run.hex()[:12] for r in found[:5])}; give more digits")
         engine = await self.engine(found[0].run)
-        assert engine is not None
+        if engine is None:
+            raise Unavailable(f"run {found[0].run.hex()[:12]}: {found[0].reason}; restore the database from a backup")
         return engine
 
     def plan_of(self, row: RunRow) -> RunPlan:
@@ -291,6 +301,12 @@ class Fleet:
                 return await asyncio.to_thread(self.blobs.open, blob)
         raise NotAuthorised("no run of this member lets it read this blob now")
 
+    def disk_full(self, error: DiskFull) -> None:
+        """An upload found no room: said once in the log, and by status and show until an upload is taken again."""
+        if not self.trouble:
+            log.error("uploads.no_room", reason=str(error))
+        self.trouble = f"uploads wait for room: {error}"
+
     async def open_upload(self, member: str, upload: bytes) -> Spool | bytes | view.UploadSlot:
         """Where this upload's chunks go, or the answer its commit got; a slot without length takes a commit only."""
         known = await self.store.upload(upload)
@@ -322,6 +338,7 @@ class Fleet:
             await asyncio.to_thread(spool.finish, fact.root)
         else:
             await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, 0, slot.chunk_bytes))
+        self.trouble = ""
         also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
         reply: ReportReply = (await engine.submit(Uploaded(member, slot.instance, commit), also)).reply
         reach(Point.COMMIT_DURABLE)

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from dure.apps import App, ConfigValue, plan_settings
-from dure.charter.model import Charter
+from dure.charter.model import Charter, check_current
 from dure.errors import BadInput
+from dure.model.outer import StepRefused, parse_step
 from dure.secagg.thresholds import dropouts_survived, share_threshold, u_min
 from dure.statements.kinds import Deadlines, OuterStep, RunPlan
 
 DEFAULT_W_MAX = 65_536
+EXAMPLES = {"nesterov": "nesterov,lr=0.8,momentum=0.5", "adam": "adam,lr=0.01,beta1=0.9,beta2=0.99,eps=1e-3"}
 
 
 def outer_step(app: App, chosen: str | None) -> OuterStep:
@@ -34,6 +36,14 @@ def outer_step(app: App, chosen: str | None) -> OuterStep:
         name, settings = "none", {}
     if name not in ("none", "average", "nesterov", "adam"):
         raise BadInput(f"outer step {name}: must be none, average, nesterov or adam")
+    where = f"--outer-step {chosen}" if chosen is not None else "[tool.dure] outer-step"
+    try:
+        if name != "none":
+            parse_step({"name": name, **settings})
+        elif settings:
+            raise StepRefused(next(iter(settings)), "none takes no settings")
+    except StepRefused as error:
+        raise BadInput(f"{where}: {error}; write {EXAMPLES.get(name, name)}") from None
     return OuterStep(name, settings)
 
 
@@ -49,12 +59,14 @@ def make_plan(
     step: OuterStep,
     nonce: bytes,
     deadlines: Mapping[str, int],
+    now: float,
 ) -> RunPlan:
     """The plan members approve.
 
     Raises:
-        BadInput: what the charter does not allow, with the arithmetic.
+        BadInput: what the charter does not allow, with the arithmetic; or that it has expired.
     """
+    check_current(charter, now)
     terms = charter.terms
     roster = tuple(sorted(members or tuple(m.id for m in terms.members)))
     for name in roster:

@@ -42,5 +42,7 @@ def register(app: typer.Typer) -> None:
             return
         say(f"{found['name']} at {found['address']}, charter version {found['charter_version']}, up {found['up_s']:.0f} s")
         say(f"connected: {', '.join(found['connected']) or 'nobody'} of {', '.join(found['members'])}")
+        if found["trouble"]:
+            say(found["trouble"])
         for run in found["runs"]:
             say(f"run {run['run'][:12]} {run['name']}: {run['state']} {run['reason']}")

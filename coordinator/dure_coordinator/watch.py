@@ -20,7 +20,7 @@ Shown = Mapping[str, Any]
 
 POLL_S = 0.5
 ROUNDS_SHOWN = 8
-BAR = 24
+BAR = 12
 """Characters of the longest bar."""
 NOTES_SHOWN = 4
 
@@ -135,30 +135,32 @@ def _doing(facts: Shown, *, busy: bool, running: bool) -> Text:
 
 
 def rounds_table(shown: Shown) -> Table | Text:
-    """The last exchanges with a bar for their first metric: the loss, as it falls."""
+    """The last exchanges with a bar for their loss, as it falls."""
     lines = [line for line in shown["history"] if line["status"] != "ok" or line["metrics"]][-ROUNDS_SHOWN:]
     if not lines:
         return Text("")
-    largest: dict[str, float] = {}
-    for line in shown["history"]:
-        for name, value in list(line["metrics"].items())[:1]:
-            largest[line["category"] + name] = max(abs(value), largest.get(line["category"] + name, 0.0))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("exchange", "", "counted", "seconds", "mean over the cohort"):
+    for column in ("exchange", "", "counted", "seconds"):
         table.add_column(column, justify="right" if column in ("exchange", "seconds") else "left", no_wrap=True)
+    table.add_column("mean over the cohort")
     for line in lines:
+        largest = max((_barred(other) for other in shown["history"] if other["category"] == line["category"]), default=0.0)
         counted = f"{line['counted']} of {line['of']}"
         table.add_row(str(line["exchange"]), line["category"], counted, f"{line['seconds']:.1f}", _metrics(line, largest))
     return table
 
 
-def _metrics(line: Shown, largest: Mapping[str, float]) -> Text:
+def _barred(line: Shown) -> float:
+    """The metric a bar is drawn for: the loss, else the first."""
+    metrics = line["metrics"]
+    return abs(metrics.get("loss", next(iter(metrics.values()), 0.0)))
+
+
+def _metrics(line: Shown, largest: float) -> Text:
     if line["status"] != "ok":
         return Text(f"failed: {line['reason']}", style="red")
     words = ", ".join(f"{name} {value:.4f}" for name, value in line["metrics"].items())
-    name, value = next(iter(line["metrics"].items()))
-    length = round(BAR * abs(value) / (largest[line["category"] + name] or 1.0))
-    return Text.assemble((f"{words}  ", ""), ("█" * length, "cyan"))
+    return Text.assemble(("█" * round(BAR * _barred(line) / (largest or 1.0)), "cyan"), f"  {words}")
 
 
 def render(shown: Shown, notes: list[str] | None = None) -> Group:
@@ -167,7 +169,8 @@ def render(shown: Shown, notes: list[str] | None = None) -> Group:
     asked = [Text(line, style="yellow") for line in notes_of(shown)]
     dropped = [Text(dropout_line(d), style="yellow") for d in shown["dropouts"][-NOTES_SHOWN:]]
     said = [Text(note, style="yellow") for note in (notes or [])[-NOTES_SHOWN:]]
-    reason = [Text(shown["reason"], style="red")] if shown["state"] == "aborted" else []
+    wrong = shown["reason"] if shown["state"] == "aborted" else shown["trouble"]
+    reason = [Text(wrong, style="red")] if wrong else []
     return Group(head, members_table(shown), rounds_table(shown), Text(totals_line(shown), style="dim"), *asked, *dropped, *said, *reason)
 
 
@@ -210,7 +213,7 @@ class Watch:
         for line in shown["history"][self._said :]:
             self._line(closed_line(line))
         self._said = len(shown["history"])
-        here = _coarse(shown)
+        here = _coarse(shown) + (f"; {shown['trouble']}" if shown["trouble"] else "")
         if here and here != self._last:
             self._last = here
             left = shown["time_left_s"]

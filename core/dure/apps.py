@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dure.errors import DureError
+from dure.errors import BadInput
 
 MAX_FILES = 2000
 MAX_ARCHIVE_BYTES = 32 << 20
@@ -42,7 +42,7 @@ OUTER_STEPS = ("average", "nesterov", "adam")
 ConfigValue = bool | int | float | str
 
 
-class AppRefused(DureError):
+class AppRefused(BadInput):
     """The app folder or archive cannot be used; the message names what is missing and where."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from importlib.metadata import entry_points
+from typing import Any, NoReturn
 
 import click
 import typer
@@ -24,7 +26,24 @@ GROUP = "dure.commands"
 
 
 class LazyCommands(click.Group):
-    """Lists every command without importing it."""
+    """Lists every command without importing it; what was typed wrong is one line, too."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.Abort:
+            self._end("nothing was decided; answer the question, or give --yes in scripts", 1)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            where = f"; see `{context.command_path} --help`" if context is not None else ""
+            said = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", error.format_message())  # click and typer both suggest
+            self._end(said.rstrip(".") + where, error.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    @staticmethod
+    def _end(message: str, code: int) -> NoReturn:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(SUMMARIES)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 
-from dure.errors import DureError
+from dure.errors import DureError, world_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +39,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except DureError as error:
             fail(str(error), error.exit_code)
+        except OSError as error:
+            known = world_error(error)
+            if known is None:
+                raise
+            fail(str(known), known.exit_code)
         except KeyboardInterrupt:
             fail("interrupted; everything acknowledged is kept", 130)
 
@@ -60,7 +66,10 @@ def say(line: str) -> None:
     out.print(line, markup=False)
 
 
-def first_use(directory: Path) -> None:
-    """Say once where state is kept."""
-    if not directory.exists():
+@contextlib.contextmanager
+def first_use(directory: Path) -> Iterator[None]:
+    """Says once where state is kept: after what is inside has made the folder."""
+    known = directory.exists()
+    yield
+    if not known:
         err.print(f"state is kept in {directory.resolve()} (--dir)", markup=False)

@@ -10,6 +10,8 @@ DureError
 
 from __future__ import annotations
 
+import errno
+
 
 class DureError(Exception):
     """Base of every error a user may see: one line, no traceback."""
@@ -48,3 +50,23 @@ class Unavailable(DureError):
     """Not now: a port in use, a full disk, a peer that does not answer."""
 
     exit_code = 5
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_REMEDIES: dict[int, tuple[type[DureError], str]] = {
+    **dict.fromkeys(_FULL, (Unavailable, "free some space and run it again; nothing half-written counts")),
+    **dict.fromkeys(_FORBIDDEN, (BadInput, "give a place this user may write")),
+    **dict.fromkeys(_PATH, (BadInput, "give a path that fits")),
+    errno.EIO: (Unavailable, "the disk fails; move the folder to another one"),
+}
+
+
+def world_error(error: OSError) -> DureError | None:
+    """What the machine refused, as one line with a remedy; None where it rather shows a mistake of ours."""
+    kind, remedy = _REMEDIES.get(error.errno or 0, (None, ""))
+    if kind is None:
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return kind(f"{where}{(error.strerror or '').lower()}; {remedy}")

@@ -7,6 +7,7 @@ cancelled, what it owes and nobody does is started, after every step and after e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -14,12 +15,11 @@ from collections.abc import Callable
 import structlog
 
 from dure.blobs import BlobStore
-from dure.charter.log_keys import log_key, witness_keys, witness_name, witness_quorum
 from dure.errors import DureError, Unavailable
 from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
+from dure.secagg import tlv
 from dure.statements.statement import Chain
-from dure.tlog.files import LogFiles
 from dure.wire.messages import Directive, ReportKind
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
@@ -27,8 +27,6 @@ from dure_participant.exchange.site import History, Site
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.step import begin, owed, step
 from dure_participant.hands import Hands, Run
-from dure_participant.log.courier import Courier
-from dure_participant.log.mirror import Mirror
 from dure_participant.settings import NodeSettings
 from dure_participant.store import NodeStore
 from dure_participant.tidy import tidy
@@ -41,6 +39,8 @@ AGAIN_S = 1.0
 """Before an action that could not be done now is tried again."""
 BROKEN_TRIES = 3
 """Tries of an action that fails in a way nobody foresaw, before the exchange logic is told."""
+STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
+"""Reports whose bodies are signed statements: kept verbatim."""
 POINTS = {
     ReportKind.KEM: Point.KEM_PERSISTED,
     ReportKind.SHARE: Point.SHARE_PERSISTED,
@@ -48,6 +48,10 @@ POINTS = {
     ReportKind.REVEAL: Point.REVEAL_PERSISTED,
     ReportKind.ACCEPT: Point.ACCEPT_PERSISTED,
 }
+
+
+class ClocksApart(Unavailable):
+    """One of two clocks is wrong. A node that starts so says it and leaves; one that was connected before waits."""
 
 
 def site_of(identity: NodeIdentity) -> Site:
@@ -62,29 +66,12 @@ def site_of(identity: NodeIdentity) -> Site:
         delegation=identity.delegation,
         charter_version=identity.charter.version,
         charter_sha256=identity.charter.digest,
+        charter_expires=identity.charter.expires,
         colluders=terms.colluders,
         members={m.id: m.signing_key for m in terms.members},
         coordinator_key=terms.coordinator.signing_key,
-        log_key=log_key(terms),
-        witnesses=witness_keys(terms),
-        witness_quorum=witness_quorum(terms),
         allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
         software="dure",
-    )
-
-
-def mirror_of(identity: NodeIdentity, store: NodeStore, clock: Callable[[], float]) -> Mirror:
-    """This member's copy of the log, and its witness."""
-    terms = identity.charter.terms
-    return Mirror(
-        files=LogFiles(identity.directory / "log", log_key(terms)),
-        log=log_key(terms),
-        name=witness_name(identity.charter.member(identity.member).host),
-        key=identity.witness_key,
-        own=identity.key.public_key().public_bytes_raw(),
-        store=store,
-        folder=identity.directory,
-        clock=clock,
     )
 
 
@@ -98,13 +85,11 @@ class Agent:
         self._site = site_of(identity)
         self._turn = asyncio.Lock()
         self._line: Line | None = None
-        self._draining = False
+        self._draining = self._connected_once = False
         self._runs = {run: Run(run, NodeRunState.from_bytes(raw)) for run, raw in store.states().items()}
         self._chain: Chain = store.chain()
         self._history: History = store.history()
         self._tidying: asyncio.Task[None] | None = None
-        self._courier = Courier(store, identity.member_statements, self._connected)
-        self._mirror = mirror_of(identity, store, clock)
         self._hands = Hands(
             site=self._site,
             directory=identity.directory,
@@ -113,14 +98,17 @@ class Agent:
             blobs=self._blobs,
             clock=clock,
             line=self._connected,
-            courier=self._courier,
             feed=self.feed,
         )
 
     # -- the line to the coordinator -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Dial, follow, reconnect, for ever."""
+        """Dial, follow, reconnect, for ever.
+
+        Raises:
+            ClocksApart: at the first connection of this process: whoever started it is looking.
+        """
         attempt = 0
         try:
             while True:
@@ -128,6 +116,8 @@ class Agent:
                     attempt = await self._follow(attempt)
                 except DureError as error:
                     self._say_away(str(error)[:300], attempt)
+                    if isinstance(error, ClocksApart) and not self._connected_once:
+                        raise
                 await pause(attempt)
                 attempt += 1
         finally:
@@ -140,46 +130,31 @@ class Agent:
             reply = await line.hello()
             self._check_clock(reply.time_ms / 1000)
             await asyncio.to_thread(self._store.set_fact, "connection", {"state": "connected", "since": self._clock()})
+            self._connected_once = True
             log.info("coordinator.connected", address=self._identity.address, attempt=attempt)
             for run in self._runs.values():
                 run.done.clear()
-            logging = asyncio.create_task(self._keep_log(line))
             try:
                 async for directive in line.follow():
                     await self._directed(directive)
                 reason = "the coordinator ended the stream"
             except Unavailable as error:
                 reason = str(error)[:300]
-            finally:
-                logging.cancel()
             self._say_away(reason, 0)
             return 0
         finally:
             self._line = None  # whoever sends meanwhile waits for the next one
             await line.close()
 
-    async def _keep_log(self, line: Line) -> None:
-        """While connected: bring the log what it lacks of this node's, and be this member's witness."""
-
-        async def answer(request: bytes) -> tuple[int, bytes]:
-            return await self._mirror.add_checkpoint(request, line.entries)
-
-        while True:
-            try:
-                await self._courier.flush()
-                await line.witness(answer)
-            except DureError as error:
-                log.info("log.waits", reason=str(error)[:300])
-            await asyncio.sleep(AGAIN_S)
-
     def _say_away(self, reason: str, attempt: int) -> None:
-        self._store.set_fact("connection", {"state": "away", "since": self._clock(), "reason": reason})
+        with contextlib.suppress(Unavailable):  # a full disk is no reason to end: the log has it
+            self._store.set_fact("connection", {"state": "away", "since": self._clock(), "reason": reason})
         (log.warning if attempt < 3 else log.debug)("coordinator.away", reason=reason, attempt=attempt)
 
     def _check_clock(self, theirs: float) -> None:
         apart = abs(theirs - self._clock())
         if apart > CLOCK_LIMIT_S:
-            raise Unavailable(f"this clock and the coordinator's are {apart:.0f} s apart; set the one that is wrong (NTP), then it goes on")
+            raise ClocksApart(f"this clock and the coordinator's are {apart:.0f} s apart; set the one that is wrong (NTP), then it goes on")
 
     def _connected(self) -> Line:
         if self._line is None:
@@ -217,8 +192,9 @@ class Agent:
             result = await asyncio.to_thread(step, self._site, self._history, self._chain, before, given, self._clock(), os.urandom)
             due = await asyncio.to_thread(owed, self._site, result.state)
             if result.state != before or result.chain != self._chain or result.records or result.note:
+                said = statements_in((*result.actions, *due))
                 await asyncio.to_thread(
-                    self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note, result.statements
+                    self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note, said
                 )
                 reach_persisted(due)
             run.state, self._chain = result.state, result.chain
@@ -307,3 +283,16 @@ def reach_persisted(actions: tuple[act.Action, ...]) -> None:
             reach(POINTS[action.report.kind])
         elif isinstance(action, act.Upload):
             reach(Point.UPLOAD_PROMISED)
+
+
+def statements_in(actions: tuple[act.Action, ...]) -> tuple[bytes, ...]:
+    """Signed statements these actions will send, envelope bytes as they travel."""
+    found: list[bytes] = []
+    for action in actions:
+        if isinstance(action, act.Commit):
+            found.append(action.envelope)
+        elif isinstance(action, act.Send) and action.report.kind in STATEMENTS:
+            body = action.report.body
+            parts = tlv.decode(body) if action.report.kind is ReportKind.ACCEPT else (body,)
+            found += [part for part in parts if isinstance(part, bytes) and part]
+    return tuple(found)

@@ -60,7 +60,9 @@ def run(directory: Path, metrics: str | None = None) -> None:
                 print(f"metrics  http://{serve_metrics(metrics, lambda: samples(identity, store))}/metrics", flush=True)
             asyncio.run(_until_signal(Agent(identity, settings, store, time.time), settings.drain_s))
         finally:
-            store.set_fact("connection", {"state": "stopped", "since": time.time()})
+            with contextlib.suppress(Unavailable):
+                last = store.fact("connection") or {}
+                store.set_fact("connection", {**last, "state": "stopped", "since": time.time()})
             store.close()
 
 

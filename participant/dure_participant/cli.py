@@ -44,8 +44,8 @@ def init(
 
     The charter is checked against the digest your member pinned (`dure member sign` or `trust`).
     """
-    first_use(directory)
-    identity = create_node(member, directory, name, consortium, now=time.time())
+    with first_use(directory):
+        identity = create_node(member, directory, name, consortium, now=time.time())
     if as_json:
         show_json(
             {"member": identity.member, "node": identity.node, "charter": identity.charter.digest.hex(), "coordinator": identity.address}
@@ -65,6 +65,7 @@ def config_set(
 
     Example: dure node config set data=/srv/text device=cuda
     """
+    load_node(directory)
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -79,6 +80,7 @@ def config_set(
 @one_line_errors
 def config_show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     """The settings in force."""
+    load_node(directory)
     found = settings.load(directory)
     body = {**{k: getattr(found, k) for k in found.__dataclass_fields__ if k != "node_config"}, "node_config": dict(found.node_config)}
     if as_json:
@@ -201,7 +203,8 @@ def status(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
         show_json(body)
         return
     say(f"node {identity.node} of {identity.member} (generation {body['generation']}), charter version {body['charter_version']}")
-    say(f"coordinator {identity.address}: {body['connection']['state']}")
+    connection = body["connection"]
+    say(f"coordinator {identity.address}: {connection['state']}" + (f": {connection['reason']}" if connection.get("reason") else ""))
     say(f"certificate: {body['certificate_days_left']} days left")
     for s in states:
         say(f"run {s.run.hex()[:12]}: {'over' if s.finished else s.kind or 'waiting'}; {s.decision}; {s.status}")

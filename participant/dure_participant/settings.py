@@ -46,10 +46,18 @@ def load(directory: Path) -> NodeSettings:
         BadInput: the file does not parse, or a value has the wrong type; names it.
     """
     path = directory / FILE
+    return judge(_table(path), path)
+
+
+def _table(path: Path) -> dict[str, Any]:
     try:
-        body: dict[str, Any] = tomllib.loads(path.read_text()) if path.exists() else {}
+        return tomllib.loads(path.read_text()) if path.exists() else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error}") from None
+
+
+def judge(body: Mapping[str, Any], path: Path) -> NodeSettings:
+    """Settings from a table; raises as `load`, naming `path`."""
     known = {f.name: f for f in fields(NodeSettings) if f.name != "node_config"}
     own: dict[str, Any] = {}
     for name in known:
@@ -60,7 +68,7 @@ def load(directory: Path) -> NodeSettings:
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not type(default):
-            raise BadInput(f"{path}: {name} must be {type(default).__name__}, is {value!r}")
+            raise BadInput(f"{path}: {name} must be {type(default).__name__}, is {value!r}; set it with `dure node config set {name}=…`")
         own[name] = value
     rest = {k: v for k, v in body.items() if k not in known}
     for name, value in rest.items():
@@ -85,17 +93,17 @@ def assign(directory: Path, pairs: Mapping[str, Value]) -> None:
     """Write settings into the file, keeping the others.
 
     Raises:
-        BadInput: a key is not a plain name.
+        BadInput: a key is not a plain name, or a value has the wrong type; the file stays as it was.
     """
     path = directory / FILE
-    body: dict[str, Any] = tomllib.loads(path.read_text()) if path.exists() else {}
+    body = _table(path)
     for key, value in pairs.items():
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", key):
             raise BadInput(f"{key!r}: a setting's name starts with a letter and has letters, digits, '_', '-' and '.'")
         body[key] = value
+    judge(body, path)
     lines = [f"{json.dumps(key)} = {_toml(value)}" for key, value in sorted(body.items())]
     write_atomic(path, ("# Site-only settings; change with `dure node config set key=value`.\n" + "\n".join(lines) + "\n").encode())
-    load(directory)
 
 
 def _toml(value: Value) -> str:

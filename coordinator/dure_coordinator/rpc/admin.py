@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dure.apps import run_config, unpack_app
-from dure.errors import BadInput, DureError
+from dure.errors import BadInput, DureError, world_error
 from dure.identity.keys import public_bytes
 from dure.statements.dsse import key_id
-from dure.statements.kinds import Usage
+from dure.statements.kinds import RunPlan, Usage
 from dure.statements.statement import read_verified, seal
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.history import history, over, rounds_over, time_left_s
@@ -64,6 +64,11 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             return pb.CallResponse(result=json.dumps(result, ensure_ascii=False, sort_keys=True))
         except DureError as error:
             return pb.CallResponse(error=str(error), exit_code=error.exit_code)
+        except OSError as error:
+            known = world_error(error)
+            if known is None:
+                raise
+            return pb.CallResponse(error=f"the coordinator: {known}", exit_code=known.exit_code)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -71,6 +76,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         return {
             "name": self._c.folder.name,
             "address": self._c.folder.advertise,
+            "trouble": self._c.fleet.trouble,
             "charter_version": self._c.charter.version,
             "charter_digest": self._c.charter.digest.hex(),
             "up_s": round(time.time() - self._c.started, 1),
@@ -106,6 +112,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         shown["exchanges_closed"] = len(ended)
         if shown["run_phase"] == "exchange":
             shown["phase"] = shown["instance_phase"] or shown["exchange_phase"]
+        shown["trouble"] = "" if engine.ended else engine.trouble or self._c.fleet.trouble
         shown["dropouts"] = _dropouts(done)
         shown["history"] = history(state)
         shown["rounds"], shown["rounds_over"] = state.facts.plan.rounds, rounds_over(state)
@@ -134,8 +141,10 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         config = run_config(app, overrides)
         if rounds is None:
             rounds = config.get(app.rounds_key) if app.rounds_key is not None else None
-        if not isinstance(rounds, int) or rounds < 1:
+        if not isinstance(rounds, int):
             raise BadInput("--rounds: the app names no number of rounds; give one, at least 1")
+        if rounds < 1:
+            raise BadInput(f"--rounds {rounds}: at least 1")
         blob = await asyncio.to_thread(self._c.blobs.put_bytes, archive)
         plan = make_plan(
             charter=self._c.charter,
@@ -148,6 +157,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             step=outer_step(app, arguments.get("outer_step")),
             nonce=secrets.token_bytes(16),
             deadlines=dict(arguments.get("deadlines", {})),
+            now=time.time(),
         )
         return app, str(blob), plan
 
@@ -164,6 +174,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             party = key_id(public_bytes(key))
             envelope, after = seal(plan, key, await self._c.store.chain_of(party), time.time())
             raw = envelope.to_bytes()
+            read_verified(raw, RunPlan)  # what nobody could read back is not kept
             run = envelope.payload_sha256
             row = RunRow(run, plan.name, raw, plan.app_sha256, created=time.time())
             also = With(statements=(StatementRow.of(raw, run),), blobs=(BlobRow(run, "app", blob),), chain=(party, after))

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from dure.blobs import BlobId, Manifest
+from dure.blobs import BlobId, DiskFull, Manifest
 from dure.errors import DureError, NotAuthorised, Unavailable
 from dure.wire.bulk import (
     SERVICE,
@@ -93,6 +93,8 @@ class BulkService:
     identify: Callable[[Context], str]
     """The member behind a call, from its certificate; raises `NotAuthorised`."""
     settings: BulkSettings = field(default_factory=BulkSettings)
+    on_full: Callable[[DiskFull], None] = lambda _error: None
+    """Told when an upload found no room: its operator must hear of it, the member only hears "later"."""
     _streams: Counter[str] = field(default_factory=Counter)
     _pushes: dict[tuple[str, bytes], asyncio.Task[None]] = field(default_factory=dict)
 
@@ -155,6 +157,8 @@ class BulkService:
             with self._stream(member):
                 await self._run_push(member, upload, context)
         except DureError as e:
+            if isinstance(e, DiskFull):
+                self.on_full(e)
             await self._write(context, refusal_of(e).encode(upload))
 
     async def _supersede(self, member: str, upload: bytes) -> None:

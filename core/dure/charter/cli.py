@@ -10,10 +10,9 @@ import typer
 
 from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.draft import default_toml, joins, terms_from
-from dure.charter.model import check_terms, tolerance
+from dure.charter.draft import default_toml, joins, terms_from, text_of
+from dure.charter.model import check_current, tolerance
 from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
-from dure.errors import BadInput
 from dure.identity import keys
 from dure.identity.cli import describe
 from dure.identity.files import read, write_atomic
@@ -35,17 +34,18 @@ def draft(
     Example: dure charter draft *.join.json
     """
     folder = CoordinatorFolder.load(directory)
-    loaded = [(path, JoinRequest.load(path)) for path in requests]
-    for path, request in loaded:
-        write_atomic(directory / "joins" / f"{request.member.id}.join.json", read(path, "a join request"))
-    everybody = list(joins(folder).values())
+    loaded = {request.member.id: (request, read(path, "a join request")) for path in requests for request in [JoinRequest.load(path)]}
+    everybody = dict(sorted({**joins(folder), **{name: request for name, (request, _) in loaded.items()}}.items()))
     target = directory / "charter.toml"
-    write_atomic(target, default_toml(folder.name, everybody).encode())
-    terms = terms_from(folder)
+    text = default_toml(folder.name, list(everybody.values()), text_of(target) if target.exists() else "")
+    terms = terms_from(folder, text, everybody)  # before anything is written
+    for name, (_, raw) in loaded.items():
+        write_atomic(directory / "joins" / f"{name}.join.json", raw)
+    write_atomic(target, text.encode())
     if as_json:
-        show_json({"draft": str(target), "members": [r.member.id for r in everybody], "tolerance": tolerance(terms)})
+        show_json({"draft": str(target), "members": list(everybody), "tolerance": tolerance(terms)})
         return
-    for request in everybody:
+    for request in everybody.values():
         say(f"  {request.member.id:<32} {keys.words(request.digest)}")
     say(tolerance(terms))
     say(f"next: compare the fingerprints by telephone, edit {target}, then `dure charter propose`")
@@ -61,14 +61,18 @@ def propose(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     folder = CoordinatorFolder.load(directory)
     terms = terms_from(folder)
     version = len(folder.versions()) + 1
-    raw = root.propose(terms, version, datetime.now(UTC))
     path = folder.root_path(version)
+    before = read(path, "the earlier proposal") if path.exists() else None
+    # The same terms keep the same proposal: signatures over it may be on their way already.
+    raw = before if before is not None and root.terms_of(root.parse(before)) == terms else root.propose(terms, version, datetime.now(UTC))
     write_atomic(path, raw)
     digest = root.digest(root.parse(raw)).hex()
     if as_json:
         show_json({"proposal": str(path), "version": version, "digest": digest, "tolerance": tolerance(terms)})
         return
     say(f"{path}: version {version}, digest {digest}")
+    if before not in (None, raw):
+        say("it replaces an earlier proposal with other terms: signatures over that one no longer count")
     say(tolerance(terms))
     say(f"next: send it to the members; {terms.k} of {len(terms.members)} must `dure member sign {path.name}`")
 
@@ -86,7 +90,8 @@ def publish(
     """
     folder = CoordinatorFolder.load(directory)
     version = len(folder.versions()) + 1
-    raw = read(folder.root_path(version), "make it with `dure charter propose`")
+    published = f"version {version - 1} is in force; " if version > 1 else ""
+    raw = read(folder.root_path(version), f"a proposal: {published}make one with `dure charter propose`")
     charter = folder.publish(raw, {path.name: read(path, "a signature of `dure member sign`") for path in signatures})
     if as_json:
         show_json({"version": charter.version, "digest": charter.digest.hex(), "consortium": str(folder.published_path())})
@@ -103,11 +108,10 @@ def show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     Example: dure charter show --dir hub
     """
     charter = CoordinatorFolder.load(directory).charter()
-    check_terms(charter.terms)
     if as_json:
         show_json({"version": charter.version, "digest": charter.digest.hex(), **schema.encode(charter.terms)})
         return
-    if charter.expires < datetime.now(UTC).timestamp():
-        raise BadInput(f"charter version {charter.version} has expired; propose a new version")
     for line in describe(charter.terms, charter.version, charter.digest):
         say(line)
+    say(f"in force until {datetime.fromtimestamp(charter.expires, UTC):%Y-%m-%d}")
+    check_current(charter, datetime.now(UTC).timestamp())

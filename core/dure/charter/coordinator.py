@@ -18,7 +18,7 @@ from dure.charter.consortium import ConsortiumFile
 from dure.charter.model import Charter
 from dure.errors import BadInput, NotAuthorised
 from dure.identity import keys, tls
-from dure.identity.files import read, read_json, write_atomic, write_json
+from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
 
 WHAT = "a coordinator's folder, made with `dure coordinator init`"
 
@@ -51,7 +51,7 @@ class CoordinatorFolder:
 
     @property
     def tls_key_pem(self) -> bytes:
-        return read(self.directory / "tls.key", WHAT)
+        return keys.read_private(self.directory / "tls.key")
 
     def root_path(self, version: int) -> Path:
         return self.directory / f"{version}.root.json"
@@ -75,7 +75,9 @@ class CoordinatorFolder:
             raise BadInput(f"{self.published_path()} is not there: publish a charter first (`dure charter --help`)")
         charter = file.charter(None)
         if charter.terms.coordinator.signing_key != keys.public_bytes(self.signing_key):
-            raise NotAuthorised("the published charter names another coordinator's key")
+            raise NotAuthorised(
+                f"{self.published_path()} names another coordinator's key; put back this consortium's file, or the keys it names"
+            )
         return charter
 
     @staticmethod
@@ -92,16 +94,17 @@ class CoordinatorFolder:
         if not colon or not host or not port.isdigit() or not 0 < int(port) < 65_536:
             raise BadInput(f"--advertise {advertise!r}: must be host:port, such as hub.example:7443")
         at = datetime.fromtimestamp(now, UTC)
-        for purpose in ("signing", "log"):
-            keys.new_signing_key(directory / f"{purpose}.key")
-        ca_key = keys.new_tls_key(directory / "ca.key")
-        ca = tls.issue_coordinator_ca(ca_key, name, at)
-        hosts = list(dict.fromkeys([host.strip("[]"), "localhost", "127.0.0.1"]))
-        server = tls.issue_coordinator_certificate(ca, ca_key, keys.new_tls_key(directory / "tls.key").public_key(), hosts, at)
-        write_atomic(directory / "ca.pem", tls.pem(ca))
-        write_atomic(directory / "tls.pem", tls.pem(server))
-        folder = CoordinatorFolder(directory, name, advertise, secrets.token_bytes(16))
-        write_json(directory / "coordinator.json", {"name": name, "advertise": advertise, "consortium_id": folder.consortium_id.hex()})
+        with whole_or_nothing(directory):
+            for purpose in ("signing", "log"):
+                keys.new_signing_key(directory / f"{purpose}.key")
+            ca_key = keys.new_tls_key(directory / "ca.key")
+            ca = tls.issue_coordinator_ca(ca_key, name, at)
+            hosts = list(dict.fromkeys([host.strip("[]"), "localhost", "127.0.0.1"]))
+            server = tls.issue_coordinator_certificate(ca, ca_key, keys.new_tls_key(directory / "tls.key").public_key(), hosts, at)
+            write_atomic(directory / "ca.pem", tls.pem(ca))
+            write_atomic(directory / "tls.pem", tls.pem(server))
+            folder = CoordinatorFolder(directory, name, advertise, secrets.token_bytes(16))
+            write_json(directory / "coordinator.json", {"name": name, "advertise": advertise, "consortium_id": folder.consortium_id.hex()})
         return folder
 
     @staticmethod

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dure.charter.coordinator import CoordinatorFolder
@@ -20,32 +23,56 @@ FIELDS = (
 )  # fmt: skip
 
 
-def default_toml(name: str, requests: list[JoinRequest]) -> str:
-    """A first draft with sane thresholds: c a third of the members, k a majority within its bounds."""
-    n = len(requests)
-    c = default_colluders(n)
-    k = min(max(n // 2 + 1, c + 1), max(n - c, 2))
+def default_settings(members: int) -> dict[str, Any]:
+    """Sane settings for so many members: c a third of them, k a majority within its bounds."""
+    c = default_colluders(members)
+    return {
+        "k": min(max(members // 2 + 1, c + 1), max(members - c, 2)),
+        "colluders": c,
+        "w_max": 65_536,
+        "max_run_days": 90,
+        "challenge_window_s": 86_400,
+        "allow_unrecomputed_bases": False,
+        "allow_unmasked": False,
+        "public_log": False,
+        "coordinator_member": "",
+        "agreement_sha256": "",
+    }
+
+
+def default_toml(name: str, requests: Sequence[JoinRequest], before: str = "") -> str:
+    """A draft of these members; what people changed in the draft before stays as they set it.
+
+    Raises:
+        BadInput: the draft before does not parse.
+    """
+    settings = default_settings(len(requests))
+    if before:
+        old = parse_toml(before, "charter.toml")
+        untouched = default_settings(len(old.get("members", ())))
+        settings |= {key: old[key] for key in settings if key in old and old[key] != untouched[key]}
+    value = {key: json.dumps(setting, default=str) for key, setting in settings.items()}
     rows = "\n".join(f'  "{r.member.id}", # {keys.words(r.digest)}' for r in requests)
     return f"""# The charter of {name}. Edit, then `dure charter propose`.
 
 # Votes that decide on versions and releases: at least colluders + 1, at most members - colluders.
-k = {k}
+k = {value["k"]}
 # Members (the coordinator's operator aside) assumed to work together against the others.
-colluders = {c}
+colluders = {value["colluders"]}
 # Largest weight, in examples, one member may bring to an exchange.
-w_max = 65536
-max_run_days = 90
+w_max = {value["w_max"]}
+max_run_days = {value["max_run_days"]}
 # How long masked uploads are kept for a challenge, in seconds.
-challenge_window_s = 86400
+challenge_window_s = {value["challenge_window_s"]}
 # May a run's own ServerApp choose the next base? Then lineage reads "signed, not recomputed".
-allow_unrecomputed_bases = false
+allow_unrecomputed_bases = {value["allow_unrecomputed_bases"]}
 # May a run go without secure aggregation? Every log and screen would show it.
-allow_unmasked = false
-public_log = false
+allow_unmasked = {value["allow_unmasked"]}
+public_log = {value["public_log"]}
 # Id of the member whose organisation runs the coordinator; "" for none.
-coordinator_member = ""
+coordinator_member = {value["coordinator_member"]}
 # SHA-256 of the signed contract; "" for none.
-agreement_sha256 = ""
+agreement_sha256 = {value["agreement_sha256"]}
 members = [
 {rows}
 ]
@@ -58,24 +85,44 @@ def joins(folder: CoordinatorFolder) -> dict[str, JoinRequest]:
     return {request.member.id: request for request in found}
 
 
-def terms_from(folder: CoordinatorFolder) -> Terms:
-    """What charter.toml and the join requests say.
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """charter.toml as a table; `BadInput` naming `where` if it is not TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def text_of(path: Path) -> str:
+    """charter.toml's text.
+
+    Raises:
+        BadInput: it is not there, or not UTF-8.
+    """
+    try:
+        return read(path, "the draft that `dure charter draft *.join.json` writes").decode()
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}: is not UTF-8 text") from None
+
+
+def terms_from(folder: CoordinatorFolder, text: str | None = None, known: Mapping[str, JoinRequest] | None = None) -> Terms:
+    """What a charter.toml says, and the join requests; both as they are in the folder unless given.
 
     Raises:
         BadInput: names the field, or the member whose join request is missing.
     """
     path = folder.directory / "charter.toml"
-    try:
-        body: dict[str, Any] = tomllib.loads(read(path, "make it with `dure charter draft *.join.json`").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {error}") from None
+    text = text_of(path) if text is None else text
+    known = joins(folder) if known is None else known
+    body = parse_toml(text, str(path))
     for name in FIELDS:
         if name not in body:
             raise BadInput(f"{path}: {name} is absent")
     for name in body:
         if name not in FIELDS:
             raise BadInput(f"{path}: {name} is unknown; fields are {', '.join(FIELDS)}")
-    known = joins(folder)
+    if not isinstance(body["members"], list) or not all(isinstance(m, str) for m in body["members"]):
+        raise BadInput(f"{path}: members must be a list of member ids")
     for member in body["members"]:
         if member not in known:
             raise BadInput(f"{path}: members: no join request of {member}; `dure charter draft {member}.join.json`")

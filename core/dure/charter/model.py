@@ -136,7 +136,12 @@ def check_current(charter: Charter, now: float) -> None:
         BadInput: it has expired.
     """
     if now >= charter.expires:
-        raise BadInput(f"charter version {charter.version} has expired; propose a new version (`dure charter propose`)")
+        raise BadInput(expired(charter.version))
+
+
+def expired(version: int) -> str:
+    """What everybody says who begins nothing new under an expired version."""
+    return f"charter version {version} has expired, no new run begins under it; have the members sign a new one (`dure charter propose`)"
 
 
 def tolerance(terms: Terms) -> str:

@@ -13,7 +13,7 @@ from dure.charter import root
 from dure.charter.consortium import ConsortiumFile
 from dure.charter.model import Terms, tolerance
 from dure.console import DEFAULT_DIR, AsJson, Dir, Yes, first_use, one_line_errors, say, show_json
-from dure.errors import BadInput, NotAuthorised
+from dure.errors import BadInput, NotAuthorised, Refused
 from dure.identity import keys
 from dure.identity.files import read, write_atomic
 from dure.identity.member import JoinRequest, MemberFolder
@@ -37,11 +37,12 @@ def init(
 
     Send NAME.join.json to the administrator and read the fingerprint to them over the telephone.
     """
-    first_use(directory)
-    folder = MemberFolder.create(directory, name, label=consortium, display_name=display_name, registration=registration, now=time.time())
-    request = folder.join_request()
-    path = directory / f"{name}.join.json"
-    request.write(path)
+    names = {"label": consortium, "display_name": display_name, "registration": registration}
+    with first_use(directory):
+        folder = MemberFolder.create(directory, name, **names, now=time.time())
+        request = folder.join_request()
+        path = directory / f"{name}.join.json"
+        request.write(path)
     if as_json:
         show_json({"member": name, "join": str(path), "fingerprint": request.digest.hex()})
         return
@@ -49,6 +50,9 @@ def init(
     say(f"fingerprint   {keys.words(request.digest)}")
     say(f"              {request.digest.hex()}")
     say("next: send the join request to the administrator, and compare the fingerprint by telephone")
+
+
+PROPOSAL = "a proposed charter, N.root.json, from the administrator (`dure charter propose`)"
 
 
 def describe(terms: Terms, version: int, digest: bytes) -> list[str]:
@@ -76,8 +80,11 @@ def sign(
     Signing version 1 also pins it: your nodes will obey this charter and versions that follow from it.
     """
     folder = MemberFolder.load(directory)
-    raw = read(proposal, "a proposed charter, from the administrator")
-    metadata = root.parse(raw)
+    raw = read(proposal, PROPOSAL)
+    try:
+        metadata = root.parse(raw)
+    except Refused as error:
+        raise BadInput(f"{proposal}: {error.why}; expected {PROPOSAL}") from None
     terms, version, digest = root.terms_of(metadata), metadata.signed.version, root.digest(metadata)
     if folder.member not in terms.members:
         raise NotAuthorised(

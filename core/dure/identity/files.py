@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,36 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace a public file's content: a crash leaves the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.new")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def whole_or_nothing(directory: Path) -> Iterator[None]:
+    """What a block that fails has made in this folder is removed again: keys nobody was told of are no keys."""
+    made_here = not directory.exists()
+    before = set() if made_here else set(directory.iterdir())
+    try:
+        yield
+    except BaseException:
+        if made_here:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            for path in set(directory.iterdir()) - before:
+                path.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -40,7 +63,7 @@ def read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise BadInput(f"{path} is not there: {what}") from None
+        raise BadInput(f"{path} is not there; expected {what}") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
 
@@ -49,15 +72,15 @@ def read_json(path: Path, what: str, *fields: str) -> dict[str, Any]:
     """A JSON object with at least these fields.
 
     Raises:
-        BadInput: absent, not JSON, or a field is missing.
+        BadInput: absent, not JSON, or a field is missing; says what it should have been.
     """
     try:
         body = json.loads(read(path, what))
     except (ValueError, RecursionError):
-        raise BadInput(f"{path}: not JSON; {what}") from None
+        raise BadInput(f"{path} is not JSON; expected {what}") from None
     if not isinstance(body, dict):
-        raise BadInput(f"{path}: not a JSON object; {what}")
+        raise BadInput(f"{path} is not a JSON object; expected {what}")
     for name in fields:
         if name not in body:
-            raise BadInput(f"{path}: has no {name}; {what}")
+            raise BadInput(f"{path} has no {name}; expected {what}")
     return body

@@ -27,10 +27,14 @@ def write_private(path: Path, data: bytes) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise Conflict(f"{path} exists already; choose another --dir, or move it away if its keys are really to be replaced") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # half a key is none
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def new_signing_key(path: Path) -> Ed25519PrivateKey:
@@ -72,7 +76,12 @@ def load_tls_key(path: Path) -> EllipticCurvePrivateKey:
     return key
 
 
-def _load(path: Path) -> object:
+def read_private(path: Path) -> bytes:
+    """A secret file's bytes.
+
+    Raises:
+        BadInput: absent, unreadable, or open to others than its owner.
+    """
     try:
         mode = path.stat().st_mode & 0o077
         raw = path.read_bytes()
@@ -82,8 +91,12 @@ def _load(path: Path) -> object:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     if mode:
         raise BadInput(f"{path} is open to others; `chmod 600 {path}`, and consider the key known")
+    return raw
+
+
+def _load(path: Path) -> object:
     try:
-        return serialization.load_pem_private_key(raw, password=None)
+        return serialization.load_pem_private_key(read_private(path), password=None)
     except (ValueError, TypeError):
         raise BadInput(f"{path}: not a private key in PEM form") from None
 

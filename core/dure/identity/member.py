@@ -1,6 +1,6 @@
 """A member's own folder: its keys, its CA, and the join request it hands out.
 
-<dir>/member.json  governance.key signing.key witness.key ca.key (0600)  ca.pem  chain.json  statements/  pin
+<dir>/member.json  governance.key signing.key witness.key ca.key (0600)  ca.pem  chain.json  pin
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from dure.charter.model import CharterMember
 from dure.errors import BadInput, NotAuthorised
 from dure.identity import keys, tls
-from dure.identity.files import read, read_json, write_atomic, write_json
+from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
 from dure.statements import schema
 from dure.statements.dsse import canonical_json
 from dure.statements.statement import Chain
@@ -125,15 +125,10 @@ class MemberFolder:
         body = read_json(path, WHAT, "generation", "seq", "prev")
         return int(body["generation"]) + 1, Chain(int(body["seq"]), bytes.fromhex(body["prev"]))
 
-    def record_delegation(self, generation: int, chain: Chain, envelope: bytes) -> None:
-        """Persist what was signed, and that it was, before the delegation leaves this folder."""
+    def record_delegation(self, generation: int, chain: Chain) -> None:
+        """Persist what was used, before the delegation leaves this folder."""
         assert chain.prev is not None
-        write_atomic(self.directory / "statements" / f"{chain.seq - 1:06d}.json", envelope)
         write_json(self.directory / "chain.json", {"generation": generation, "seq": chain.seq, "prev": chain.prev.hex()})
-
-    def statements(self) -> tuple[bytes, ...]:
-        """Everything the signing key signed, in order."""
-        return tuple(path.read_bytes() for path in sorted((self.directory / "statements").glob("*.json")))
 
     def join_request(self) -> JoinRequest:
         return JoinRequest(self.member, self.governance_key.sign(canonical_json(schema.encode(self.member))))
@@ -143,27 +138,29 @@ class MemberFolder:
         """Make a member's keys and CA.
 
         Raises:
-            BadInput: the name is not an id.
+            BadInput, Refused: a name is not an id, or nothing a charter can hold. Nothing is left behind then.
             Conflict: keys are there already.
         """
         for what, value in (("NAME", name), ("--consortium", label)):
             if not re.fullmatch(r"[a-z0-9-]{1,32}", value):
                 raise BadInput(f"{what} {value!r}: use 1 to 32 of a-z, 0-9 and -")
         host = f"{name}.{label}"
-        governance, signing, witness = (keys.new_signing_key(directory / f"{n}.key") for n in ("governance", "signing", "witness"))
-        ca = tls.issue_member_ca(keys.new_tls_key(directory / "ca.key"), host, datetime.fromtimestamp(now, UTC))
-        member = CharterMember(
-            id=name,
-            display_name=display_name or name,
-            registration=registration,
-            host=host,
-            governance_key=keys.public_bytes(governance),
-            signing_key=keys.public_bytes(signing),
-            witness_key=keys.public_bytes(witness),
-            ca_pem=tls.pem(ca).decode(),
-        )
-        write_atomic(directory / "ca.pem", tls.pem(ca))
-        write_json(directory / "member.json", schema.encode(member))
+        with whole_or_nothing(directory):
+            governance, signing, witness = (keys.new_signing_key(directory / f"{n}.key") for n in ("governance", "signing", "witness"))
+            ca = tls.issue_member_ca(keys.new_tls_key(directory / "ca.key"), host, datetime.fromtimestamp(now, UTC))
+            member = CharterMember(
+                id=name,
+                display_name=display_name or name,
+                registration=registration,
+                host=host,
+                governance_key=keys.public_bytes(governance),
+                signing_key=keys.public_bytes(signing),
+                witness_key=keys.public_bytes(witness),
+                ca_pem=tls.pem(ca).decode(),
+            )
+            schema.decode(CharterMember, schema.encode(member), "member")  # a name nobody could put into a charter
+            write_atomic(directory / "ca.pem", tls.pem(ca))
+            write_json(directory / "member.json", schema.encode(member))
         return MemberFolder(directory, member)
 
     @staticmethod

@@ -1,6 +1,6 @@
 """A node's own folder: what `dure node init` makes and `dure node run` needs.
 
-<dir>/node.json  node.key tls.key witness.key (0600)  tls.pem  delegation.json  member-statements/  consortium.json  pin
+<dir>/node.json  node.key tls.key (0600)  tls.pem  delegation.json  consortium.json  pin
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from dure.charter.model import Charter
 from dure.errors import BadInput, Conflict, NotAuthorised
 from dure.identity import keys, tls
 from dure.identity.delegation import delegate, verify_delegation
-from dure.identity.files import read, read_json, write_atomic, write_json
+from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
 from dure.identity.member import MemberFolder
 from dure.statements.kinds import NodeDelegation
 
 WHAT = "a node's folder, made with `dure node init`"
-STATEMENTS = "member-statements"
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,8 @@ class NodeIdentity:
     """host:port of the coordinator."""
 
     @property
-    def witness_key(self) -> Ed25519PrivateKey:
-        """The member's key for cosigning heads of the log; this node is its witness."""
-        return keys.load_signing_key(self.directory / "witness.key")
-
-    @property
-    def member_statements(self) -> tuple[bytes, ...]:
-        """What the member signed with its signing key so far, its delegations, in order: the log must have them first."""
-        return tuple(path.read_bytes() for path in sorted((self.directory / STATEMENTS).glob("*.json")))
-
-    @property
     def tls_key_pem(self) -> bytes:
-        return read(self.directory / "tls.key", WHAT)
+        return keys.read_private(self.directory / "tls.key")
 
     @property
     def tls_certificate_pem(self) -> bytes:
@@ -91,10 +80,17 @@ def create_node(member_dir: Path, directory: Path, node: str, consortium: Path, 
     charter = file.charter(member.pin)
     if charter.member(member.member.id) != member.member:
         raise NotAuthorised(f"the charter's keys for {member.member.id} are not those in {member_dir}")
-    generation, chain = member.next_delegation()
     # The keys come first: a folder is a node only once node.json, written last, is there.
-    for leftover in ("node.key", "tls.key", "witness.key"):
+    for leftover in ("node.key", "tls.key"):
         (directory / leftover).unlink(missing_ok=True)
+    with whole_or_nothing(directory):
+        _make_node(member, directory, node, file, now=now)
+    return load_node(directory)
+
+
+def _make_node(member: MemberFolder, directory: Path, node: str, file: ConsortiumFile, *, now: float) -> None:
+    assert member.pin is not None
+    generation, chain = member.next_delegation()
     key = keys.new_signing_key(directory / "node.key")
     envelope, chain = delegate(
         member.signing_key,
@@ -105,10 +101,10 @@ def create_node(member_dir: Path, directory: Path, node: str, consortium: Path, 
         chain=chain,
         now=now,
     )
-    member.record_delegation(generation, chain, envelope.to_bytes())
+    member.record_delegation(generation, chain)
     certificate = tls.issue_node_certificate(
         member.ca,
-        keys.load_tls_key(member_dir / "ca.key"),
+        keys.load_tls_key(member.directory / "ca.key"),
         keys.new_tls_key(directory / "tls.key").public_key(),
         member.member.host,
         node,
@@ -116,13 +112,9 @@ def create_node(member_dir: Path, directory: Path, node: str, consortium: Path, 
     )
     write_atomic(directory / "tls.pem", tls.pem(certificate))
     write_atomic(directory / "delegation.json", envelope.to_bytes())
-    for number, statement in enumerate(member.statements()):
-        write_atomic(directory / STATEMENTS / f"{number:06d}.json", statement)
-    keys.write_private(directory / "witness.key", read(member_dir / "witness.key", "a member's folder"))
     file.write(directory / "consortium.json")
     write_atomic(directory / "pin", member.pin.hex().encode() + b"\n")
     write_json(directory / "node.json", {"member": member.member.id, "node": node})
-    return load_node(directory)
 
 
 def load_node(directory: Path) -> NodeIdentity:
@@ -142,4 +134,5 @@ def load_node(directory: Path) -> NodeIdentity:
     key = keys.load_signing_key(directory / "node.key")
     if delegated.node_key != keys.public_bytes(key):
         raise NotAuthorised(f"{directory / 'delegation.json'}: is for another node key")
+    keys.load_tls_key(directory / "tls.key")  # not only once it dials
     return NodeIdentity(directory, member.id, str(body["node"]), key, delegation, delegated, charter, pin, file.address)

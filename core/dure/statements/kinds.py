@@ -11,7 +11,8 @@ from dure.statements.schema import Hex, Items, Pattern, Range
 MemberId = Annotated[str, Pattern(r"[a-z0-9-]{1,32}")]
 Name = Annotated[str, Pattern(r"[A-Za-z0-9._-]{1,64}")]
 Reason = Annotated[str, Pattern(r"[^\x00-\x1f]{0,500}")]
-Decimal = Annotated[str, Pattern(r"-?[0-9]{1,12}(\.[0-9]{1,18})?")]
+Decimal = Annotated[str, Pattern(r"[0-9]{1,9}(\.[0-9]{1,24})?(e-?[0-9]{1,2})?")]
+"""As docs/spec/formats.md, "Outer steps", writes them."""
 Digest = Annotated[bytes, Hex(32)]
 Nonce = Annotated[bytes, Hex(16)]
 Instance = Annotated[bytes, Hex(most=512)]

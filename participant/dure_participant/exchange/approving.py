@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dure.charter.model import expired
 from dure.errors import DureError, Refused
+from dure.model.outer import parse_step
 from dure.secagg import thresholds
 from dure.statements.kinds import RunApproval, RunPlan
 from dure.statements.statement import open_statement
@@ -35,6 +37,8 @@ def judge_plan(turn: Turn, plan: RunPlan) -> None:
     site = turn.site
     same("consortium", plan.consortium, site.consortium)
     same("charter_version", plan.charter_version, site.charter_version, "is not the charter version this node's operator pinned")
+    if turn.now >= site.charter_expires:
+        raise Refused("charter_version", expired(site.charter_version))
     same("charter_sha256", plan.charter_sha256, site.charter_sha256, "is not the charter this node's operator pinned")
     roster = sorted(set(plan.roster))
     same("roster", list(plan.roster), roster, "must be distinct members in order")
@@ -49,6 +53,8 @@ def judge_plan(turn: Turn, plan: RunPlan) -> None:
         raise Refused("roster", f"{len(roster)} members are too few, {needed} are needed")
     if plan.outer_step.name == "none" and not (plan.allow_unrecomputed_bases and site.allow_unrecomputed_bases):
         raise Refused("outer_step", "none needs allow_unrecomputed_bases in charter and plan: the coordinator would pick every base")
+    if plan.outer_step.name != "none":
+        parse_step({"name": plan.outer_step.name, **plan.outer_step.settings})
     if plan.per_node_config:
         raise Refused("per_node_config", "values that differ per node are not carried yet")
 

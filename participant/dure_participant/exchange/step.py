@@ -33,8 +33,6 @@ class Step:
     actions: tuple[Action, ...]
     note: str
     """One line for the operator; "" when there is nothing to say."""
-    statements: tuple[bytes, ...] = ()
-    """Envelopes signed in this step, in order; kept for ever, and delivered to the log before anything that refers to them."""
 
 
 def begin(run: bytes) -> NodeRunState:
@@ -74,7 +72,7 @@ def step(site: Site, history: History, chain: Chain, state: NodeRunState, given:
     before = () if isinstance(given, Directed) else tuple(a.id for a in owed_in(site, state) if not isinstance(a, Note))
     due = tuple(a for a in owed_in(site, turn.state) if isinstance(a, Note) or a.id not in before)
     note = "; ".join(turn.notes)
-    return Step(turn.state, turn.chain, tuple(turn.records), (*due, *((Note(note),) if note else ())), note, tuple(turn.sealed))
+    return Step(turn.state, turn.chain, tuple(turn.records), (*due, *((Note(note),) if note else ())), note)
 
 
 def owed(site: Site, state: NodeRunState) -> tuple[Action, ...]:

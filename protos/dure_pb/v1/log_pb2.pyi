@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AppendRequest(_message.Message):
-    __slots__ = ("envelopes",)
-    ENVELOPES_FIELD_NUMBER: _ClassVar[int]
-    envelopes: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, envelopes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    __slots__ = ("envelope",)
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    envelope: bytes
+    def __init__(self, envelope: _Optional[bytes] = ...) -> None: ...
 
 class AppendResponse(_message.Message):
-    __slots__ = ("accepted", "reason")
+    __slots__ = ("accepted", "reason", "next_seq")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    accepted: int
+    NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
     reason: str
-    def __init__(self, accepted: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    next_seq: int
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., next_seq: _Optional[int] = ...) -> None: ...
 
 class WitnessRequest(_message.Message):
     __slots__ = ("number", "status", "body")

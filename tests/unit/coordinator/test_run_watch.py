@@ -22,6 +22,7 @@ def shown(**facts):
         "name": "pretrain",
         "state": "running",
         "reason": "",
+        "trouble": "",
         "run_phase": "exchange",
         "exchange_phase": "execute",
         "instance_phase": "",
@@ -100,3 +101,10 @@ def test_notes_stay_in_view():
 def test_units():
     assert [human_time(s) for s in (7.4, 99, 200, 7_500)] == ["7 s", "99 s", "3 min 20 s", "2 h 5 min"]
     assert [human_bytes(n) for n in (0, 999, 1500, 4_300_000, 5e12)] == ["0 B", "999 B", "1.5 kB", "4.3 MB", "5.0 TB"]
+
+
+def test_a_full_disk_is_said_while_it_lasts():
+    full = "uploads wait for room: spools/ab.data: no space left on the disk"
+    assert full in drawn(shown(trouble=full))
+    text = played([shown(trouble=full), shown(), shown(state="finished", time_left_s=None)], terminal=False)
+    assert text.count(full) == 1
