@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from dure.blobs import BlobId, BlobStore
 from dure.errors import BadInput
 from dure.model.layout import MAX_LAYOUT_BYTES, Layout
-from dure.model.weights import unflatten
+from dure.model.safetensors_file import write_safetensors
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.rounds import Model, models
 from dure_coordinator.storage.store import Store
@@ -65,9 +64,6 @@ async def _final(engine: RunEngine, store: Store, blobs: BlobStore) -> tuple[Blo
 def write_model(blobs: BlobStore, found: Found, out: Path, run: bytes) -> None:
     """`model.safetensors` and `layout.json`, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    flat = np.frombuffer(blobs.map(found.blob), np.float32)
-    tensors = {name: np.ascontiguousarray(view) for name, view in unflatten(flat, found.layout).items()}
-    scratch = out / ".model.safetensors.new"
-    save_file(tensors, scratch, metadata={"format": "pt", "dure.run": run.hex(), "dure.round": str(found.round)})
-    scratch.replace(out / "model.safetensors")
+    metadata = {"format": "pt", "dure.run": run.hex(), "dure.round": str(found.round)}
+    write_safetensors(out / "model.safetensors", np.frombuffer(blobs.map(found.blob), np.float32), found.layout, metadata)
     (out / "layout.json").write_bytes(found.layout.to_json())

@@ -65,6 +65,8 @@ class DureTable:
     linear_strategy: tuple[str, ...] = ()
     """Strategy classes (by name) the author declares to be functions of the weighted mean; "none": a ServerApp that
     uses no strategy class."""
+    query_replies: str = "mean"
+    """`sum`: the ServerApp adds up the replies to its queries, so the one reply holds sums instead of weighted means."""
     other: Mapping[str, Any] = field(default_factory=dict)
     """Everything else in the table, for commands that know more keys."""
 
@@ -330,6 +332,9 @@ def _dure_table(raw: object, where: str) -> DureTable:
     for key, values in per_node.items():
         if not isinstance(values, list) or not values or not all(isinstance(v, bool | int | float | str) for v in values):
             raise AppRefused(f"{where}: per-node-config.{key} is not a list of permitted values")
+    replies = _text(table.pop("query-replies", "mean"), f"{where}: query-replies")
+    if replies not in ("mean", "sum"):
+        raise AppRefused(f"{where}: query-replies is mean or sum, not {replies!r}")
     messages = _table(table.pop("max-messages", {}), f"{where} max-messages")
     return DureTable(
         outer_step=None if step is None else _flatten(step, where),
@@ -340,6 +345,7 @@ def _dure_table(raw: object, where: str) -> DureTable:
         max_exchanges=_count(table.pop("max-exchanges", None), f"{where}: max-exchanges"),
         max_messages={key: _count(value, f"{where}: max-messages.{key}") or 0 for key, value in messages.items()},
         linear_strategy=_names(table.pop("linear-strategy", []), f"{where}: linear-strategy"),
+        query_replies=replies,
         other=table,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from dure.errors import DureError
 from dure.model.layout import CHUNK_ELEMENTS, Layout
-from dure.model.weights import check_padding, open_flat
+from dure.model.weights import check_padding, open_flat, shown_part
 from dure.secagg.encode import weight_of
 from dure.secagg.scales import LEVELS
 
@@ -25,8 +25,9 @@ def why_not(base: Path, local: Path, layout: Layout, *, weight: float, w_max: in
     except DureError as error:
         return str(error)
     for first in range(0, layout.elements, CHUNK_ELEMENTS):
+        part = slice(first, min(first + CHUNK_ELEMENTS, layout.elements))
         with np.errstate(all="ignore"):
-            delta = after[first : first + CHUNK_ELEMENTS] - before[first : first + CHUNK_ELEMENTS]
+            delta = after[part] - shown_part(before, layout, part)
             bad = np.flatnonzero(~(np.abs(delta * w_hat) < REACH))
         if bad.size:
             return _named(layout, first + int(bad[0]), float(after[first + int(bad[0])]), float(delta[int(bad[0])]))

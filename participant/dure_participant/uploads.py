@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dure.blobs import chunk_leaf, writing
 from dure.errors import Refused
 from dure.model.layout import CHUNK_ELEMENTS, Layout
-from dure.model.weights import open_flat
+from dure.model.weights import open_flat, shown_part
 from dure.secagg.encode import Weight
 from dure.secagg.ids import InstanceId
 from dure.secagg.kernel import UploadEncoder
@@ -64,7 +64,7 @@ def masked_chunks(
 
     def ring(k: int) -> Made:
         where = encoder.elements_of(k)
-        masked, _part, _clipped = encoder.chunk(k, after[where] - before[where])
+        masked, _part, _clipped = encoder.chunk(k, after[where] - shown_part(before, layout, where))
         return masked, chunk_leaf(masked)
 
     def field_(k: int) -> Made:
@@ -72,7 +72,7 @@ def masked_chunks(
         maxima = []
         for first in range(where.start, where.stop, CHUNK_ELEMENTS):
             part = slice(first, min(first + CHUNK_ELEMENTS, where.stop))
-            maxima.append(block_maxima(after[part] - before[part], weight.w_hat, first))
+            maxima.append(block_maxima(after[part] - shown_part(before, layout, part), weight.w_hat, first))
         masked, _part, _clipped = encoder.chunk_from_maxima(k, np.concatenate(maxima))
         return masked, chunk_leaf(masked)
 

@@ -92,6 +92,9 @@ def train(message, context):
     if what == "no arrays": return reply(message, False)
     if what == "nan metric": return reply(message, metrics={"loss": float("nan")})
     if what == "list metric": return reply(message, metrics={"hist": [1, 2]})
+    if what == "empty list": return reply(message, metrics={"hist": []})
+    if what == "long list": return reply(message, metrics={"hist": [0] * 100})
+    if what == "list weight": return reply(message, metrics={"num-examples": [1, 2]})
     if what == "config": return reply(message, note=ConfigRecord({"a": "b"}))
     if what == "no weight":
         return Message(RecordDict({"arrays": ArrayRecord({k: Array(v) for k, v in w.items()})}), reply_to=message)
@@ -106,6 +109,8 @@ def evaluate(message, context):
 
 @app.query()
 def query(message, context):
+    if message.content["config"]["what"] == "bare":
+        return Message(RecordDict({"answers": MetricRecord({"n": 7})}), reply_to=message)
     return reply(message, False, {"answer": 42})
 """
 PYPROJECT = """
@@ -171,8 +176,20 @@ async def test_evaluate_and_query_have_metrics_and_no_arrays(host, tmp_path):
     assert (evaluated.flat_path, evaluated.metrics) == (None, {"accuracy": 0.25})
     asked = await host.run(task(tmp_path, kind="query"))
     assert (asked.flat_path, asked.metrics) == (None, {"answer": 42})
-    refused = await host.run(task(tmp_path, "arrays", kind="evaluate"))
-    assert refused.status == "error" and "'arrays'" in refused.error
+
+
+async def test_arrays_in_an_evaluate_reply_stay_at_the_site(host, tmp_path):
+    """Flower's Hugging Face app returns the model with its evaluation."""
+    evaluated = await host.run(task(tmp_path, "arrays", kind="evaluate"))
+    assert (evaluated.status, evaluated.flat_path) == ("ok", None)
+    assert "'arrays'" in host.log_path.read_text() and not (tmp_path / "out.f32").exists()
+
+
+async def test_lists_and_a_record_of_another_name_are_summed_number_by_number_and_a_query_needs_no_weight(host, tmp_path):
+    listed = await host.run(task(tmp_path, "list metric"))
+    assert {n: v for n, v in listed.metrics.items() if n != "loss"} == {"hist[0/2]": 1, "hist[1/2]": 2}
+    asked = await host.run(task(tmp_path, "bare", kind="query"))
+    assert (asked.metrics, asked.num_examples) == ({"@answers/n": 7.0}, 1.0)
 
 
 async def test_prints_reach_the_log_and_not_the_protocol(host, tmp_path):
@@ -200,7 +217,9 @@ async def test_stdin_of_user_code_is_empty(host, tmp_path):
         ("inf", "NonFinite: tensor 'a'"),
         ("no arrays", "exactly one array record"),
         ("nan metric", "metric 'loss' is nan"),
-        ("list metric", "metric 'hist' is a list"),
+        ("empty list", "metric 'hist': is an empty list"),
+        ("long list", "are 100 numbers"),
+        ("list weight", "'num-examples' is a list"),
         ("config", "config record 'note'"),
         ("no weight", "no metric 'num-examples'"),
         ("zero weight", "above 0"),

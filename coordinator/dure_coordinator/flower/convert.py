@@ -1,4 +1,8 @@
-"""Flower records <-> our instruction and flat files, on the ServerApp's side."""
+"""Flower records <-> our instruction and flat files, on the ServerApp's side.
+
+A bfloat16 array comes as its bit patterns (an `Array` whose dtype says "bfloat16", int16 inside: numpy has no such type) and goes back as
+float32, which every strategy can add up; what a strategy widens is rounded to the run's dtypes when it is sent again.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from dure.model.content import ArrayItem, ConfigItem, Instruction, InstructionRefused, Item, MetricItem
+from dure.model.dtypes import DTYPES, bfloat16_of, flat_values
 from dure.model.layout import CHUNK_ELEMENTS, Layout
-from dure.model.weights import Floats, flatten, open_flat, unflatten, weights_id
+from dure.model.metrics import gather
+from dure.model.weights import Floats, check_finite, flatten, open_flat, unflatten, weights_id
 from dure_coordinator.flower.backend import GridRefused
 
 
@@ -52,30 +58,49 @@ def write_arrays(name: str, record: ArrayRecord, path: Path, known: Layout | Non
     """Write a record's arrays as a flat file.
 
     Args:
-        known: the layout the run began with. A float array that a strategy widened since (FedAdam returns float64 for
-            float32) is cast back to the dtype it has there; in a first broadcast nothing is cast.
+        known: the layout the run began with. An array that a strategy widened since (FedAdam returns float64 for float32, an
+            average float64 for int64) is rounded back to the dtype it has there; in a first broadcast nothing is converted.
 
     Raises:
-        LayoutRefused, WeightsRefused: naming the array that is not float32 or not plain numbers.
+        Refused: naming the array whose dtype cannot be summed, that is not finite or does not fit float32.
     """
     tensors: dict[str, np.ndarray[Any, Any]] = {}
+    dtypes: dict[str, str] = {}
     for key, array in record.items():
         if array.stype != "numpy.ndarray":
             raise GridRefused(f"array {key!r} of record {name!r} is serialised as {array.stype!r}; only numpy arrays are carried")
         value = array.numpy()
-        if known is not None and key in known and value.shape == known[key].shape and value.dtype.kind == "f":
-            value = value.astype(known[key].dtype, copy=False)
+        dtypes[key] = "bfloat16" if array.dtype == "bfloat16" and value.dtype.name in ("int16", "uint16") else value.dtype.name
+        if known is not None and key in known and value.shape == known[key].shape:
+            value, dtypes[key] = _as_known(key, value, dtypes[key], known[key].dtype)
+        if dtypes[key] in DTYPES:  # the byte order is ours; another dtype is refused by the layout
+            value = value.view(np.int16) if dtypes[key] == "bfloat16" else value.astype(DTYPES[dtypes[key]].array, copy=False)
         tensors[key] = value
-    layout = Layout.build((key, str(value.dtype), value.shape) for key, value in tensors.items())
+    layout = Layout.build((key, dtypes[key], value.shape) for key, value in tensors.items())
     # A new file each time: the daemon may have linked an earlier one of this name, and a link shares its content.
     fresh = path.with_name(path.name + ".new")
     flatten(tensors, layout, fresh)
+    check_finite(open_flat(fresh, layout), layout)
     os.replace(fresh, path)
     return ArrayItem(name, layout, weights_id(open_flat(path, layout), layout)), path
 
 
+def _as_known(key: str, value: np.ndarray[Any, Any], dtype: str, wanted: str) -> tuple[np.ndarray[Any, Any], str]:
+    """The value in the dtype the run has it in; as it is, where that is no rounding of numbers."""
+    if dtype == wanted or dtype not in DTYPES:
+        return value, dtype
+    if dtype == "bfloat16":
+        value = flat_values(value.reshape(-1), dtype).reshape(value.shape)
+    if wanted == "bfloat16":
+        return bfloat16_of(value), wanted
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise GridRefused(f"array {key!r} holds NaN or infinity; the strategy diverged")
+    with np.errstate(over="ignore"):
+        return (np.rint(value) if DTYPES[wanted].integer else value).astype(DTYPES[wanted].array), wanted
+
+
 def read_arrays(path: Path, layout: Layout) -> ArrayRecord:
-    """A flat file as a Flower record, in the layout's order and dtypes."""
+    """A flat file as a Flower record, in the layout's order and dtypes (bfloat16 as float32)."""
     return record_of(open_flat(path, layout), layout)
 
 
@@ -90,13 +115,28 @@ def base_plus_mean(base: Path, mean: Path, layout: Layout) -> ArrayRecord:
 
 
 def record_of(flat_D: Floats, layout: Layout) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in unflatten(flat_D, layout).items()})
+    tensors = unflatten(flat_D, layout)
+    for entry in layout.entries:
+        if entry.dtype == "bfloat16":
+            tensors[entry.name] = flat_D[entry.offset : entry.offset + entry.count].reshape(entry.shape)
+    return ArrayRecord({name: Array(value) for name, value in tensors.items()})
 
 
-def metric_record(metrics: Mapping[str, float], weight_key: str, num_examples: float) -> MetricRecord:
-    """The one reply's metrics, with the sum of weights under the key the strategy weighs by."""
+def metric_record(metrics: Mapping[str, float], weight_key: str, num_examples: float, *, sums: bool = False) -> tuple[str, MetricRecord]:
+    """The one reply's metrics under their record's name, with the sum of weights under the key the strategy weighs by.
+
+    Args:
+        sums: the app adds replies up instead of averaging them, so the one reply holds the sums.
+    """
     total = int(num_examples) if float(num_examples).is_integer() else num_examples
-    return MetricRecord({**{name: float(value) for name, value in metrics.items()}, weight_key: total})
+    record, values = gather({name: _times(value, num_examples) for name, value in metrics.items()} if sums else metrics)
+    return record, MetricRecord({**values, weight_key: total})
+
+
+def _times(mean: float, count: float) -> float:
+    """mean · count; a whole number where nothing but the rounding of the two keeps it from being one."""
+    product = mean * count
+    return float(round(product)) if abs(product - round(product)) <= abs(product) * 2.0**-50 else product
 
 
 def _values(record: ConfigRecord | MetricRecord) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dure.model.content import ArrayItem, Instruction, Value, content_id
 from dure.model.layout import Layout
 from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused, QuorumMissing
-from dure_coordinator.flower.strategies import check_no_strategy, check_strategy
+from dure_coordinator.flower.strategies import check_no_strategy, check_sampling, check_strategy
 
 HELD_BACK_S = 10.0
 """An answer that took longer was held back by the coordinator (a paused run, for days): that is not the strategy's waiting."""
@@ -37,6 +37,8 @@ class DureGrid(Grid):
         quorum: u_min; fewer sampled nodes are refused before anything is sent.
         per_node_keys: config keys the plan lists as per-node; all other content must be equal for all nodes.
         linear_strategy: classes the plan declares linear.
+        query_sums: the app adds up the replies to its queries: the one reply holds sums instead of means.
+        members: of the run; a strategy that would pick fewer of them than the quorum is refused when it starts. 0: not known.
         node_wait_s: how long a strategy may go on asking for more nodes than are connected. Flower's
             `min_available_nodes` would wait for ever, silently.
     """
@@ -51,10 +53,13 @@ class DureGrid(Grid):
         per_node_keys: Collection[str] = (),
         linear_strategy: Collection[str] = (),
         weight_key: str = "num-examples",
+        query_sums: bool = False,
+        members: int = 0,
         node_wait_s: float = 300.0,
     ) -> None:
-        self._backend, self._run_dir, self._quorum = backend, run_dir, quorum
+        self._backend, self._run_dir, self._quorum, self._members = backend, run_dir, quorum, members
         self._per_node_keys, self._linear, self._weight_key = tuple(per_node_keys), tuple(linear_strategy), weight_key
+        self._query_sums = query_sums
         self._run = private.empty_run(run_id)
         self._seq = 0
         self._strategy: Strategy | None = None
@@ -134,6 +139,8 @@ class DureGrid(Grid):
     def strategy_starts(self, strategy: Strategy, grid: Grid) -> None:
         """For `private.wrap_strategy_start`: let the strategy through or raise GridRefused."""
         check_strategy(strategy, self._linear)
+        if self._members:
+            check_sampling(strategy, self._members, self._quorum)
         self._strategy = strategy
         self._weight_key = getattr(strategy, "weighted_by_key", self._weight_key)
 
@@ -221,7 +228,9 @@ class DureGrid(Grid):
                 content[item.name] = convert.read_arrays(reply.flat_path, item.layout)
             else:
                 content[item.name] = convert.base_plus_mean(request.flat_path, reply.flat_path, item.layout)
-        content["metrics"] = convert.metric_record(reply.metrics, self._weight_key, reply.num_examples)
+        sums = self._query_sums and request.instruction.category == "query"
+        name, metrics = convert.metric_record(reply.metrics, self._weight_key, reply.num_examples, sums=sums)
+        content[name] = metrics
         # The reply must come from a node the strategy knows: the first survivor, or the first it asked.
         source = next((m for m in sent if m.metadata.dst_node_id in reply.survivors), sent[0])
         return [Message(content, reply_to=source)]

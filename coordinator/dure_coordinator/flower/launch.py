@@ -47,6 +47,8 @@ class ProcessConfig:
     """Seeds `random` and numpy; the same for every start of one run, or the journal diverges."""
     quorum: int = 3
     """u_min of the run: a strategy that samples fewer nodes is refused."""
+    members: int = 0
+    """Of the run's roster; 0: not known."""
     per_node_keys: tuple[str, ...] = ()
     linear_strategy: tuple[str, ...] = ()
     """From the plan (the app's `[tool.dure]`): strategy classes declared to be functions of the weighted mean."""

@@ -95,6 +95,8 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
         per_node_keys=config.per_node_keys,
         linear_strategy=config.linear_strategy,
         weight_key=app.dure.weight_key,
+        query_sums=app.dure.query_replies == "sum",
+        members=config.members,
     )
     results: list[Any] = []
     undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result))

@@ -76,6 +76,33 @@ def check_strategy(strategy: Strategy, declared_linear: Collection[str] = ()) ->
     )
 
 
+def check_sampling(strategy: Strategy, members: int, quorum: int) -> None:
+    """Nothing if every exchange of this strategy could ask the quorum, were all members connected.
+
+    Judged by what Flower's own `configure_train` and `configure_evaluate` do with their fractions; one that is overridden is judged
+    when it sends.
+
+    Raises:
+        GridRefused: with the arithmetic and the smallest fraction that would do.
+    """
+    for kind in ("train", "evaluate"):
+        fraction, least = (getattr(strategy, f"{name}_{kind}{suffix}", 0) for name, suffix in (("fraction", ""), ("min", "_nodes")))
+        if not fraction or not _stock_method(type(strategy), f"configure_{kind}"):
+            continue
+        picked = max(int(members * fraction), least)
+        if picked < quorum:
+            raise GridRefused(
+                f"fraction_{kind} = {fraction:g} of {members} members picks {picked}, and {quorum} of them at least must be in a sum "
+                f"(more than half of members and assumed colluders): a smaller one would single members out; "
+                f"set it to {_fraction(quorum, members)} or more, or to 0"
+            )
+
+
+def _fraction(quorum: int, members: int) -> str:
+    """The smallest fraction of two digits with int(members · fraction) ≥ quorum."""
+    return next(f"{hundredths / 100:g}" for hundredths in range(1, 101) if int(members * (hundredths / 100)) >= quorum)
+
+
 def check_no_strategy(declared_linear: Collection[str]) -> None:
     """Nothing if a ServerApp may call the Grid without a strategy that was let through.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,21 +81,14 @@ def next_base(
     means = mean_chunks(store, opened, exponents(store, e_b, bump), cohort_size, weight_sum)
     before = np.frombuffer(store.map(base.weights), np.float32)
     state = np.frombuffer(store.map(base.outer_state), np.float32) if base.outer_state is not None else None
+    move = partial(step_model, step, taken=taken, base_D=before, state=state, mean_chunks=means, integers=layout.integers)
     with store.writer() as weights:
         if step.vectors:
             with store.writer() as vectors:
-                step_model(
-                    step,
-                    taken=taken,
-                    base_D=before,
-                    state=state,
-                    mean_chunks=means,
-                    weights_out=weights.append,
-                    state_out=vectors.append,
-                )
+                move(weights_out=weights.append, state_out=vectors.append)
                 outer_state = vectors.commit().id
         else:
-            step_model(step, taken=taken, base_D=before, state=None, mean_chunks=means, weights_out=weights.append, state_out=None)
+            move(weights_out=weights.append, state_out=None)
             outer_state = None
         weights_blob = weights.commit().id
     record = BaseRecord(weights_blob, outer_state, {**outer_step, "t": str(taken + 1)}, e_b, exchange)

@@ -1,7 +1,8 @@
 """Where each tensor of a model lies in one flat float32 vector, so that everyone cuts it alike.
 
 Offsets count elements. Tensors of 65,536 elements or more start on a multiple of 4096, smaller ones on a multiple
-of 64; what lies between is zero and belongs to no tensor (docs/spec/formats.md, "Flat model").
+of 64; what lies between is zero and belongs to no tensor. Between integers and floats there is always a multiple of 4096:
+they move by amounts of their own, and would ruin each other's precision under one scale (docs/spec/formats.md, "Flat model").
 
 D = elements of the flat vector, padding included.
 """
@@ -18,6 +19,7 @@ from math import prod
 from typing import Any
 
 from dure.errors import Refused
+from dure.model.dtypes import DTYPES
 
 BLOCK_ELEMENTS = 4096
 """Elements that share one scale."""
@@ -32,7 +34,6 @@ MAX_DIMENSIONS = 16
 MAX_ELEMENTS = 1 << 38
 """2^38 elements are 1 TiB of float32, the largest blob."""
 MAX_LAYOUT_BYTES = 16 * 1024 * 1024
-DTYPE = "float32"
 
 
 class LayoutRefused(Refused):
@@ -57,9 +58,14 @@ class Entry:
 
     name: str
     dtype: str
+    """What the app has it in, one of `DTYPES`; in the flat vector it is float32."""
     shape: tuple[int, ...]
     offset: int
     count: int
+
+    @property
+    def integer(self) -> bool:
+        return DTYPES[self.dtype].integer
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Layout:
         """The layout of tensors given as (name, dtype, shape), in this order.
 
         Raises:
-            LayoutRefused: names the tensor that is not float32, twice there, or out of bounds.
+            LayoutRefused: names the tensor of a dtype that cannot be summed, twice there, or out of bounds.
         """
         entries: list[Entry] = []
         seen: set[str] = set()
@@ -87,7 +93,8 @@ class Layout:
                 raise LayoutRefused("is there twice", tensor=name)
             seen.add(name)
             count = prod(shape)
-            align = LARGE_ALIGNMENT if count >= LARGE_TENSOR_ELEMENTS else SMALL_ALIGNMENT
+            apart = bool(entries) and entries[-1].integer != DTYPES[dtype].integer
+            align = LARGE_ALIGNMENT if apart or count >= LARGE_TENSOR_ELEMENTS else SMALL_ALIGNMENT
             offset = -(-end // align) * align
             end = offset + count
             if end > MAX_ELEMENTS:
@@ -142,6 +149,24 @@ class Layout:
         found = self._filled[i] if i >= 0 else None
         return found if found and element < found.offset + found.count else None
 
+    @cached_property
+    def converted(self) -> tuple[Entry, ...]:
+        """Non-empty tensors that are not float32, in order: what the app is shown differs from the flat vector."""
+        return tuple(e for e in self._filled if e.dtype != "float32")
+
+    def converted_in(self, first: int, last: int) -> tuple[Entry, ...]:
+        """Those of `converted` that have elements in [first, last)."""
+        if not self.converted:
+            return ()
+        begin = bisect.bisect_right(self.converted, first, key=lambda e: e.offset + e.count)
+        end = bisect.bisect_left(self.converted, last, key=lambda e: e.offset)
+        return self.converted[begin:end]
+
+    @cached_property
+    def integers(self) -> tuple[tuple[int, int], ...]:
+        """Elements [first, last) of each integer tensor, in order."""
+        return tuple((e.offset, e.offset + e.count) for e in self.converted if e.integer)
+
     def gaps(self) -> Iterable[tuple[int, int]]:
         """Padding as [first, last) ranges of elements, in order."""
         end = 0
@@ -194,8 +219,8 @@ def _judge(name: str, dtype: str, shape: Sequence[int]) -> None:
         raise LayoutRefused("a name must be printable text", tensor=str(name)[:80])
     if len(name.encode()) > MAX_NAME_BYTES:
         raise LayoutRefused(f"a name has at most {MAX_NAME_BYTES} bytes", tensor=name[:80])
-    if dtype != DTYPE:
-        raise LayoutRefused(f"is {str(dtype)[:32]}, must be {DTYPE}; convert it or leave it out", tensor=name)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise LayoutRefused(f"is {str(dtype)[:32]}, which cannot be summed; convert it to one of {', '.join(DTYPES)}", tensor=name)
     if len(shape) > MAX_DIMENSIONS:
         raise LayoutRefused(f"has {len(shape)} dimensions, at most {MAX_DIMENSIONS}", tensor=name)
     if any(type(d) is not int or not 0 <= d <= MAX_ELEMENTS for d in shape):

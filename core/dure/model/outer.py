@@ -9,7 +9,7 @@ w = weights, g = decoded mean update, C = elements of one chunk, D = elements of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -150,6 +150,7 @@ def step_model(
     mean_chunks: Iterable[Floats],
     weights_out: Append,
     state_out: Append | None,
+    integers: Sequence[tuple[int, int]] = (),
 ) -> None:
     """The next base, chunk by chunk, memory O(chunk): `weights_out` and `state_out` take its bytes in order.
 
@@ -159,6 +160,7 @@ def step_model(
         state: float32 [vectors·D] as `state_out` got it one step ago: per chunk of 2^18 elements first all of the
             first vector's, then the second's; None for zeros.
         mean_chunks: decoded mean update, float32, chunk by chunk.
+        integers: elements [first, last) that are counts (`Layout.integers`): averaged under every rule, their state stays zero.
 
     Raises:
         StepRefused: too few, too many or misshapen mean chunks, a state of another length, or a next base that is
@@ -178,6 +180,10 @@ def step_model(
             raise StepRefused("mean", f"chunk {first // CHUNK_ELEMENTS} must be float32[{len(w_C)}]")
         with np.errstate(all="ignore"):
             next_C, next_state = step.step_chunk(w_C, g_C, _state_of(state, step.vectors, first, len(w_C)), taken=taken)
+            for at in _within(integers, first, first + len(w_C)):
+                next_C[at] = w_C[at] + g_C[at]
+                for v_C in next_state:
+                    v_C[at] = 0
         if not np.isfinite(next_C).all() or not all(np.isfinite(v).all() for v in next_state):
             raise StepRefused("mean", f"chunk {first // CHUNK_ELEMENTS} leads to weights that are not finite")
         weights_out(_bytes(next_C))
@@ -187,6 +193,11 @@ def step_model(
         first += len(w_C)
     if first != D:
         raise StepRefused("mean", f"ends after {first} of {D} elements")
+
+
+def _within(ranges: Sequence[tuple[int, int]], first: int, last: int) -> list[slice]:
+    """The parts of these ranges that lie in [first, last), counted from `first`."""
+    return [slice(max(a, first) - first, min(b, last) - first) for a, b in ranges if a < last and b > first]
 
 
 def _state_of(state: Floats | None, vectors: int, first: int, count: int) -> State:

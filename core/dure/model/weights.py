@@ -1,5 +1,7 @@
 """A model's tensors as one flat little-endian float32 vector, and the id that says which weights they are.
 
+Tensors of other dtypes are converted here and nowhere else (dtypes.py); a model that is all float32 passes through untouched.
+
 D = elements of the flat vector, padding included.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 
 from dure.blobs import writing
 from dure.errors import Refused
-from dure.model.layout import CHUNK_ELEMENTS, Layout, LayoutRefused
+from dure.model.dtypes import DTYPES, DoesNotFit, Shown, flat_values, settled, shown
+from dure.model.layout import CHUNK_ELEMENTS, Entry, Layout, LayoutRefused
 
 F32 = np.dtype("<f4")
 Floats = NDArray[np.float32]
@@ -53,7 +56,14 @@ def open_flat(path: Path | str, layout: Layout) -> Floats:
 
 
 def flatten_to(append: Callable[[memoryview], None], tensors: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-    """Hands the flat vector to `append` (of a `BlobWriter`, say) in order, a tensor at a time, padding included."""
+    """Hands the flat vector to `append` (of a `BlobWriter`, say) in order, a tensor or a chunk of one at a time, padding included.
+
+    Args:
+        tensors: arrays of the layout's dtypes; bfloat16 as int16 bit patterns.
+
+    Raises:
+        WeightsRefused: names the tensor that is absent, not in the layout, of another dtype or shape, or holds what float32 cannot carry.
+    """
     if missing := [e.name for e in layout.entries if e.name not in tensors]:
         raise WeightsRefused(missing[0], "is in the layout and not among the weights")
     if extra := [name for name in tensors if name not in layout]:
@@ -61,13 +71,24 @@ def flatten_to(append: Callable[[memoryview], None], tensors: Mapping[str, NDArr
     end = 0
     for e in layout.entries:
         tensor = tensors[e.name]
-        if tensor.dtype != np.float32 or tensor.shape != e.shape:
-            raise WeightsRefused(e.name, f"is {tensor.dtype}{list(tensor.shape)}, must be float32{list(e.shape)}")
+        if tensor.dtype != DTYPES[e.dtype].array or tensor.shape != e.shape:
+            raise WeightsRefused(e.name, f"is {tensor.dtype.name}{list(tensor.shape)}, must be {e.dtype}{list(e.shape)}")
         if e.offset > end:
             append(memoryview(bytes(4 * (e.offset - end))))
-        if e.count:
-            append(np.ascontiguousarray(tensor, dtype=F32).reshape(-1).data.cast("B"))
+        for part in _flat_parts(e, tensor):
+            append(part.data.cast("B"))
         end = e.offset + e.count
+
+
+def _flat_parts(entry: Entry, tensor: NDArray[Any]) -> Iterator[Floats]:
+    """A tensor's elements as they stand in the flat vector: float32 at once, what must be converted chunk by chunk."""
+    whole = np.ascontiguousarray(tensor).reshape(-1)
+    size = entry.count if entry.dtype == "float32" else CHUNK_ELEMENTS
+    for at in range(0, entry.count, size or 1):
+        try:
+            yield flat_values(whole[at : at + size], entry.dtype)
+        except DoesNotFit as error:
+            raise WeightsRefused(entry.name, f"element {at + error.index} {error.why}") from None
 
 
 def flatten(tensors: Mapping[str, NDArray[Any]], layout: Layout, path: Path | str) -> None:
@@ -81,27 +102,42 @@ def flatten(tensors: Mapping[str, NDArray[Any]], layout: Layout, path: Path | st
         raise
 
 
-def unflatten(flat_D: Floats, layout: Layout) -> dict[str, Floats]:
-    """Each tensor as a view of the flat vector, in the layout's order; nothing is copied."""
+def unflatten(flat_D: Floats, layout: Layout) -> dict[str, Shown]:
+    """Each tensor as the app is shown it, in the layout's order: float32 a view, others converted, bfloat16 as int16 bit patterns."""
     _same_length(flat_D, layout)
-    return {e.name: flat_D[e.offset : e.offset + e.count].reshape(e.shape) for e in layout.entries}
+    return {e.name: shown(flat_D[e.offset : e.offset + e.count], e.dtype).reshape(e.shape) for e in layout.entries}
+
+
+def shown_part(flat_D: Floats, layout: Layout, where: slice) -> Floats:
+    """Elements `where` of the flat vector as the app is shown them, in float32: a view, unless a dtype rounds some of them.
+
+    An update is local weights minus *this*: the digits that the app never saw stay in the base.
+    """
+    part = flat_D[where]
+    if not (touched := layout.converted_in(where.start, where.stop)):
+        return part
+    part = part.copy()
+    for e in touched:
+        at = slice(max(e.offset - where.start, 0), min(e.offset + e.count, where.stop) - where.start)
+        part[at] = settled(part[at], e.dtype)
+    return part
 
 
 def weights_id(flat_D: Floats, layout: Layout) -> bytes:
     """SHA-256 over (name, dtype, shape, bytes) of all tensors in bytewise order of name.
 
-    Padding and the order of tensors are not in it: the same weights have one id in every run.
-    Encoding: docs/spec/formats.md, "Weights id". Streams over a mapped file.
+    The bytes are those of the tensor as it is shown. Padding and the order of tensors are not in it: the same weights have one id
+    in every run. Encoding: docs/spec/formats.md, "Weights id". Streams over a mapped file.
     """
     _same_length(flat_D, layout)
     h = sha256(_WEIGHTS_LABEL + struct.pack("<I", len(layout.entries)))
     for e in sorted(layout.entries, key=lambda e: e.name.encode()):
         name, dtype = e.name.encode(), e.dtype.encode()
         h.update(struct.pack("<I", len(name)) + name + struct.pack("<I", len(dtype)) + dtype)
-        h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, 4 * e.count))
+        h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, DTYPES[e.dtype].bytes * e.count))
         for at in range(e.offset, e.offset + e.count, CHUNK_ELEMENTS):
             part = flat_D[at : min(at + CHUNK_ELEMENTS, e.offset + e.count)]
-            h.update(np.ascontiguousarray(part, dtype=F32).data)
+            h.update(np.ascontiguousarray(shown(part, e.dtype)).data)
     return h.digest()
 
 

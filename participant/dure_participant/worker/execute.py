@@ -14,6 +14,8 @@ from flwr.clientapp import ClientApp
 
 from dure.errors import DureError
 from dure.model.content import ArrayItem, ConfigItem, Instruction, content_id
+from dure.model.layout import Layout
+from dure.model.metrics import USUAL_RECORD, spread
 from dure.model.weights import check_finite, flatten, open_flat, unflatten
 from dure_participant.worker import private
 from dure_participant.worker.protocol import Task, TaskResult, Usage
@@ -66,9 +68,8 @@ def _content(instruction: Instruction, task: Task) -> RecordDict:
         if isinstance(record, ArrayItem):
             if task.base_path is None:
                 raise ReplyRefused("the instruction has arrays, but the task names no base file")
-            flat_D = open_flat(task.base_path, record.layout)
-            tensors = unflatten(flat_D, record.layout)
-            content[record.name] = ArrayRecord({key: Array(np.ascontiguousarray(value)) for key, value in tensors.items()})
+            tensors = unflatten(open_flat(task.base_path, record.layout), record.layout)
+            content[record.name] = ArrayRecord({key: _array(value, record.layout[key].dtype) for key, value in tensors.items()})
             continue
         values: dict[str, Any] = {key: list(value) if isinstance(value, tuple) else value for key, value in record.values.items()}
         content[record.name] = ConfigRecord(values) if isinstance(record, ConfigItem) else MetricRecord(values)
@@ -80,32 +81,40 @@ def _result(content: RecordDict, instruction: Instruction, task: Task) -> TaskRe
         if isinstance(record, ConfigRecord) and record:
             raise ReplyRefused(f"the reply has config record {name!r}; only arrays and metrics can be summed")
     flat_path = _arrays(content, instruction, task)
-    metrics = _metrics(content)
-    weight = metrics.pop(task.weight_key, None)
-    if weight is None:
-        raise ReplyRefused(f"the reply has no metric {task.weight_key!r}, which is its weight in the sum")
-    if weight <= 0:
-        raise ReplyRefused(f"metric {task.weight_key!r} is {weight}; a weight must be above 0")
-    used = {name: metrics.pop(name, 0) for name in USAGE_METRICS}
+    record_name, values = _metric_record(content)
+    weight = _weight(values, task.weight_key, instruction.category)
+    used = {name: _finite(name, values.pop(name, 0)) for name in USAGE_METRICS}
     for name, value in used.items():
         if value < 0 or value != int(value):
             raise ReplyRefused(f"metric {name!r} is {value}; it counts, so it must be a whole number of at least 0")
-    if reserved := [name for name in metrics if name.startswith(USAGE_PREFIX)]:
+    if reserved := [name for name in values if name.startswith(USAGE_PREFIX)]:
         raise ReplyRefused(f"metric {reserved[0]!r}: names starting with {USAGE_PREFIX!r} are reserved for {', '.join(USAGE_METRICS)}")
     return TaskResult(
         status="ok",
         flat_path=flat_path,
-        metrics={name: float(value) for name, value in metrics.items()},
+        metrics={name: float(_finite(name, value)) for name, value in spread(record_name, values).items()},
         num_examples=float(weight),
         usage=Usage(tokens=int(used["dure.tokens"]), steps=int(used["dure.steps"])),
     )
 
 
+def _weight(values: dict[str, Any], key: str, category: str) -> int | float:
+    """The member's weight, taken out of its metrics. Answers to queries have none of their own: each counts as one."""
+    if key not in values:
+        if category == "query":
+            return 1
+        raise ReplyRefused(f"the reply has no metric {key!r}, which is its weight in the sum")
+    weight = _finite(key, values.pop(key))
+    if weight <= 0:
+        raise ReplyRefused(f"metric {key!r} is {weight}; a weight must be above 0")
+    return weight
+
+
 def _arrays(content: RecordDict, instruction: Instruction, task: Task) -> Path | None:
     names = list(content.array_records)
     if instruction.category != "train":
-        if names:
-            raise ReplyRefused(f"{instruction.category} reply has array record {names[0]!r}; only train replies carry arrays")
+        for name in names:  # apps return the model they were sent; nobody asked for it, and it does not leave the site
+            print(f"array record {name!r} of the {instruction.category} reply is left out: only train replies carry arrays")
         return None
     sent = instruction.arrays
     if sent is None:
@@ -114,28 +123,45 @@ def _arrays(content: RecordDict, instruction: Instruction, task: Task) -> Path |
         return None
     if len(names) != 1:
         raise ReplyRefused(f"a train reply carries exactly one array record, this one has {len(names)}: {', '.join(names) or 'none'}")
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
-    for key, array in content.array_records[names[0]].items():
-        if array.stype != "numpy.ndarray":
-            raise ReplyRefused(f"array {key!r} is serialised as {array.stype!r}; only numpy arrays can be summed")
-        tensors[key] = array.numpy()
+    tensors = {key: _tensor(key, array, sent.layout) for key, array in content.array_records[names[0]].items()}
     flatten(tensors, sent.layout, task.out_path)
     check_finite(open_flat(task.out_path, sent.layout), sent.layout)
     return task.out_path
 
 
-def _metrics(content: RecordDict) -> dict[str, int | float]:
+def _array(value: np.ndarray[Any, Any], dtype: str) -> Array:
+    """A tensor for the app. numpy has no bfloat16: the array holds its bit patterns as int16, and its dtype says what they are."""
+    array = Array(value)
+    return Array("bfloat16", array.shape, array.stype, array.data) if dtype == "bfloat16" else array
+
+
+def _tensor(key: str, array: Array, layout: Layout) -> np.ndarray[Any, Any]:
+    """An array of the app's, little-endian; one that was sent as bfloat16 comes as bit patterns, whatever it says of them."""
+    if array.stype != "numpy.ndarray":
+        raise ReplyRefused(f"array {key!r} is serialised as {array.stype!r}; only numpy arrays can be summed")
+    value = array.numpy()
+    half = key in layout and layout[key].dtype == "bfloat16"
+    if array.dtype == "bfloat16" and not half:
+        raise ReplyRefused(f"array {key!r} is bfloat16 and was not sent so; a reply has the dtypes it was sent")
+    if half and value.dtype == np.uint16:
+        return value.view(np.int16)
+    return value.astype(value.dtype.newbyteorder("<"), copy=False)
+
+
+def _metric_record(content: RecordDict) -> tuple[str, dict[str, Any]]:
+    """(name, values) of the reply's one metric record."""
     records = list(content.metric_records.items())
     if len(records) > 1:
         raise ReplyRefused(f"a reply carries one metric record, this one has {', '.join(repr(name) for name, _ in records)}")
-    metrics: dict[str, int | float] = {}
-    for name, value in records[0][1].items() if records else ():
-        if not isinstance(value, int | float):
-            raise ReplyRefused(f"metric {name!r} is a {type(value).__name__}; only single numbers are summed")
-        if not math.isfinite(value):
-            raise ReplyRefused(f"metric {name!r} is {value}; training diverged?")
-        metrics[name] = value
-    return metrics
+    return (records[0][0], dict(records[0][1])) if records else (USUAL_RECORD, {})
+
+
+def _finite(name: str, value: object) -> int | float:
+    if not isinstance(value, int | float):
+        raise ReplyRefused(f"metric {name!r} is a {type(value).__name__}; it must be a single number")
+    if not math.isfinite(value):
+        raise ReplyRefused(f"metric {name!r} is {value}; training diverged?")
+    return value
 
 
 def _states(path: Path) -> dict[int, Path]:

@@ -13,13 +13,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
+from dure.errors import DureError
 from dure.model.content import category, flower_node_id
-from dure.model.weights import flatten, open_flat, unflatten
+from dure.model.weights import flatten, open_flat, unflatten, weights_id
 from dure_coordinator.flower import private
 from dure_coordinator.flower.backend import ExchangeReply, GridRefused, Node, QuorumMissing
 from dure_coordinator.flower.grid import DureGrid
 from dure_coordinator.flower.journal import Journal, already_summed_reason
-from dure_coordinator.flower.strategies import check_strategy
+from dure_coordinator.flower.strategies import check_sampling, check_strategy
 
 logging.getLogger("flwr").setLevel(logging.CRITICAL)
 NODES = sorted(flower_node_id(name) for name in ("alpha", "beta", "gamma", "delta"))
@@ -248,10 +249,124 @@ def test_per_node_keys_travel_in_the_open(tmp_path):
     assert values[NODES[2]] == {"config": {"lr": 0.0}} and values[NODES[0]] == {"config": {"lr": 0.1}}
 
 
-def test_arrays_that_cannot_be_summed_are_refused_by_name(tmp_path):
-    made = grid(tmp_path, linear_strategy=["none"])
-    with pytest.raises(Exception, match="'steps'"):
-        made.send_and_receive(broadcast(arrays=ArrayRecord({"steps": Array(np.zeros(3, dtype=np.int64))})))
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        (Array(np.zeros(3, np.complex64)), "complex64"),
+        (Array(np.array(["a", "b"])), "cannot be summed"),
+        (Array(np.array([1, 1 << 24, (1 << 24) + 1])), "element 2 holds 16777217"),
+        (Array(np.array([1.0, 1e300])), "element 1 holds 1e[+]300; does not fit float32"),
+        (Array(np.array([1.0, np.nan], np.float32)), "holds nan"),
+        (Array("float32", (2,), "torch.save", b"xx"), "torch.save"),
+    ],
+)
+def test_arrays_that_cannot_be_summed_are_refused_by_name_and_nothing_is_sent(tmp_path, array, why):
+    backend = FakeBackend(tmp_path)
+    with pytest.raises(DureError, match=f"'steps'.*{why}"):
+        grid(tmp_path, backend, linear_strategy=["none"]).send_and_receive(broadcast(arrays=ArrayRecord({"steps": array})))
+    assert not backend.requests
+
+
+def test_two_array_records_are_refused_by_name(tmp_path):
+    messages = broadcast()
+    messages[0].content["more"] = start_arrays()
+    with pytest.raises(GridRefused, match="'arrays', 'more': one array record per message"):
+        grid(tmp_path, linear_strategy=["none"]).send_and_receive(messages)
+
+
+MIXED = {
+    "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
+    "wide": np.linspace(0, 1, 5),
+    "half": np.linspace(-2, 2, 7, dtype=np.float16),
+    "tracked": np.array(41),
+    "mask": np.array([True, False, True]),
+    "none": np.zeros((0, 3), np.float32),
+}
+BF16 = np.array([0x3F80, 0x4000, -0x4080], np.int16)
+"""1, 2 and -1 as bfloat16."""
+
+
+def mixed_arrays() -> ArrayRecord:
+    plain = Array(BF16)
+    record = ArrayRecord({name: Array(value) for name, value in MIXED.items()})
+    record["brain"] = Array("bfloat16", plain.shape, plain.stype, plain.data)
+    return record
+
+
+class Mixed(FakeBackend):
+    """Every member moves every tensor by the same amount, integers by three."""
+
+    def sum(self, request):
+        item = request.instruction.arrays
+        base = np.array(open_flat(request.flat_path, item.layout))
+        mean = np.zeros_like(base)
+        for entry in item.layout.entries:
+            moved = 3 * 2.0**-20 if entry.integer and entry.dtype != "bool" else 0.0 if entry.integer else 0.25
+            mean[entry.offset : entry.offset + entry.count] = moved
+        out = self.folder / f"reply-{request.seq}.f32"
+        (base + mean if self.kind == "weights" else mean).tofile(out)
+        return ExchangeReply("ok", arrays=self.kind, flat_path=out, num_examples=4.0, survivors=request.nodes)
+
+
+@pytest.mark.parametrize("kind", ["mean-update", "weights"])
+def test_every_dtype_goes_out_and_comes_back_as_the_strategy_sent_it(tmp_path, kind):
+    backend = Mixed(tmp_path, arrays=kind)
+    made = grid(tmp_path, backend, linear_strategy=["none"])
+    reply = made.send_and_receive(broadcast(arrays=mixed_arrays()))[0].content["arrays"]
+    for name, sent in MIXED.items():
+        got = reply[name].numpy()
+        assert (got.dtype, got.shape) == (sent.dtype, sent.shape), name
+        want = sent if sent.dtype == bool else sent + 3 if sent.dtype.kind == "i" else sent + sent.dtype.type(0.25)
+        assert np.allclose(got, want, rtol=1e-3 if name == "half" else 1e-7)
+    assert np.array_equal(reply["brain"].numpy(), np.array([1.25, 2.25, -0.75], np.float32))
+    dtypes = {e.name: e.dtype for e in backend.requests[0].instruction.arrays.layout.entries}
+    assert dtypes == {**{name: value.dtype.name for name, value in MIXED.items()}, "brain": "bfloat16"}
+
+
+def test_what_a_strategy_widens_goes_out_again_in_the_runs_dtypes_under_the_same_id(tmp_path):
+    """FedAvg makes float64 of an integer and of a bool, and is given float32 for bfloat16."""
+    backend = Mixed(tmp_path, arrays="weights")
+    made = grid(tmp_path, backend, linear_strategy=["none"])
+    reply = made.send_and_receive(broadcast(arrays=mixed_arrays()))[0].content["arrays"]
+    widened = ArrayRecord({name: Array(np.asarray(array.numpy() * 1.0)) for name, array in reply.items()})
+    made.send_and_receive(broadcast(arrays=widened))
+    first, second = (request.instruction.arrays for request in backend.requests)
+    assert first.layout == second.layout
+    flat = np.array(open_flat(tmp_path / "reply-1.f32", first.layout))
+    assert second.weights_id == weights_id(flat, first.layout)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "members", "quorum", "why"),
+    [
+        (
+            lambda: flower.FedAvg(fraction_evaluate=0.5),
+            4,
+            3,
+            "fraction_evaluate = 0.5 of 4 members picks 2, and 3 .* set it to 0.75 or more",
+        ),
+        (lambda: flower.FedAvg(fraction_train=0.3), 10, 7, "fraction_train = 0.3 of 10 members picks 3, and 7 .* 0.7 or more"),
+        (lambda: Saves(fraction_train=0.59), 5, 4, "picks 2"),
+    ],
+)
+def test_a_fraction_that_would_pick_too_few_is_refused_with_the_arithmetic_before_anything_is_sent(
+    tmp_path, strategy, members, quorum, why
+):
+    backend = FakeBackend(tmp_path)
+    with pytest.raises(GridRefused, match=why):
+        start(strategy(), grid(tmp_path, backend, members=members, quorum=quorum))
+    assert not backend.requests
+
+
+def test_a_fraction_that_picks_the_quorum_may_run(tmp_path):
+    for strategy in (
+        flower.FedAvg(fraction_train=0.75, fraction_evaluate=0.0, min_train_nodes=1),
+        flower.FedAvg(fraction_train=0.1, fraction_evaluate=0.1, min_train_nodes=3, min_evaluate_nodes=3),
+    ):
+        check_sampling(strategy, 4, 3)
+    backend = FakeBackend(tmp_path)
+    start(flower.FedAvg(fraction_train=0.75, fraction_evaluate=0.0), grid(tmp_path, backend, members=4, quorum=3), rounds=2)
+    assert [len(request.nodes) for request in backend.requests] == [3, 3]
 
 
 def test_too_small_a_sample_is_refused_with_the_remedy(tmp_path):

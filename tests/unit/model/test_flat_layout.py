@@ -65,8 +65,11 @@ def test_tensors_are_aligned_in_order_and_do_not_overlap(ts):
 @pytest.mark.parametrize(
     ("ts", "tensor"),
     [
-        ([("a", "float32", (2,)), ("b", "bfloat16", (2,))], "b"),
-        ([("a", "int64", ())], "a"),
+        ([("a", "float32", (2,)), ("b", "complex64", (2,))], "b"),
+        ([("a", "object", ())], "a"),
+        ([("a", "<U3", (2,))], "a"),
+        ([("a", "datetime64[s]", (2,))], "a"),
+        ([("a", "float8_e4m3fn", (2,))], "a"),
         ([("a", "float32", (2,)), ("a", "float32", (2,))], "a"),
         ([("", "float32", (2,))], ""),
         ([("a\nb", "float32", (2,))], "a\nb"),
