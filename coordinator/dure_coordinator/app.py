@@ -191,7 +191,8 @@ class Coordinator:
                 run_config=config_of_plan(app, facts.plan.settings),
                 seed=int.from_bytes(engine.run[:4], "little"),
                 quorum=facts.u_min,
-                per_node_keys=facts.plan.per_node_config,
+                members=len(facts.roster),
+                per_node_keys=tuple(facts.plan.per_node_config),
                 linear_strategy=tuple(app.dure.linear_strategy),
             )
             process = ServerAppProcess(config, run_dir / "serverapp.log")

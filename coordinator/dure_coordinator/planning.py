@@ -10,6 +10,7 @@ from dure.apps import App, ConfigValue, plan_settings
 from dure.charter.model import Charter, check_current
 from dure.errors import BadInput
 from dure.model.outer import StepRefused, parse_step
+from dure.model.per_node import permitted_of
 from dure.secagg.thresholds import dropouts_survived, share_threshold, u_min
 from dure.statements.kinds import Deadlines, OuterStep, RunPlan
 
@@ -107,7 +108,7 @@ def make_plan(
         colluders=c,
         u_min=u_min(len(roster), c),
         metrics={"train": tuple(sorted(app.dure.metrics))} if app.dure.metrics else {},
-        per_node_config=tuple(sorted(app.dure.per_node_config)),
+        per_node_config=permitted_of(app.dure.per_node_config),
         scalars_max=rounds + 1,
         allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
         settings=plan_settings(config),

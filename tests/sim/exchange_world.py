@@ -80,7 +80,7 @@ def make_plan(members: tuple[str, ...], c: int, step_name: str, **changes: Any) 
         colluders=c,
         u_min=thresholds.u_min(len(members), c),
         metrics={},
-        per_node_config=(),
+        per_node_config={},
         scalars_max=10,
         allow_unrecomputed_bases=step_name == "none",
         settings={},

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 from dure.blobs import BlobId
 from dure.errors import DureError, Refused
+from dure.model import per_node
 from dure.model.base import BaseRecord
 from dure.model.content import Instruction, content_id
+from dure.statements.dsse import canonical_json
 from dure_coordinator.exchange.approving import candidates
 from dure_coordinator.exchange.close import answer_at_once
 from dure_coordinator.exchange.common import Taken, abort, in_flight, is_connected, names, refuse
@@ -71,12 +73,12 @@ def _judge(state: RunState, event: Asked, instruction: Instruction) -> str:
         return f"{names(strangers)} not in the run's roster"
     if event.members and len(event.members) < facts.u_min:
         return f"{len(event.members)} members were chosen, {facts.u_min} are needed: a smaller sum would single members out"
-    if event.node_values not in (b"", b"{}"):
-        return "values that differ per node are not carried yet: send every node the same config"
+    if why_not := _judge_values(state, event, instruction):
+        return why_not
     category = instruction.category
     before = [e for e in _opened(state) if e.category == category]
     if arrays is None:
-        content = content_id(instruction)
+        content = content_id(instruction, plan.per_node_config)
         spent = [e.number for e in before if not e.has_arrays]
         if len(spent) >= plan.scalars_max:
             return f"the plan allows {plan.scalars_max} {category} exchanges without arrays and all are used"
@@ -91,6 +93,28 @@ def _judge(state: RunState, event: Asked, instruction: Instruction) -> str:
             "the weights are not the base that exchange made: where the plan names the outer step, the ServerApp must hand on what it got"
         )
     return ""
+
+
+def _judge_values(state: RunState, event: Asked, instruction: Instruction) -> str:
+    """Why the values per node cannot be sent: every member asked has its own, for the keys the plan lists, and none for others."""
+    permitted = state.facts.plan.per_node_config
+    try:
+        values = node_values_of(event)
+        if not values:
+            per_node.check_stated(instruction, {}, permitted)
+        if missing := sorted(set(event.members or values) - set(values)):
+            return f"{missing[0]} has no values of its own for the keys the plan lists as per-node"
+        for own in values.values():
+            per_node.check_stated(instruction, per_node.stated(own), permitted)
+    except DureError as e:
+        return str(e)
+    return ""
+
+
+def node_values_of(asked: Asked) -> dict[str, per_node.NodeValues]:
+    """Per member its own values; empty where everybody is sent the same."""
+    found = json.loads(asked.node_values or b"{}")
+    return {member: per_node.from_json(canonical_json(values)) for member, values in found.items()}
 
 
 def _opened(state: RunState) -> list[ExchangeState]:
@@ -131,7 +155,8 @@ def _waiting(state: RunState, reason: str) -> RunState:
 def _begin_exchange(state: RunState, asked: Asked, now: float) -> RunState:
     assert state.epoch is not None
     facts, instruction = state.facts, instruction_of(asked)
-    members = tuple(m for m in state.epoch.members if m not in state.convicted and (not asked.members or m in asked.members))
+    wanted = asked.members or tuple(node_values_of(asked))
+    members = tuple(m for m in state.epoch.members if m not in state.convicted and (not wanted or m in wanted))
     scales = opened_scales(state, instruction)
     if scales is not None:
         assert scales.scales is not None
@@ -149,7 +174,7 @@ def _begin_exchange(state: RunState, asked: Asked, now: float) -> RunState:
         category=instruction.category,  # type: ignore[arg-type]  # judged by Instruction
         has_arrays=arrays is not None,
         weights_id=arrays.weights_id if arrays else bytes(32),
-        content_id=content_id(instruction),
+        content_id=content_id(instruction, facts.plan.per_node_config),
         layout=arrays.layout.to_json() if arrays else b"",
         base_record=base_for(state, asked, arrays.weights_id) if arrays else b"",
         members=members,

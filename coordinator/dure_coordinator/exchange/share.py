@@ -11,6 +11,7 @@ from math import ceil
 from typing import Literal
 
 from dure.errors import DureError, Refused
+from dure.model import per_node
 from dure.secagg import epoch as keys
 from dure.secagg import instance as sums
 from dure.secagg import messages, shares, thresholds
@@ -116,12 +117,12 @@ def restart_without(state: RunState, out: set[str], reason: str, now: float) -> 
 def _open_statement(state: RunState, exchange: ExchangeState, instance: InstanceState, now: float) -> InstanceOpen:
     from hashlib import sha256
 
-    from dure_coordinator.exchange.asking import instruction_of
+    from dure_coordinator.exchange.asking import instruction_of, node_values_of
     from dure_coordinator.exchange.execute import layout_digest
 
     facts, epoch = state.facts, state.epoch
     assert epoch is not None
-    instruction = instruction_of(exchange.asked)
+    instruction, values = instruction_of(exchange.asked), node_values_of(exchange.asked)
     return InstanceOpen(
         instance=instance.instance,
         charter_version=facts.charter_version,
@@ -136,7 +137,12 @@ def _open_statement(state: RunState, exchange: ExchangeState, instance: Instance
         elements=elements_of(exchange) if instance.purpose != "scalars" else 0,
         codec=CODEC[instance.purpose],
         cohort=tuple(
-            CohortMember(m, messages.message_hash(epoch.adverts[m], keys.ADVERT), state.seqs.get(epoch.node_keys[m].hex(), 0))
+            CohortMember(
+                m,
+                messages.message_hash(epoch.adverts[m], keys.ADVERT),
+                state.seqs.get(epoch.node_keys[m].hex(), 0),
+                per_node.stated(values.get(m, {})),
+            )
             for m in instance.cohort
         ),
         metrics=() if instance.purpose == "scales" else exchange.metrics,

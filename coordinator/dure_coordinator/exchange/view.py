@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from dure.model import per_node
+from dure.model.base import BaseRecord
 from dure.secagg import tlv
 from dure.secagg.summing import shape_of
 from dure.wire.messages import Directive, DirectiveKind
+from dure_coordinator.exchange.asking import node_values_of
 from dure_coordinator.exchange.common import in_flight
 from dure_coordinator.exchange.owed import wakeup_of
 from dure_coordinator.exchange.share import elements_of
@@ -130,9 +133,8 @@ def _of_exchange(make: _Maker, state: RunState, exchange: ExchangeState, member:
     where: dict[str, Any] = {"exchange": exchange.number, "epoch": exchange.epoch}
     if exchange.phase is ExchangePhase.EXECUTE:
         deadline = exchange.began + state.facts.plan.deadlines.execute
-        return make(
-            DirectiveKind.EXECUTE, documents=_execute_documents(state, exchange), members=exchange.members, deadline=deadline, **where
-        )
+        documents = _execute_documents(state, exchange, member)
+        return make(DirectiveKind.EXECUTE, documents=documents, members=exchange.members, deadline=deadline, **where)
     instance = exchange.instance
     if instance is None or (exchange.phase is ExchangePhase.UPDATE and instance.purpose != "update"):
         return make(DirectiveKind.WAIT, reason="waiting for the update to begin", **where)
@@ -143,10 +145,14 @@ def _of_exchange(make: _Maker, state: RunState, exchange: ExchangeState, member:
     return _of_instance(make, state, exchange, instance, member, where)
 
 
-def _execute_documents(state: RunState, exchange: ExchangeState) -> dict[str, bytes]:
+def _execute_documents(state: RunState, exchange: ExchangeState, member: str) -> dict[str, bytes]:
     documents = {"instruction": exchange.asked.instruction}
+    if own := node_values_of(exchange.asked).get(member):
+        documents["values"] = per_node.to_json(own)
     if exchange.has_arrays:
-        documents |= {"layout": exchange.layout, "weights": exchange.asked.weights.encode(), "base": exchange.base_record}
+        # The base's own blob: where a dtype rounds what the ServerApp was shown, what it handed on has fewer digits.
+        weights = str(BaseRecord.from_json(exchange.base_record).weights)
+        documents |= {"layout": exchange.layout, "weights": weights.encode(), "base": exchange.base_record}
         documents |= {f"accept/{m}": envelope for m, envelope in state.base_accepts.items()}
     if voids := _voids(state, exchange):
         documents["voids"] = voids
@@ -214,8 +220,6 @@ def readable_blobs(state: RunState, member: str) -> frozenset[str]:
 
 
 def _record_blobs(record: bytes) -> set[str]:
-    from dure.model.base import BaseRecord
-
     if not record:
         return set()
     base = BaseRecord.from_json(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from dure.statements.schema import Hex, Items, Pattern, Range
@@ -74,7 +74,8 @@ class RunPlan:
     u_min: Annotated[int, Range(3, 255)]
     metrics: Annotated[Mapping[str, tuple[str, ...]], Items(0, 3)]
     """Per category the names of masked metrics; empty: the first exchange of the category fixes them."""
-    per_node_config: Annotated[tuple[str, ...], Items(0, 64)]
+    per_node_config: Annotated[Mapping[str, tuple[str, ...]], Items(0, 64)]
+    """Config keys that may differ per node, each with the values it may have as JSON text."""
     scalars_max: Annotated[int, Range(0, 10_000_000)]
     """Most exchanges without arrays, per category."""
     allow_unrecomputed_bases: bool
@@ -99,6 +100,8 @@ class CohortMember:
     advert_sha256: Digest
     seq: Counter
     """The node's latest statement number, as its `ready` said."""
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Per config record the values of this member's per-node keys, as JSON text."""
 
 
 @dataclass(frozen=True)

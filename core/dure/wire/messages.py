@@ -23,7 +23,7 @@ class DirectiveKind(StrEnum):
     KEM = "kem"  # parts: adverts; documents: delegation/<member>         -> report kem
     GROUP = "group"  # parts: kems                                        -> report group
     JOIN = "join"  # parts: groups                                        -> report joined
-    EXECUTE = "execute"  # documents: instruction, layout?, weights? (blob id text), base (base record or "shipped")  -> ready | sit-out
+    EXECUTE = "execute"  # documents: instruction, values?, layout?, weights? (blob id text), base? (record) -> ready | sit-out
     SHARE = "share"  # members: cohort; update: documents scales_survivors, scales_aggregate, scales_sum (blob id text) -> share
     OPEN = "open"  # parts: shares; documents: open                       -> push upload + commit | sit-out
     SURVIVORS = "survivors"  # parts: commits                             -> report signature

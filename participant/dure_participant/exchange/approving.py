@@ -55,8 +55,6 @@ def judge_plan(turn: Turn, plan: RunPlan) -> None:
         raise Refused("outer_step", "none needs allow_unrecomputed_bases in charter and plan: the coordinator would pick every base")
     if plan.outer_step.name != "none":
         parse_step({"name": plan.outer_step.name, **plan.outer_step.settings})
-    if plan.per_node_config:
-        raise Refused("per_node_config", "values that differ per node are not carried yet")
 
 
 def take_allowed(turn: Turn, given: Allowed) -> None:

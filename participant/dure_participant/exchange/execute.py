@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from dure.errors import DureError, Refused
+from dure.model import per_node
 from dure.model.base import BaseRecord
 from dure.model.content import Instruction, content_id
 from dure.model.layout import Layout
@@ -57,7 +58,12 @@ def follow_execute(turn: Turn, directive: Directive) -> None:
 def _same_again(exchange: ExchangeWork, directive: Directive) -> None:
     said = directive.documents
     same("instruction", said.get("instruction"), exchange.instruction, "was another one for this exchange (rule 6)")
-    for name, mine in (("layout", exchange.layout), ("weights", exchange.weights.encode()), ("base", exchange.base_record)):
+    for name, mine in (
+        ("values", exchange.values),
+        ("layout", exchange.layout),
+        ("weights", exchange.weights.encode()),
+        ("base", exchange.base_record),
+    ):
         same(name, said.get(name, b""), mine, "was another one for this exchange (rule 6)")
 
 
@@ -71,6 +77,9 @@ def _judge(turn: Turn, directive: Directive, epoch: EpochWork) -> ExchangeWork:
         raise Refused("instruction", "is not JSON") from None
     if len(directive.members) < turn.u_min or turn.site.member not in directive.members:
         raise Refused("members", f"must be at least {turn.u_min} with this one among them")
+    values = documents.get("values", b"")
+    permitted = turn.plan.per_node_config
+    per_node.check_stated(instruction, per_node.stated(per_node.from_json(values)), permitted)
     fresh = ExchangeWork(
         number=directive.exchange,
         epoch=epoch.number,
@@ -80,8 +89,9 @@ def _judge(turn: Turn, directive: Directive, epoch: EpochWork) -> ExchangeWork:
         layout=b"",
         base_record=b"",
         weights_id=NO_ID,
-        content_id=content_id(instruction),
+        content_id=content_id(instruction, permitted),
         deadline_ms=directive.deadline_ms,
+        values=values,
     )
     arrays = instruction.arrays
     if arrays is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 
+from dure.model import per_node
 from dure.model.content import Instruction
 from dure.secagg.ids import InstanceId
 from dure.wire.messages import Report, ReportKind
@@ -84,7 +85,7 @@ def _execute(state: NodeRunState, exchange: ExchangeWork) -> Action:
     return Train(
         id=f"train/{state.run.hex()[:12]}/{exchange.number}",
         exchange=exchange.number,
-        instruction=Instruction.from_json(json.loads(exchange.instruction)),
+        instruction=Instruction.from_json(json.loads(exchange.instruction)).with_node_values(per_node.from_json(exchange.values)),
         weights=exchange.weights,
         base_record=exchange.base_record,
         deadline_ms=exchange.deadline_ms,

@@ -121,6 +121,8 @@ class ExchangeWork:
     weights_id: Digest
     content_id: Digest
     deadline_ms: Annotated[int, Range(0, 2**53)] = 0
+    values: Blob = b""
+    """This node's own values of per-node keys (dure.model.per_node); b"" for none."""
     trained: TrainedWork | None = None
     ready: Blob = b""
     sat_out: Blob = b""

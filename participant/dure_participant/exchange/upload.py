@@ -5,10 +5,12 @@ Rule 1: what will be uploaded is fixed and stored first, so that a resumed uploa
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from hashlib import sha256
 
 from dure.errors import Refused
+from dure.model import per_node
 from dure.model.content import Instruction
 from dure.model.layout import Layout
 from dure.secagg import instance as sums
@@ -93,12 +95,13 @@ def judge_open(turn: Turn, exchange: ExchangeWork, work: InstanceWork, directive
     assert trained is not None
     if epoch is None:
         raise Refused("open.instance", "belongs to an epoch this node has no keys of")
+    instruction = Instruction.from_json(json.loads(exchange.instruction))
     same("open.instance", said.instance, work.instance)
     same("open.charter_version", said.charter_version, site.charter_version)
     same("open.charter_sha256", said.charter_sha256, site.charter_sha256)
     same("open.run", said.run, turn.state.run)
     same("open.category", said.category, exchange.category)
-    same("open.message_type", said.message_type, _message_type(exchange))
+    same("open.message_type", said.message_type, instruction.message_type)
     same("open.weights_id", said.weights_id, exchange.weights_id)
     same("open.base_id", said.base_id, sha256(exchange.base_record).digest() if exchange.base_record else NO_ID)
     same("open.content_id", said.content_id, exchange.content_id, "is not of the instruction this node executed")
@@ -108,6 +111,9 @@ def judge_open(turn: Turn, exchange: ExchangeWork, work: InstanceWork, directive
     same("open.cohort", tuple(m.member for m in said.cohort), work.cohort)
     for member in said.cohort:
         _judge_member(turn, work, epoch.advert_sha256, member)
+        per_node.check_stated(instruction, member.values, turn.plan.per_node_config)
+    own = next(m.values for m in said.cohort if m.member == site.member)
+    same("open.cohort.values", own, per_node.stated(per_node.from_json(exchange.values)), "are not the values this node executed")
     same("open.u_min", said.u_min, turn.u_min)
     same("open.threshold", said.threshold, thresholds.share_threshold(len(work.cohort), site.colluders))
     same("open.shares_sha256", said.shares_sha256, messages.hash_all(directive.parts, shares.SHARE))
@@ -122,12 +128,6 @@ def _judge_member(turn: Turn, work: InstanceWork, adverts: object, member: Cohor
     same(f"open.cohort.{member.member}.advert_sha256", member.advert_sha256, adverts.get(member.member))
     if member.seq < turn.state.seqs.get(work.node_keys[member.member].hex(), 0):
         raise Refused(f"open.cohort.{member.member}.seq", "went back: that node was restored and needs a new key (rule 7)")
-
-
-def _message_type(exchange: ExchangeWork) -> str:
-    import json
-
-    return Instruction.from_json(json.loads(exchange.instruction)).message_type
 
 
 def _scales_reference(exchange: ExchangeWork, work: InstanceWork) -> ScalesReference | None:

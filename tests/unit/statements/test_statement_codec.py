@@ -62,7 +62,7 @@ PLAN = RunPlan(
     colluders=1,
     u_min=3,
     metrics={"train": ("loss",)},
-    per_node_config=(),
+    per_node_config={"shard": ("0", "1")},
     scalars_max=4,
     allow_unrecomputed_bases=False,
     settings={"lr": "0.1", "steps": 3, "fast": True},
@@ -70,7 +70,7 @@ PLAN = RunPlan(
 )
 OPEN = InstanceOpen(
     b"tlv", 1, D, D, "train", "train", D, D, D, D, 10, "ring16",
-    (CohortMember("a", D, 1), CohortMember("b", D, 1), CohortMember("c", D, 2)),
+    (CohortMember("a", D, 1), CohortMember("b", D, 1), CohortMember("c", D, 2, {"config": {"shard": "1"}})),
     ("loss",), D, ScalesReference(b"tlv", D, D, D), 3, 3, 99,
 )  # fmt: skip
 FACTS: list[Any] = [
