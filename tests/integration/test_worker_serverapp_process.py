@@ -221,7 +221,7 @@ def main(grid, context):
         ("    grid.push_messages([])", "GridRefused", "only their sum"),
         ("    raise ValueError('mine')", "ServerAppFailed", "ValueError: mine"),
         ("    raise SystemExit(0)", "ServerAppFailed", "SystemExit"),
-        ("    s.FedAvg().start(grid, ArrayRecord({'n': Array(np.zeros(2))}))", "GridRefused", "tensor 'n': is float64"),
+        ("    s.FedAvg().start(grid, ArrayRecord({'n': Array(np.zeros(2, 'c8'))}))", "GridRefused", "tensor 'n': is complex64"),
     ],
 )
 async def test_what_the_serverapp_does_wrong_ends_the_run_with_its_reason(coordinator, tmp_path, body, kind, named):
