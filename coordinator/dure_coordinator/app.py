@@ -21,6 +21,7 @@ from dure import failpoints
 from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
 from dure.charter.coordinator import CoordinatorFolder
+from dure.charter.log_keys import log_key, origin_of, witness_keys, witness_name, witness_quorum
 from dure.charter.model import Charter, expired
 from dure.errors import BadInput, DureError, Unavailable
 from dure.identity.keys import public_bytes
@@ -28,9 +29,10 @@ from dure.logs import configure_logs
 from dure.model.content import flower_run_id
 from dure.scrape import serve_metrics
 from dure.statements.kinds import RunPlan
+from dure.tlog.files import LogFiles
 from dure_coordinator.callers import Member, Roster
 from dure_coordinator.duties_done import Duties
-from dure_coordinator.engine import Logic, RunEngine
+from dure_coordinator.engine import Changes, Logic, RunEngine
 from dure_coordinator.exchange import decide
 from dure_coordinator.exchange.duties import duties, next_deadline
 from dure_coordinator.exchange.events import Abort, Done, Tick, decode_event, encode_event
@@ -39,8 +41,12 @@ from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.flower.launch import ProcessConfig, ServerAppProcess
 from dure_coordinator.journals import Journals
+from dure_coordinator.log.intake import Intake
+from dure_coordinator.log.publisher import Publisher
+from dure_coordinator.log.witnesses import HttpWitness, Witnesses
 from dure_coordinator.metrics import samples
 from dure_coordinator.rpc.admin import ADMIN_SOCKET, Admin
+from dure_coordinator.rpc.log import Log
 from dure_coordinator.rpc.server import Limits, MembersPort, TlsFiles, members_port, unix_server
 from dure_coordinator.rpc.serverapp import ServerAppGrid
 from dure_coordinator.settings import CoordinatorSettings, load
@@ -92,6 +98,15 @@ def roster_of(charter: Charter, roots: tuple[bytes, ...]) -> Roster:
     return Roster(charter.terms.consortium_id, charter.version, charter.digest, roots, members)
 
 
+def outside_witnesses(charter: Charter, settings: CoordinatorSettings) -> dict[str, HttpWitness]:
+    """Witnesses that members run outside their node, from the settings.
+
+    Raises:
+        BadInput: one is of nobody in the charter.
+    """
+    return {witness_name(charter.member(member).host): HttpWitness(url) for member, url in settings.http_witnesses.items()}
+
+
 @dataclass
 class Coordinator:
     """One coordinator process."""
@@ -104,6 +119,9 @@ class Coordinator:
     spools: Spools
     journals: Journals
     fleet: Fleet
+    publisher: Publisher
+    witnesses: Witnesses
+    publishing: asyncio.Task[None] | None = None
     serverapps: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
 
@@ -115,11 +133,22 @@ class Coordinator:
         assert published is not None
         roster = roster_of(charter, published.roots)
         signing_key = folder.signing_key
-        store = await Store.open(settings.database or f"sqlite+aiosqlite:///{folder.directory.resolve()}/coordinator.sqlite")
+        store = await Store.open(settings.database or f"sqlite:///{folder.directory.resolve()}/coordinator.sqlite")
         blobs = BlobStore(folder.directory / "blobs")
         await asyncio.to_thread(blobs.sweep)
         spools = Spools(folder.directory / "spools", quota_bytes=settings.spool_quota_bytes, sync_bytes=settings.spool_sync_bytes)
         journals = Journals(store)
+        changes, witnesses = Changes(), Witnesses(fixed=outside_witnesses(charter, settings))
+        publisher = Publisher(
+            store=store,
+            files=await asyncio.to_thread(LogFiles, folder.directory / "log", log_key(charter.terms)),
+            origin=origin_of(charter.terms),
+            key=folder.log_key,
+            keys=lambda: witness_keys(charter.terms),
+            quorum=lambda: witness_quorum(charter.terms),
+            reach=witnesses.reach,
+            committed=changes,
+        )
         keys = {m.id: m.signing_key for m in charter.members}
 
         def facts_of(row: RunRow, plan: RunPlan) -> RunFacts:
@@ -144,9 +173,10 @@ class Coordinator:
             coordinator_key=public_bytes(signing_key),
             logic_of=exchange_logic,
             facts_of=facts_of,
-            performer=Duties(store, blobs, spools, journals, signing_key),
+            performer=Duties(store, blobs, spools, journals, signing_key, publisher),
+            changes=changes,
         )
-        made = cls(folder, settings, charter, store, blobs, spools, journals, fleet)
+        made = cls(folder, settings, charter, store, blobs, spools, journals, fleet, publisher, witnesses)
         fleet.on_opened = made.start_serverapp
         await fleet.load()
         return made
@@ -217,8 +247,20 @@ class Coordinator:
         await asyncio.sleep(1.0)  # a Finish that ended the run is being answered
         await process.stop()
 
+    def log_service(self) -> Log:
+        """The log on the members' port."""
+        return Log(Intake(self.fleet), self.publisher, self.witnesses)
+
+    async def start(self) -> None:
+        """Publish the log and let all open runs go on."""
+        self.publishing = asyncio.create_task(self.publisher.run(), name="log")
+        await self.fleet.start()
+
     async def close(self) -> None:
         """Stop without deciding anything: what is owed is owed at the next start."""
+        if self.publishing is not None:
+            self.publishing.cancel()
+            await asyncio.gather(self.publishing, return_exceptions=True)
         for task in self.serverapps.values():
             task.cancel()
         await asyncio.gather(*self.serverapps.values(), return_exceptions=True)
@@ -294,7 +336,7 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
     try:
         address = listen_address(folder, settings, listen)
         tls = TlsFiles(folder.tls_key_pem, folder.tls_pem + folder.ca_pem)
-        port = members_port(coordinator.fleet, coordinator.fleet.roster, tls, address, Limits())
+        port = members_port(coordinator.fleet, coordinator.fleet.roster, tls, address, Limits(), coordinator.log_service())
         path = prepare_socket(folder.directory / "sockets", ADMIN_SOCKET)
         admin = unix_server(
             path,
@@ -303,7 +345,7 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
         )
         await port.server.start()
         await admin.start()
-        await coordinator.fleet.start()
+        await coordinator.start()
         print(f"members' port  {port.address}  mutual TLS, charter version {coordinator.charter.version}", flush=True)
         print(f"admin socket   {path}", flush=True)
         if metrics is not None:

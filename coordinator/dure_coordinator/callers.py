@@ -54,12 +54,33 @@ class Caller:
     node: str
 
 
+@dataclass(frozen=True)
+class Papers:
+    """What a certificate says under one charter, and when it says so."""
+
+    caller: Caller
+    not_before: datetime
+    not_after: datetime
+
+
 def judge(pem: bytes | None, roster: Roster, now: float) -> Caller:
     """Who the holder of this certificate is, by the charter.
 
     Raises:
         NotAuthorised: says which of the conditions does not hold.
     """
+    return in_time(read_papers(pem, roster), now)
+
+
+def in_time(papers: Papers, now: float) -> Caller:
+    """The caller, if its certificate is valid now; else `NotAuthorised`."""
+    if not papers.not_before <= datetime.fromtimestamp(now, UTC) <= papers.not_after:
+        raise NotAuthorised("certificate: not valid at this time; renew it, or check this machine's clock")
+    return papers.caller
+
+
+def read_papers(pem: bytes | None, roster: Roster) -> Papers:
+    """All of `judge` that does not change with time; the same certificate and roster give the same."""
     if not pem:
         raise NotAuthorised("no client certificate; a node calls with the TLS certificate its member issued")
     try:
@@ -79,7 +100,4 @@ def judge(pem: bytes | None, roster: Roster, now: float) -> Caller:
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(member.ca_pem))
     except (ValueError, TypeError, InvalidSignature):
         raise NotAuthorised(f"certificate: names {found['host']} and was not issued by that member's CA") from None
-    at = datetime.fromtimestamp(now, UTC)
-    if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
-        raise NotAuthorised("certificate: not valid at this time; renew it, or check this machine's clock")
-    return Caller(member.member, found["node"])
+    return Papers(Caller(member.member, found["node"]), certificate.not_valid_before_utc, certificate.not_valid_after_utc)

@@ -20,15 +20,16 @@ from dure.model.advance import mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
 from dure.secagg.masks import MaskSet
-from dure.statements.dsse import key_id
+from dure.statements.dsse import Envelope, key_id
 from dure.statements.kinds import InstanceAggregate
 from dure.statements.statement import seal
 from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import Group, sum_spools
 from dure_coordinator.engine import RunEngine
-from dure_coordinator.exchange.duties import Answer, Sign, Step, Sum
+from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum
 from dure_coordinator.exchange.view import upload_id
 from dure_coordinator.journals import Journals, reply_record, row_of
+from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.spool import Spools
 from dure_coordinator.storage.store import BlobRow, StatementRow, Store, With
 
@@ -42,6 +43,7 @@ class Duties:
     spools: Spools
     journals: Journals
     signing_key: Ed25519PrivateKey
+    publisher: Publisher
     clock: Callable[[], float] = time.time
     chain_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -49,6 +51,10 @@ class Duties:
         """Does one duty and hands its result to the run."""
         if isinstance(duty, Sign):
             await self._sign(run, duty)
+        elif isinstance(duty, Cosign):
+            proof = await self.publisher.covering(Envelope.from_bytes(duty.envelope).sha256)
+            if run.owed(duty.id):  # the deadline may have passed meanwhile
+                await run.done(duty, {"proof": proof.to_bytes()})
         elif isinstance(duty, Sum):
             await self._sum(run, duty)
         elif isinstance(duty, Step):

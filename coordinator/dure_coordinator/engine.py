@@ -2,7 +2,8 @@
 
 The exchange logic (exchange/) is a pure fold; this file gives it a clock, a log and hands. An event that changes anything
 is committed *before* the new state is visible and before anybody is answered, so a coordinator killed at any instruction
-comes back to a state it may have told someone about, and to no other. Duties (sign, sum, step, answer) are owed until
+comes back to a state it may have told someone about, and to no other. Events that come while a commit is on its way are decided one after
+the other and committed together: four nodes that answer at once cost one sync of the disk. Duties (sign, sum, step, answer) are owed until
 their `Done` is in the log; they run outside the lock and are started again after a crash.
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import structlog
 
 from dure.errors import DureError, Unavailable
-from dure_coordinator.storage.store import NOTHING, Store, With
+from dure_coordinator.storage.store import NOTHING, NewEvent, Store, With
 
 log = structlog.get_logger()
 
@@ -90,6 +91,21 @@ class Changes:
 
 
 @dataclass
+class _Asked:
+    """An event that waits to be decided, and who waits for it."""
+
+    event: Any
+    also: With | Callable[[Decided], With]
+    answer: asyncio.Future[Decided]
+    decision: Decided | None = None
+
+    def fail(self, error: BaseException) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # a caller that went away does not look
+
+
+@dataclass
 class RunEngine:
     """One run. `load`, then `start`; `submit` from anywhere on the event loop."""
 
@@ -110,7 +126,8 @@ class RunEngine:
     _last: float = 0.0
     _stale: bool = True
     """The log may hold more than the state: fold it again before anything is decided."""
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _asked: list[_Asked] = field(default_factory=list)
+    _deciding: asyncio.Task[None] | None = None
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _keeper: asyncio.Task[None] | None = None
     _closing: bool = False
@@ -141,8 +158,8 @@ class RunEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with self._lock:  # whoever was in the middle of a commit has finished it
-            pass
+        while (deciding := self._deciding) is not None:  # whoever was in the middle of a commit finishes it
+            await asyncio.wait({deciding})
 
     @property
     def ended(self) -> bool:
@@ -160,36 +177,70 @@ class RunEngine:
             StoreUnusable: nothing was decided; the same event may be submitted again.
         """
         # A caller that is cancelled (its connection broke) must not tear a commit from its state.
-        return await asyncio.shield(asyncio.ensure_future(self._submit(event, also)))
+        asked = _Asked(event, also, asyncio.get_running_loop().create_future())
+        self._asked.append(asked)
+        if self._deciding is None:
+            self._deciding = asyncio.create_task(self._decide_all(), name=f"decide-{self.run.hex()[:8]}")
+        return await asyncio.shield(asked.answer)
 
     async def done(self, duty: Any, result: Mapping[str, bytes], also: With = NOTHING) -> Decided:
         """A duty's result; committed once, whoever does the duty how often."""
         return await self.submit(self.logic.done(duty.id, result), also)
 
-    async def _submit(self, event: Any, also: With | Callable[[Decided], With]) -> Decided:
-        async with self._lock:
-            if self._stale:
-                await self.load()
-            now = max(self.clock(), self._last)
-            decision = self.logic.apply(self.state, event, now)
+    async def _decide_all(self) -> None:
+        """Decides whatever was submitted, in order; what came while a commit was on its way goes into the next one together."""
+        try:
+            while self._asked:
+                batch, self._asked = self._asked, []
+                try:
+                    await self._decide(batch)
+                except BaseException as e:
+                    for asked in batch:
+                        asked.fail(e)
+                    if not isinstance(e, Exception):
+                        raise
+        finally:
+            self._deciding = None
+
+    async def _decide(self, batch: list[_Asked]) -> None:
+        if self._stale:
+            await self.load()
+        state, label, last, position = self.state, self.label, self._last, self.position
+        events: list[NewEvent] = []
+        for asked in batch:
+            now = max(self.clock(), last)
+            try:
+                decision = self.logic.apply(state, asked.event, now)
+                also = asked.also(decision) if callable(asked.also) else asked.also
+            except Exception as e:  # the others of this batch are none the worse
+                asked.fail(e)
+                continue
+            asked.decision = decision
             if not decision.changed:
-                return decision
-            label = self.logic.label(decision.state)
-            extra = also(decision) if callable(also) else also
-            if label != self.label:
-                extra = replace(extra, label=label)
-            self._stale = True  # until we know that the log has it
-            await self.store.append(self.run, self.position, now, self.logic.encode(event), extra)
+                continue
+            was, label = label, self.logic.label(decision.state)
+            events.append(NewEvent(position, now, self.logic.encode(asked.event), also if label == was else replace(also, label=label)))
+            state, last, position = decision.state, now, position + 1
+        if events:
+            self._stale = True  # until we know that the log has them
+            await self.store.append(self.run, *events)
             self._stale = False
-            was_open = not self.ended
-            self.state, self.label, self._last, self.position = decision.state, label, now, self.position + 1
-        if decision.reason:
-            log.info("run.step", run=self.run.hex()[:12], input=type(event).__name__.lower(), reason=decision.reason)
-        await self.changes.bump()
-        self._start_duties()
-        if was_open and self.ended and self.on_ended is not None:
+        was_open = not self.ended
+        self.state, self.label, self._last, self.position = state, label, last, position
+        await self._tell(batch, changed=bool(events), ended_now=was_open and self.ended)
+
+    async def _tell(self, batch: list[_Asked], *, changed: bool, ended_now: bool) -> None:
+        """After the commit: callers get their decisions, everyone else hears that something changed."""
+        for asked in batch:
+            if asked.decision is not None:
+                if asked.decision.reason:
+                    log.info("run.step", run=self.run.hex()[:12], input=type(asked.event).__name__.lower(), reason=asked.decision.reason)
+                asked.answer.set_result(asked.decision)
+        if changed:
+            await self.changes.bump()
+            self._start_duties()
+        if ended_now and self.on_ended is not None:
             await self.on_ended(self)
-        return decision
 
     # -- clock -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ class CoordinatorSettings:
     listen: str = ""
     """host:port of the members' port; empty takes the port of `--advertise` on all addresses of loopback or 0.0.0.0."""
     database: str = ""
-    """SQLAlchemy URL (async driver); empty is SQLite in the folder."""
+    """SQLAlchemy URL, such as `postgresql+psycopg://…`; empty is SQLite in the folder."""
     spool_quota_bytes: int = 200 * 10**9
     """All masked uploads on disk together."""
     spool_sync_bytes: int = 64 * 1024 * 1024
     """Bytes of one upload taken between two syncs to disk: what a coordinator that was killed asks for again at most."""
+    http_witnesses: Mapping[str, str] = field(default_factory=dict)
+    """Member id -> URL of a C2SP tlog-witness with that member's witness key, for members whose node is not the witness."""
     gone_grace_s: float = 3.0
     """How long a member that lost its connection holds up a phase that others have finished."""
     join_grace_s: float = 3.0
@@ -47,6 +50,8 @@ def load(directory: Path) -> CoordinatorSettings:
             raise BadInput(f"{path}: {name} is unknown; settings are {', '.join(known)}")
         if isinstance(known[name], float) and type(value) is int:
             body[name] = float(value)
+        elif isinstance(value, dict) and not all(isinstance(v, str) for v in value.values()):
+            raise BadInput(f"{path}: {name} must be a table of texts")
         elif type(value) is not type(known[name]):
             raise BadInput(f"{path}: {name} must be {type(known[name]).__name__}")
     return CoordinatorSettings(**body)

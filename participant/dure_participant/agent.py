@@ -15,11 +15,12 @@ from collections.abc import Callable
 import structlog
 
 from dure.blobs import BlobStore
+from dure.charter.log_keys import log_key, witness_keys, witness_name, witness_quorum
 from dure.errors import DureError, Unavailable
 from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
-from dure.secagg import tlv
 from dure.statements.statement import Chain
+from dure.tlog.files import LogFiles
 from dure.wire.messages import Directive, ReportKind
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
@@ -27,6 +28,8 @@ from dure_participant.exchange.site import History, Site
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.step import begin, owed, step
 from dure_participant.hands import Hands, Run
+from dure_participant.log.courier import Courier
+from dure_participant.log.mirror import Mirror
 from dure_participant.settings import NodeSettings
 from dure_participant.store import NodeStore
 from dure_participant.tidy import tidy
@@ -39,8 +42,6 @@ AGAIN_S = 1.0
 """Before an action that could not be done now is tried again."""
 BROKEN_TRIES = 3
 """Tries of an action that fails in a way nobody foresaw, before the exchange logic is told."""
-STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
-"""Reports whose bodies are signed statements: kept verbatim."""
 POINTS = {
     ReportKind.KEM: Point.KEM_PERSISTED,
     ReportKind.SHARE: Point.SHARE_PERSISTED,
@@ -70,8 +71,26 @@ def site_of(identity: NodeIdentity) -> Site:
         colluders=terms.colluders,
         members={m.id: m.signing_key for m in terms.members},
         coordinator_key=terms.coordinator.signing_key,
+        log_key=log_key(terms),
+        witnesses=witness_keys(terms),
+        witness_quorum=witness_quorum(terms),
         allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
         software="dure",
+    )
+
+
+def mirror_of(identity: NodeIdentity, store: NodeStore, clock: Callable[[], float]) -> Mirror:
+    """This member's copy of the log, and its witness."""
+    terms = identity.charter.terms
+    return Mirror(
+        files=LogFiles(identity.directory / "log", log_key(terms)),
+        log=log_key(terms),
+        name=witness_name(identity.charter.member(identity.member).host),
+        key=identity.witness_key,
+        own=identity.key.public_key().public_bytes_raw(),
+        store=store,
+        folder=identity.directory,
+        clock=clock,
     )
 
 
@@ -90,6 +109,8 @@ class Agent:
         self._chain: Chain = store.chain()
         self._history: History = store.history()
         self._tidying: asyncio.Task[None] | None = None
+        self._courier = Courier(store, identity.member_statements, self._connected)
+        self._mirror = mirror_of(identity, store, clock)
         self._hands = Hands(
             site=self._site,
             directory=identity.directory,
@@ -98,6 +119,7 @@ class Agent:
             blobs=self._blobs,
             clock=clock,
             line=self._connected,
+            courier=self._courier,
             feed=self.feed,
         )
 
@@ -134,17 +156,34 @@ class Agent:
             log.info("coordinator.connected", address=self._identity.address, attempt=attempt)
             for run in self._runs.values():
                 run.done.clear()
+            logging = asyncio.create_task(self._keep_log(line))
             try:
                 async for directive in line.follow():
                     await self._directed(directive)
                 reason = "the coordinator ended the stream"
             except Unavailable as error:
                 reason = str(error)[:300]
+            finally:
+                logging.cancel()
             self._say_away(reason, 0)
             return 0
         finally:
             self._line = None  # whoever sends meanwhile waits for the next one
             await line.close()
+
+    async def _keep_log(self, line: Line) -> None:
+        """While connected: bring the log what it lacks of this node's, and be this member's witness."""
+
+        async def answer(request: bytes) -> tuple[int, bytes]:
+            return await self._mirror.add_checkpoint(request, line.entries)
+
+        while True:
+            try:
+                await self._courier.flush()
+                await line.witness(answer)
+            except DureError as error:
+                log.info("log.waits", reason=str(error)[:300])
+            await asyncio.sleep(AGAIN_S)
 
     def _say_away(self, reason: str, attempt: int) -> None:
         with contextlib.suppress(Unavailable):  # a full disk is no reason to end: the log has it
@@ -192,9 +231,8 @@ class Agent:
             result = await asyncio.to_thread(step, self._site, self._history, self._chain, before, given, self._clock(), os.urandom)
             due = await asyncio.to_thread(owed, self._site, result.state)
             if result.state != before or result.chain != self._chain or result.records or result.note:
-                said = statements_in((*result.actions, *due))
                 await asyncio.to_thread(
-                    self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note, said
+                    self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note, result.statements
                 )
                 reach_persisted(due)
             run.state, self._chain = result.state, result.chain
@@ -283,16 +321,3 @@ def reach_persisted(actions: tuple[act.Action, ...]) -> None:
             reach(POINTS[action.report.kind])
         elif isinstance(action, act.Upload):
             reach(Point.UPLOAD_PROMISED)
-
-
-def statements_in(actions: tuple[act.Action, ...]) -> tuple[bytes, ...]:
-    """Signed statements these actions will send, envelope bytes as they travel."""
-    found: list[bytes] = []
-    for action in actions:
-        if isinstance(action, act.Commit):
-            found.append(action.envelope)
-        elif isinstance(action, act.Send) and action.report.kind in STATEMENTS:
-            body = action.report.body
-            parts = tlv.decode(body) if action.report.kind is ReportKind.ACCEPT else (body,)
-            found += [part for part in parts if isinstance(part, bytes) and part]
-    return tuple(found)

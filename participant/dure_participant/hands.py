@@ -28,12 +28,14 @@ from dure.model.layout import Layout
 from dure.model.weights import open_flat, weights_id
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement
+from dure.wire.messages import ReportKind
 from dure_participant import policy
 from dure_participant.bulk import BulkRefused, pull_blob, push_upload
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import NodeRunState
+from dure_participant.log.courier import Courier
 from dure_participant.settings import NodeSettings
 from dure_participant.store import NodeStore
 from dure_participant.trained import why_not
@@ -46,6 +48,8 @@ log = structlog.get_logger()
 
 DECISION_POLL_S = 0.5
 """How often the agent looks whether the operator has decided; the command line, another process, writes into the same store."""
+STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
+"""Reports that bring signed statements: those are in the log first."""
 E_B_LIMIT_BYTES = 1 << 28
 
 
@@ -83,10 +87,11 @@ class Hands:
         blobs: BlobStore,
         clock: Callable[[], float],
         line: Callable[[], Line],
+        courier: Courier,
         feed: Callable[[Run, inputs.Input], Awaitable[None]],
     ) -> None:
         self._site, self._dir, self._settings, self._store, self._blobs = site, directory, settings, store, blobs
-        self._clock, self._line, self._feed = clock, line, feed
+        self._clock, self._line, self._courier, self._feed = clock, line, courier, feed
         self._pulls: dict[str, asyncio.Lock] = {}
         self.shelf = asyncio.Lock()
         """Held while new blobs come into being that no state names yet; nothing is cleared away meanwhile."""
@@ -115,6 +120,8 @@ class Hands:
     # -- reports and consent ---------------------------------------------------------------------------------------
 
     async def _send(self, run: Run, action: act.Send) -> None:
+        if action.report.kind in STATEMENTS:
+            await self._courier.flush()
         reply = await self._line().report(action.report)
         if not reply.accepted:
             kind = action.report.kind.value
@@ -304,6 +311,7 @@ class Hands:
                 else await asyncio.to_thread(MaskedFile.load, self._masked(run, action.instance), action.length, action.chunk_bytes)
             )
             stream = run.streams[action.upload] = open_stream(file, self._sender(action.upload))
+        await self._courier.flush()
         if not stream.envelope.done():
             stream.envelope.set_result(action.envelope)
         try:

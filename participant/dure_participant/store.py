@@ -35,11 +35,12 @@ CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY AUTOINCREMENT, time
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS given (run BLOB NOT NULL, exchange INTEGER NOT NULL, fact TEXT NOT NULL, PRIMARY KEY (run, exchange));
 CREATE TABLE IF NOT EXISTS statements (
-  sha256 BLOB PRIMARY KEY, run BLOB NOT NULL, envelope BLOB NOT NULL, time REAL NOT NULL
+  number INTEGER PRIMARY KEY, sha256 BLOB UNIQUE NOT NULL, run BLOB NOT NULL, envelope BLOB NOT NULL, time REAL NOT NULL,
+  delivered INTEGER NOT NULL DEFAULT 0
 );
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 """
-VERSION = 2
+VERSION = 3
 KEEP_NOTES = 2_000
 
 
@@ -110,7 +111,8 @@ class NodeStore:
     def commit(
         self, run: bytes, state: bytes, chain: Chain, records: tuple[Sent, ...], note: str = "", statements: tuple[bytes, ...] = ()
     ) -> None:
-        """Persist one step whole, before any of its actions. `statements`: envelopes it will send, kept verbatim for ever."""
+        """Persist one step whole, before any of its actions. `statements`: envelopes it signed, in the order of their numbers from where
+        the chain stood; kept verbatim for ever."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run, state, time.time()))
             db.execute("INSERT OR REPLACE INTO chain VALUES (1, ?, ?)", (chain.seq, chain.prev))
@@ -120,9 +122,10 @@ class NodeStore:
                     "INSERT INTO sent (instance, record) VALUES (?, ?) ON CONFLICT (instance) DO UPDATE SET record = excluded.record",
                     (record.instance, text),
                 )
-            for envelope in statements:
+            for number, envelope in enumerate(statements, chain.seq - len(statements) + 1):  # row 1 is statement 0
                 digest = hashlib.sha256(envelope).digest()
-                db.execute("INSERT OR IGNORE INTO statements VALUES (?, ?, ?, ?)", (digest, run, envelope, time.time()))
+                values = (number, digest, run, envelope, time.time())
+                db.execute("INSERT INTO statements (number, sha256, run, envelope, time) VALUES (?, ?, ?, ?, ?)", values)
             if note:
                 db.execute("INSERT INTO notes (time, run, text) VALUES (?, ?, ?)", (time.time(), run, note[:1000]))
                 db.execute("DELETE FROM notes WHERE number <= (SELECT MAX(number) FROM notes) - ?", (KEEP_NOTES,))
@@ -134,6 +137,25 @@ class NodeStore:
     def statements(self, run: bytes) -> list[bytes]:
         """Every statement this node signed in a run, as it travelled, oldest first."""
         return [bytes(e) for (e,) in self._rows("SELECT envelope FROM statements WHERE run = ? ORDER BY rowid", run)]
+
+    def statement(self, number: int) -> bytes | None:
+        """The statement this node signed under that number; None if it has not."""
+        rows = self._rows("SELECT envelope FROM statements WHERE number = ?", number + 1)
+        return bytes(rows[0][0]) if rows else None
+
+    def undelivered(self, most: int) -> list[tuple[int, bytes]]:
+        """(number, envelope) of the first statements the log has not acknowledged, in order."""
+        query = "SELECT number, envelope FROM statements WHERE delivered = 0 ORDER BY number LIMIT ?"
+        return [(number - 1, bytes(envelope)) for number, envelope in self._rows(query, most)]
+
+    def mark_delivered(self, number: int) -> None:
+        """The log has every statement up to this one."""
+        with self._transaction() as db:
+            db.execute("UPDATE statements SET delivered = 1 WHERE number <= ? AND delivered = 0", (number + 1,))
+
+    def delivered(self) -> int:
+        """How many statements the log has acknowledged."""
+        return int(self._rows("SELECT COUNT(*) FROM statements WHERE delivered = 1")[0][0])
 
     def chain(self) -> Chain:
         """Where the node key's statement chain stands."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 
 import grpc
@@ -20,6 +20,8 @@ from dure.wire.control import (
     encode_report,
 )
 from dure.wire.messages import MAX_CONTROL_BYTES, PROTOCOL_VERSION, Directive, Hello, HelloReply, Report, ReportReply
+from dure_pb.v1 import log_pb2 as log_pb
+from dure_pb.v1 import log_pb2_grpc as log_rpc
 from dure_pb.v1 import members_pb2 as pb
 from dure_pb.v1 import members_pb2_grpc as rpc
 
@@ -54,6 +56,7 @@ class Line:
         credentials = grpc.ssl_channel_credentials(identity.coordinator_ca_pem, identity.tls_key_pem, identity.tls_certificate_pem)
         self.channel = grpc.aio.secure_channel(identity.address, credentials, OPTIONS)
         self._members = rpc.MembersServiceStub(self.channel)
+        self._log = log_rpc.LogServiceStub(self.channel)
 
     async def close(self) -> None:
         await self.channel.close(None)
@@ -92,6 +95,45 @@ class Line:
                     raise Unavailable(f"a directive is out of form: {error}") from None
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+
+    async def append(self, envelopes: Sequence[bytes]) -> tuple[int, str]:
+        """Hand statements to the log; (how many are entries now, why not the next).
+
+        Raises:
+            Unavailable: no answer; send them again, it is idempotent.
+        """
+        try:
+            answer = await self._log.Append(log_pb.AppendRequest(envelopes=envelopes), timeout=CALL_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in REFUSED:
+                return 0, (error.details() or "refused")[:500]
+            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        except grpc.aio.UsageError:
+            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
+        return min(answer.accepted, len(envelopes)), "".join(c if c.isprintable() else " " for c in answer.reason)[:500]
+
+    async def entries(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """Entries [start, end) of the log, as the coordinator gives them; fewer if it ends early."""
+        try:
+            async for answer in self._log.Entries(log_pb.EntriesRequest(start=start, end=end)):
+                for entry in answer.entries:
+                    yield entry
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+
+    async def witness(self, answer: Callable[[bytes], Awaitable[tuple[int, bytes]]]) -> None:
+        """Be this member's witness until the stream ends (`Unavailable`): each head asked about gets its answer."""
+        call = self._log.Witness()
+        try:
+            await call.write(log_pb.WitnessRequest(number=0))
+            while (asked := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in grpc-stubs
+                status, body = await answer(asked.add_checkpoint)
+                await call.write(log_pb.WitnessRequest(number=asked.number, status=status, body=body))
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        finally:
+            call.cancel()
+        raise Unavailable(f"{self._identity.address}: the stream of heads ended")
 
     async def report(self, report: Report) -> ReportReply:
         """Send a report and return its answer.

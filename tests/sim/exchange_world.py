@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sim.sim_log import SimLog
 
 from dure.blobs import CHUNK_BYTES, BlobId, chunk_leaf
 from dure.model.base import BaseRecord
@@ -31,7 +32,7 @@ from dure.statements.statement import Chain, seal
 from dure.tlog.merkle import merkle_root
 from dure.wire.messages import Directive, Report, ReportKind, ReportReply
 from dure_coordinator.exchange import decide, view
-from dure_coordinator.exchange.duties import Answer, Sign, Step, Sum, duties, next_deadline
+from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum, duties, next_deadline
 from dure_coordinator.exchange.events import Asked, Done, Event, Gone, Reported, Seen, Stop, Tick, Uploaded, decode_event, encode_event
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
@@ -130,6 +131,7 @@ class World:
         self.began = self.now
         self.state: RunState = decide.begin(self.facts, self.now)
         self.log: list[tuple[float, bytes]] = []
+        self.sim_log = SimLog(self.members, thresholds.u_min(n, c), self._key)
         self.blobs: dict[str, bytes] = {}
         self.spools: dict[tuple[str, bytes], bytes] = {}
         self.plain: dict[tuple[str, bytes], Any] = {}
@@ -171,6 +173,9 @@ class World:
             members=self.facts.member_signing_keys,
             coordinator_key=self.facts.coordinator_key,
             allow_unrecomputed_bases=True,
+            log_key=self.sim_log.key,
+            witnesses=self.sim_log.witnesses,
+            witness_quorum=self.sim_log.quorum,
         )
         return SimNode(site, begin(self.run).to_bytes())
 
@@ -250,6 +255,11 @@ class World:
                 envelope, self.chain = seal(duty.statement, self.coordinator_key, self.chain, self.now)
                 self.signed[duty.id] = envelope.to_bytes()
             self.apply(Done(duty.id, {"envelope": self.signed[duty.id]}))
+        elif isinstance(duty, Cosign):
+            proof = self.sim_log.covering(duty.envelope, [m for m, node in self.nodes.items() if node.connected], self.now)
+            if proof is None:  # too few witnesses are there: owed until they come or the deadline passes
+                return
+            self.apply(Done(duty.id, {"proof": proof}))
         elif isinstance(duty, Sum):
             self.apply(Done(duty.id, self.sum(duty)))
         elif isinstance(duty, Step):

@@ -10,7 +10,7 @@ from sim.exchange_world import World
 from dure.blobs import BlobId
 from dure.model.base import BaseRecord
 from dure.secagg import thresholds
-from dure.wire.messages import DirectiveKind
+from dure.wire.messages import DirectiveKind, ReportKind
 from dure_coordinator.exchange.events import Seen
 from dure_coordinator.exchange.state import RunPhase
 
@@ -349,7 +349,7 @@ def test_a_certified_instance_that_cannot_be_opened_ends_the_run_naming_who_is_m
 
     def lose(w: World) -> None:
         instance = w.state.exchange.instance if w.state.exchange else None
-        if instance and instance.phase in ("certify", "reveal") and len(instance.reveals) == 0:
+        if instance and instance.phase == "reveal" and len(instance.reveals) == 0:
             for m in w.members[:3]:
                 if w.nodes[m].alive:
                     w.kill(m)
@@ -357,6 +357,24 @@ def test_a_certified_instance_that_cannot_be_opened_ends_the_run_naming_who_is_m
     world.exchange(1, "train", world.first_weights(), hook=lose)
     assert world.state.phase is RunPhase.ABORTED
     assert "m00" in world.state.reason and "new run" in world.state.reason
+
+
+def test_a_survivor_set_whose_head_too_few_witnesses_cosign_is_voided_and_nothing_was_revealed() -> None:
+    """Two of five are away when the certificate is there: t = 4 signatures are, the witnesses' quorum is not."""
+    world = ready_world(5)
+
+    def lose(w: World) -> None:
+        instance = w.state.exchange.instance if w.state.exchange else None
+        if instance and instance.phase == "cosign":
+            for m in w.members[:2]:
+                if w.nodes[m].alive:
+                    w.kill(m)
+
+    reply = world.exchange(1, "train", world.first_weights(), hook=lose)
+    assert reply is None or reply.status == "failed"
+    assert "cosigned" in " ".join(world.reasons)
+    world.check_secrets()
+    assert not [r for _, r in world.sent if r.kind is ReportKind.REVEAL]
 
 
 def test_directives_of_a_finished_run_say_so() -> None:

@@ -57,6 +57,7 @@ _ADVANCES: tuple[Callable[[RunState, float], RunState], ...] = (
     share.advance_share,
     upload.advance_upload,
     survivors.advance_survivors,
+    survivors.advance_cosign,
     reveal.advance_reveal,
     aggregate.advance_update,
     void.advance_void,
@@ -156,6 +157,8 @@ def _settle(state: RunState, duty: Duty, event: Done, now: float) -> RunState:
         return aggregate.summed(state, event.result, now)
     if what == "step":
         return accept.stepped(state, event.result, now)
+    if what == "cosign":
+        return survivors.cosigned(state, event.result["proof"], now)
     envelope = event.result["envelope"]
     if what == "dropout":
         return aggregate.dropout_signed(state, duty.id.split("/")[-1], envelope)

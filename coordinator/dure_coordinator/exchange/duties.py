@@ -13,7 +13,7 @@ from dure.secagg.recover import Recovered
 if TYPE_CHECKING:
     from dure_coordinator.exchange.state import RunState
 
-__all__ = ["Answer", "Duty", "Reply", "Sign", "Step", "Sum", "duties", "next_deadline"]
+__all__ = ["Answer", "Cosign", "Duty", "Reply", "Sign", "Step", "Sum", "duties", "next_deadline"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,14 @@ class Sign:
     id: str
     statement: Any
     """One of InstanceOpen, InstanceSurvivors, InstanceAggregate, InstanceDropout."""
+
+
+@dataclass(frozen=True)
+class Cosign:
+    """Wait until this entry is under a head of the log that the witnesses' quorum cosigned. Done: {"proof": tlog-proof bytes}."""
+
+    id: str
+    envelope: bytes
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class Answer:
     reply: Reply
 
 
-Duty = Sign | Sum | Step | Answer
+Duty = Sign | Cosign | Sum | Step | Answer
 
 
 def duties(state: RunState) -> tuple[Duty, ...]:

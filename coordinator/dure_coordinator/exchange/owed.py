@@ -10,7 +10,7 @@ from dure_coordinator.exchange.accept import needs_step
 from dure_coordinator.exchange.aggregate import dropout_statement, lifted
 from dure_coordinator.exchange.asking import step_config
 from dure_coordinator.exchange.common import gone_wakeups, in_flight
-from dure_coordinator.exchange.duties import Answer, Duty, Sign, Step, Sum
+from dure_coordinator.exchange.duties import Answer, Cosign, Duty, Sign, Step, Sum
 from dure_coordinator.exchange.share import elements_of
 from dure_coordinator.exchange.state import EpochPhase, ExchangePhase, ExchangeState, InstancePhase, InstanceState, RunPhase, RunState
 from dure_coordinator.exchange.upload import read_commit
@@ -37,6 +37,8 @@ def _of_instance(state: RunState, exchange: ExchangeState, instance: InstanceSta
         return [Sign(f"open/{key}", instance.open_statement)]
     if instance.phase is InstancePhase.CERTIFY:
         return [Sign(f"survivors/{key}", instance.survivors_statement)]
+    if instance.phase is InstancePhase.COSIGN:
+        return [Cosign(f"cosign/{key}", instance.survivors_envelope)]
     if instance.phase is InstancePhase.SUM:
         return [_sum(state, exchange, instance)]
     if instance.phase is InstancePhase.AGGREGATE:
@@ -145,6 +147,7 @@ def _instance_times(state: RunState, instance: InstanceState) -> list[float]:
         InstancePhase.SHARE: limits.share,
         InstancePhase.UPLOAD: limits.upload,
         InstancePhase.SURVIVORS: limits.survivors,
+        InstancePhase.COSIGN: limits.survivors,
         InstancePhase.REVEAL: limits.reveal,
         InstancePhase.VOID: limits.accept,
     }

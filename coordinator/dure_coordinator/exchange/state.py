@@ -52,6 +52,8 @@ class InstancePhase(StrEnum):
     SURVIVORS = "survivors"
     CERTIFY = "certify"
     """The quorum signed; the coordinator owes the signed instance-survivors."""
+    COSIGN = "cosign"
+    """instance-survivors is an entry of the log; a head over it that the witnesses' quorum cosigned is waited for."""
     REVEAL = "reveal"
     SUM = "sum"
     AGGREGATE = "aggregate"
@@ -133,6 +135,8 @@ class InstanceState:
     signatures: Mapping[str, bytes] = field(default_factory=dict)
     survivors_statement: Any = None
     survivors_envelope: bytes = b""
+    survivors_proof: bytes = b""
+    """tlog-proof of it under a cosigned head; nobody is asked to reveal before."""
     decision: Literal["", "reveal", "void"] = ""
     """Persisted once; the other is never asked for."""
     reveals: Mapping[str, bytes] = field(default_factory=dict)

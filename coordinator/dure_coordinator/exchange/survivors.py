@@ -45,7 +45,7 @@ def check_signature(state: RunState, instance: InstanceState, member: str, signa
 
 
 def advance_survivors(state: RunState, now: float) -> RunState:
-    """At t signatures the decision to reveal is taken, once and for all; below, at the deadline, the instance is voided."""
+    """At t signatures the set is certified; below, at the deadline, the instance is voided."""
     instance = current(state)
     if instance is None or instance.phase is not InstancePhase.SURVIVORS:
         return state
@@ -63,12 +63,32 @@ def advance_survivors(state: RunState, now: float) -> RunState:
         survivors=tuple(Survivor(m, hashes[m]) for m in instance.survivors),
         certificate=tuple(SurvivorSignature(m, instance.signatures[m]) for m in sorted(instance.signatures)),
     )
-    return with_instance(state, phase=InstancePhase.CERTIFY, decision="reveal", survivors_statement=statement, began=now)
+    return with_instance(state, phase=InstancePhase.CERTIFY, survivors_statement=statement, began=now)
 
 
 def certified(state: RunState, envelope: bytes, now: float) -> RunState:
-    """instance-survivors is signed: shares may be asked for."""
+    """instance-survivors is signed and an entry: its head goes to the witnesses."""
     instance = current(state)
     if instance is None or instance.phase is not InstancePhase.CERTIFY:
         return state
-    return with_instance(state, phase=InstancePhase.REVEAL, survivors_envelope=envelope, began=now)
+    return with_instance(state, phase=InstancePhase.COSIGN, survivors_envelope=envelope, began=now)
+
+
+def cosigned(state: RunState, proof: bytes, now: float) -> RunState:
+    """The survivors' entry is under a cosigned head: the decision to reveal is taken, once and for all, and shares may be asked for."""
+    instance = current(state)
+    if instance is None or instance.phase is not InstancePhase.COSIGN:
+        return state
+    return with_instance(state, phase=InstancePhase.REVEAL, decision="reveal", survivors_proof=proof, began=now)
+
+
+def advance_cosign(state: RunState, now: float) -> RunState:
+    """Without a cosigned head by the deadline the instance is voided: nothing was asked to be revealed in it."""
+    instance = current(state)
+    if instance is None or instance.phase is not InstancePhase.COSIGN:
+        return state
+    if now < instance.began + state.facts.plan.deadlines.survivors:
+        return state
+    return begin_void(
+        state, "the log's head over its survivor set was not cosigned in time (`dure coordinator status` names the witnesses)", now
+    )

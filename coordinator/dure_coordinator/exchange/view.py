@@ -186,7 +186,7 @@ def _of_instance(
         commits = {m: instance.commits[m] for m in instance.survivors}
         return make(DirectiveKind.SURVIVORS, parts=commits, deadline=began + limits.survivors, **where)
     if instance.phase is InstancePhase.REVEAL:
-        documents = {"survivors": instance.survivors_envelope}
+        documents = {"survivors": instance.survivors_envelope, "proof": instance.survivors_proof}
         return make(DirectiveKind.REVEAL, members=instance.unopened, documents=documents, deadline=began + limits.reveal, **where)
     if instance.phase is InstancePhase.VOID:
         return make(DirectiveKind.VOID, deadline=began + limits.accept, reason=instance.reason, **where)

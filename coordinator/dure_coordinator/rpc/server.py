@@ -16,8 +16,9 @@ from dure_coordinator.callers import Roster
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.rpc.bulk import BulkService, BulkSettings
 from dure_coordinator.rpc.interceptor import Authorise, member_of
+from dure_coordinator.rpc.log import Log
 from dure_coordinator.rpc.members import Members, MembersBulk
-from dure_pb.v1 import members_pb2_grpc
+from dure_pb.v1 import log_pb2_grpc, members_pb2_grpc
 
 SLACK_BYTES = 64 * 1024
 
@@ -49,7 +50,9 @@ class MembersPort:
     address: str
 
 
-def members_port(fleet: Fleet, roster: Callable[[], Roster], tls: TlsFiles, listen: str, limits: Limits) -> MembersPort:
+def members_port(
+    fleet: Fleet, roster: Callable[[], Roster], tls: TlsFiles, listen: str, limits: Limits, log: Log | None = None
+) -> MembersPort:
     """Mutual TLS only; anchors are the charter's member CAs.
 
     Raises:
@@ -60,6 +63,8 @@ def members_port(fleet: Fleet, roster: Callable[[], Roster], tls: TlsFiles, list
     server = grpc.aio.server(interceptors=[interceptor], options=_options(limits))
     members = Members(fleet)
     members_pb2_grpc.add_MembersServiceServicer_to_server(members, server)
+    if log is not None:
+        log_pb2_grpc.add_LogServiceServicer_to_server(log, server)
     bulk = BulkService(MembersBulk(fleet), member_of, BulkSettings(streams_per_member=limits.bulk_streams_per_member), fleet.disk_full)
     server.add_generic_rpc_handlers((bulk.handler(),))
     credentials = grpc.ssl_server_credentials([(tls.key, tls.chain)], roster().anchors(), require_client_auth=True)

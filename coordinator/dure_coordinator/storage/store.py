@@ -6,13 +6,14 @@ One process writes (serve.lock), one transaction at a time; a crash between two 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
@@ -22,7 +23,6 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from dure.errors import Conflict, Unavailable
 from dure.statements.dsse import Envelope
@@ -31,6 +31,7 @@ from dure.tlog.merkle import Frontier
 from dure_coordinator.storage import log_rows
 from dure_coordinator.storage import tables as t
 
+T = TypeVar("T")
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -140,12 +141,25 @@ class With:
 NOTHING = With()
 
 
+@dataclass(frozen=True)
+class NewEvent:
+    """An event to append, and what is committed with it."""
+
+    position: int
+    time: float
+    body: bytes
+    also: With = NOTHING
+
+
 @dataclass
 class Store:
-    """Queries. Make one with `Store.open`."""
+    """Queries. Make one with `Store.open`.
 
-    engine: AsyncEngine
-    _write: asyncio.Lock = field(default_factory=asyncio.Lock)
+    One thread works on the database, one call after the other: a transaction is then one visit to a thread, however many statements it has.
+    """
+
+    engine: sa.Engine
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store"))
 
     @classmethod
     async def open(cls, url: str) -> Store:
@@ -157,86 +171,104 @@ class Store:
         target = sa.engine.make_url(url)
         if target.get_backend_name() == "sqlite" and target.database and not Path(target.database).parent.is_dir():
             raise StoreUnusable(f"database {_shown(url)}: its folder does not exist")
-        engine = create_async_engine(url)
+        engine = sa.create_engine(url)
         if engine.dialect.name == "sqlite":
-            event.listen(engine.sync_engine, "connect", _durable_sqlite)
+            event.listen(engine, "connect", _durable_sqlite)
         store = cls(engine)
         try:
-            async with engine.connect() as connection:
-                await connection.run_sync(upgrade)
-                await connection.commit()
+            await store._call(lambda: _upgraded(engine))
         except CommandError as e:
-            await engine.dispose()
+            await store.close()
             raise StoreUnusable(f"database {_shown(url)}: written by another version of Dure ({e}); use that one or a newer one") from e
         except (DBAPIError, OSError) as e:
-            await engine.dispose()
+            await store.close()
             raise StoreUnusable(f"database {_shown(url)}: {_cause(e)}") from e
         return store
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        """What was begun is committed first. Closing twice is no error."""
+        with contextlib.suppress(RuntimeError):  # the thread is down already
+            await self._call(self.engine.dispose)
+        self._thread.shutdown()
 
-    @asynccontextmanager
-    async def _transaction(self) -> Any:
-        async with self._write:
+    async def _call(self, work: Callable[[], T]) -> T:
+        """In the store's thread. Cancelling the caller does not stop it: what was begun is committed."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    async def _read(self, query: Callable[[sa.Connection], T]) -> T:
+        def work() -> T:
+            with self.engine.connect() as c:
+                return query(c)
+
+        return await self._call(work)
+
+    async def _transaction(self, change: Callable[[sa.Connection], T]) -> T:
+        """All of `change` or nothing; committed when this returns."""
+
+        def work() -> T:
             try:
-                async with self.engine.begin() as connection:
-                    yield connection
+                with self.engine.begin() as c:
+                    return change(c)
             except DBAPIError as e:
                 if isinstance(e, sa.exc.IntegrityError):
                     raise
                 raise StoreUnusable(f"database: {_cause(e)}; nothing of this was kept") from e
 
+        return await self._call(work)
+
     # -- runs and events -------------------------------------------------------------------------------------------
 
     async def add_run(self, row: RunRow, also: With = NOTHING) -> None:
         """Registers a run, with its plan among the statements; `Conflict` if it is there already."""
-        async with self._transaction() as c:
-            if await c.scalar(sa.select(sa.func.count()).select_from(t.runs).where(t.runs.c.run == row.run)):
+
+        def change(c: sa.Connection) -> None:
+            if c.scalar(sa.select(sa.func.count()).select_from(t.runs).where(t.runs.c.run == row.run)):
                 raise Conflict(f"run {row.run.hex()[:12]} exists already")
-            await c.execute(sa.insert(t.runs).values(**{**row.__dict__, "created": row.created or time.time()}))
-            await _write_with(c, row.run, also)
+            c.execute(sa.insert(t.runs), {**row.__dict__, "created": row.created or time.time()})
+            _write_with(c, row.run, also)
+
+        await self._transaction(change)
 
     async def runs(self) -> list[RunRow]:
         """All runs, oldest first."""
-        async with self.engine.connect() as c:
-            found = await c.execute(sa.select(t.runs).order_by(t.runs.c.created, t.runs.c.run))
-            return [RunRow(**r._mapping) for r in found]
+        query = sa.select(t.runs).order_by(t.runs.c.created, t.runs.c.run)
+        return await self._read(lambda c: [RunRow(**r._mapping) for r in c.execute(query)])
 
-    async def append(self, run: bytes, position: int, now: float, body: bytes, also: With = NOTHING) -> None:
-        """One more event of a run, and what belongs to it, in one transaction.
+    async def append(self, run: bytes, *events: NewEvent) -> None:
+        """More events of a run, and what belongs to each, in one transaction.
 
         Raises:
-            Conflict: there is an event at this position: somebody else writes this run.
+            Conflict: there is an event at one of these positions: somebody else writes this run.
         """
+
+        def change(c: sa.Connection) -> None:
+            for e in events:
+                c.execute(_INSERT[t.events], {"run": run, "position": e.position, "time": e.time, "body": e.body})
+                _write_with(c, run, e.also)
+
         try:
-            async with self._transaction() as c:
-                await c.execute(sa.insert(t.events).values(run=run, position=position, time=now, body=body))
-                await _write_with(c, run, also)
+            await self._transaction(change)
         except sa.exc.IntegrityError as e:
-            raise Conflict(f"run {run.hex()[:12]}: event {position} is there already; two coordinators on one database?") from e
+            first = events[0].position
+            raise Conflict(f"run {run.hex()[:12]}: event {first} is there already; two coordinators on one database?") from e
 
     async def events(self, run: bytes) -> list[EventRow]:
         """A run's events in order. A gap means the database was damaged."""
-        query = sa.select(t.events.c.position, t.events.c.time, t.events.c.body)
-        async with self.engine.connect() as c:
-            found = await c.execute(query.where(t.events.c.run == run).order_by(t.events.c.position))
-            rows = [EventRow(*r) for r in found]
+        query = sa.select(t.events.c.position, t.events.c.time, t.events.c.body).where(t.events.c.run == run).order_by(t.events.c.position)
+        rows = await self._read(lambda c: [EventRow(*r) for r in c.execute(query)])
         if [r.position for r in rows] != list(range(len(rows))):
             raise StoreUnusable(f"run {run.hex()[:12]}: its events have a gap; restore the database from a backup")
         return rows
 
     async def write(self, run: bytes, also: With) -> None:
         """What belongs to no event (a journal row, a blob that was shipped)."""
-        async with self._transaction() as c:
-            await _write_with(c, run, also)
+        await self._transaction(lambda c: _write_with(c, run, also))
 
     # -- statements ------------------------------------------------------------------------------------------------
 
     async def chain_of(self, party: str) -> Chain:
         """Where a signing key's chain stands; a new one starts at 0."""
-        async with self.engine.connect() as c:
-            row = (await c.execute(sa.select(t.chain.c.seq, t.chain.c.prev).where(t.chain.c.party == party))).first()
+        row = await self._read(lambda c: c.execute(_CHAIN_OF, {"party": party}).first())
         return Chain() if row is None else Chain(row.seq, row.prev)
 
     async def statements(self, *, run: bytes | None = None, kind: str | None = None) -> list[StatementRow]:
@@ -245,94 +277,106 @@ class Store:
             query = query.where(t.statements.c.run == run)
         if kind is not None:
             query = query.where(t.statements.c.kind == kind)
-        async with self.engine.connect() as c:
-            found = await c.execute(query.order_by(t.statements.c.party, t.statements.c.seq))
-            return [StatementRow(**r._mapping) for r in found]
+        query = query.order_by(t.statements.c.party, t.statements.c.seq)
+        return await self._read(lambda c: [StatementRow(**r._mapping) for r in c.execute(query)])
 
     # -- the log ---------------------------------------------------------------------------------------------------
 
     async def log_head(self) -> Frontier:
         """The log's right edge: size and root of everything committed."""
-        async with self.engine.connect() as c:
-            return await log_rows.read_head(c)
+        return await self._read(log_rows.read_head)
 
     async def log_entries(self, start: int, end: int) -> list[bytes]:
         """Entries [start, end), verbatim. A gap means the database was damaged."""
-        async with self.engine.connect() as c:
-            found = await log_rows.entries(c, start, end)
+        found = await self._read(lambda c: log_rows.entries(c, start, end))
         if len(found) != end - start:
             raise StoreUnusable(f"the log has {len(found)} of the entries {start} to {end}; restore the database from a backup")
         return found
 
     async def log_next_seq(self, party: str) -> int:
         """Where a signer's chain stands in the log: its first number that is no entry yet."""
-        async with self.engine.connect() as c:
-            return await log_rows.next_seq(c, party)
+        return await self._read(lambda c: log_rows.next_seq(c, party))
 
     async def statement(self, party: str, seq: int) -> list[bytes]:
         """Envelopes of this signer with this number: none, one, or the evidence of two."""
         query = sa.select(t.statements.c.envelope).where(t.statements.c.party == party, t.statements.c.seq == seq)
-        async with self.engine.connect() as c:
-            return [row.envelope for row in await c.execute(query.order_by(t.statements.c.digest))]
+        return await self._read(lambda c: [row.envelope for row in c.execute(query.order_by(t.statements.c.digest))])
+
+    async def statements_of(self, party: str, run: bytes | None) -> int:
+        """How many statements of this signer are kept for a run, or for none."""
+        where = t.statements.c.run.is_(None) if run is None else t.statements.c.run == run
+        query = sa.select(sa.func.count()).select_from(t.statements).where(t.statements.c.party == party, where)
+        return await self._read(lambda c: c.scalar(query) or 0)
 
     async def log_index(self, digest: bytes) -> int | None:
         """Index of the entry with this envelope digest; None if there is none."""
-        async with self.engine.connect() as c:
-            return await log_rows.index_of(c, digest)
+        return await self._read(lambda c: log_rows.index_of(c, digest))
 
     # -- blobs and uploads -----------------------------------------------------------------------------------------
 
     async def runs_of_blob(self, blob: str) -> list[tuple[bytes, str]]:
         """(run, purpose) pairs under which this blob is registered."""
-        async with self.engine.connect() as c:
-            found = await c.execute(sa.select(t.blobs.c.run, t.blobs.c.purpose).where(t.blobs.c.blob == blob))
-            return [(r.run, r.purpose) for r in found]
+        return await self._read(lambda c: [(r.run, r.purpose) for r in c.execute(_RUNS_OF_BLOB, {"blob": blob})])
 
     async def blobs(self, run: bytes) -> list[BlobRow]:
-        async with self.engine.connect() as c:
-            found = await c.execute(sa.select(t.blobs).where(t.blobs.c.run == run).order_by(t.blobs.c.exchange))
-            return [BlobRow(**r._mapping) for r in found]
+        query = sa.select(t.blobs).where(t.blobs.c.run == run).order_by(t.blobs.c.exchange)
+        return await self._read(lambda c: [BlobRow(**r._mapping) for r in c.execute(query)])
 
     async def forget_blobs(self, run: bytes, blobs: Iterable[str]) -> None:
-        async with self._transaction() as c:
-            await c.execute(sa.delete(t.blobs).where(t.blobs.c.run == run, t.blobs.c.blob.in_(list(blobs))))
+        gone = sa.delete(t.blobs).where(t.blobs.c.run == run, t.blobs.c.blob.in_(list(blobs)))
+        await self._transaction(lambda c: c.execute(gone))
 
     async def begin_upload(self, row: UploadRow) -> None:
         """Notes an upload before its first chunk is taken; repeating it is no error."""
-        async with self._transaction() as c:
-            await _insert_new(c, t.uploads, row.__dict__)
+        await self._transaction(lambda c: _insert_new(c, t.uploads, row.__dict__))
 
     async def upload(self, upload: bytes) -> UploadRow | None:
-        async with self.engine.connect() as c:
-            row = (await c.execute(sa.select(t.uploads).where(t.uploads.c.upload == upload))).first()
+        row = await self._read(lambda c: c.execute(_UPLOAD, {"upload": upload}).first())
         return None if row is None else UploadRow(**row._mapping)
 
     async def uploads(self, run: bytes, instance: bytes) -> list[UploadRow]:
-        query = sa.select(t.uploads).where(t.uploads.c.run == run, t.uploads.c.instance == instance)
-        async with self.engine.connect() as c:
-            return [UploadRow(**r._mapping) for r in await c.execute(query.order_by(t.uploads.c.member))]
+        query = sa.select(t.uploads).where(t.uploads.c.run == run, t.uploads.c.instance == instance).order_by(t.uploads.c.member)
+        return await self._read(lambda c: [UploadRow(**r._mapping) for r in c.execute(query)])
 
     async def forget_upload(self, upload: bytes) -> None:
-        async with self._transaction() as c:
-            await c.execute(sa.delete(t.uploads).where(t.uploads.c.upload == upload))
+        await self._transaction(lambda c: c.execute(sa.delete(t.uploads).where(t.uploads.c.upload == upload)))
 
     # -- nodes and journal -----------------------------------------------------------------------------------------
 
     async def node(self, member: str) -> NodeRow | None:
         """The node with the highest generation this member ever came with."""
-        async with self.engine.connect() as c:
-            row = (await c.execute(sa.select(t.nodes).where(t.nodes.c.member == member))).first()
+        row = await self._read(lambda c: c.execute(sa.select(t.nodes).where(t.nodes.c.member == member)).first())
         return None if row is None else NodeRow(**row._mapping)
 
     async def put_node(self, row: NodeRow) -> None:
-        async with self._transaction() as c:
-            await c.execute(sa.delete(t.nodes).where(t.nodes.c.member == row.member))
-            await c.execute(sa.insert(t.nodes).values(**row.__dict__))
+        def change(c: sa.Connection) -> None:
+            c.execute(sa.delete(t.nodes).where(t.nodes.c.member == row.member))
+            c.execute(sa.insert(t.nodes), row.__dict__)
+
+        await self._transaction(change)
 
     async def journal(self, run: bytes) -> list[JournalRow]:
-        async with self.engine.connect() as c:
-            found = await c.execute(sa.select(t.journal).where(t.journal.c.run == run).order_by(t.journal.c.seq))
-            return [_journal_row(r._mapping) for r in found]
+        query = sa.select(t.journal).where(t.journal.c.run == run).order_by(t.journal.c.seq)
+        return await self._read(lambda c: [_journal_row(r._mapping) for r in c.execute(query)])
+
+
+# Statements of the hot path, built once: SQLAlchemy takes longer to build one than SQLite to run it.
+_INSERT = {table: sa.insert(table) for table in t.metadata.sorted_tables}
+_EXISTS = {
+    table: sa.select(sa.literal(1)).select_from(table).where(*(c == sa.bindparam(c.name) for c in table.primary_key.columns))
+    for table in t.metadata.sorted_tables
+}
+_CHAIN_OF = sa.select(t.chain.c.seq, t.chain.c.prev).where(t.chain.c.party == sa.bindparam("party"))
+_CHAIN_GONE = sa.delete(t.chain).where(t.chain.c.party == sa.bindparam("its_party"))
+_RUNS_OF_BLOB = sa.select(t.blobs.c.run, t.blobs.c.purpose).where(t.blobs.c.blob == sa.bindparam("blob"))
+_UPLOAD = sa.select(t.uploads).where(t.uploads.c.upload == sa.bindparam("upload"))
+_COMMITTED = sa.update(t.uploads).where(t.uploads.c.upload == sa.bindparam("its_upload"))
+
+
+def _upgraded(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        upgrade(connection)
+        connection.commit()
 
 
 def upgrade(connection: sa.Connection) -> None:
@@ -352,35 +396,33 @@ def _durable_sqlite(connection: Any, _record: object) -> None:
     cursor.close()
 
 
-async def _write_with(c: AsyncConnection, run: bytes, also: With) -> None:
+def _write_with(c: sa.Connection, run: bytes, also: With) -> None:
     for statement in also.statements:
-        if await _insert_new(c, t.statements, statement.__dict__):
-            await log_rows.take(c, statement.party, statement.seq)
+        if _insert_new(c, t.statements, statement.__dict__):
+            log_rows.take(c, statement.party, statement.seq)
     for blob in also.blobs:
-        await _insert_new(c, t.blobs, blob.__dict__)
+        _insert_new(c, t.blobs, blob.__dict__)
     if also.chain is not None:
         party, chain = also.chain
-        await c.execute(sa.delete(t.chain).where(t.chain.c.party == party))
-        await c.execute(sa.insert(t.chain).values(party=party, seq=chain.seq, prev=chain.prev))
+        c.execute(_CHAIN_GONE, {"its_party": party})
+        c.execute(_INSERT[t.chain], {"party": party, "seq": chain.seq, "prev": chain.prev})
     if also.committed is not None:
         upload, commit = also.committed
-        await c.execute(sa.update(t.uploads).where(t.uploads.c.upload == upload).values(commit=commit))
+        c.execute(_COMMITTED, {"its_upload": upload, "commit": commit})
     if also.label is not None:
         label, reason = also.label
-        await c.execute(sa.update(t.runs).where(t.runs.c.run == run).values(label=label, reason=reason))
+        c.execute(sa.update(t.runs).where(t.runs.c.run == run).values(label=label, reason=reason))
     if also.journal is not None:
         row = also.journal
-        await c.execute(sa.delete(t.journal).where(t.journal.c.run == run, t.journal.c.seq == row.seq))
-        values = {**row.__dict__, "nodes": _json(row.nodes), "reply": _json(row.reply)}
-        await c.execute(sa.insert(t.journal).values(run=run, **values))
+        c.execute(sa.delete(t.journal).where(t.journal.c.run == run, t.journal.c.seq == row.seq))
+        c.execute(_INSERT[t.journal], {"run": run, **row.__dict__, "nodes": _json(row.nodes), "reply": _json(row.reply)})
 
 
-async def _insert_new(c: AsyncConnection, table: sa.Table, values: dict[str, Any]) -> bool:
+def _insert_new(c: sa.Connection, table: sa.Table, values: dict[str, Any]) -> bool:
     """Inserts unless a row with this primary key is there; returns whether it did."""
-    same = sa.and_(*(column == values[column.name] for column in table.primary_key.columns))
-    if await c.scalar(sa.select(sa.func.count()).select_from(table).where(same)):
+    if c.scalar(_EXISTS[table], {column.name: values[column.name] for column in table.primary_key.columns}):
         return False
-    await c.execute(sa.insert(table).values(**values))
+    c.execute(_INSERT[table], values)
     return True
 
 

@@ -1,6 +1,6 @@
 """A member's own folder: its keys, its CA, and the join request it hands out.
 
-<dir>/member.json  governance.key signing.key witness.key ca.key (0600)  ca.pem  chain.json  pin
+<dir>/member.json  governance.key signing.key witness.key ca.key (0600)  ca.pem  chain.json  statements/  pin
 """
 
 from __future__ import annotations
@@ -125,10 +125,15 @@ class MemberFolder:
         body = read_json(path, WHAT, "generation", "seq", "prev")
         return int(body["generation"]) + 1, Chain(int(body["seq"]), bytes.fromhex(body["prev"]))
 
-    def record_delegation(self, generation: int, chain: Chain) -> None:
-        """Persist what was used, before the delegation leaves this folder."""
+    def record_delegation(self, generation: int, chain: Chain, envelope: bytes) -> None:
+        """Persist what was signed, and that it was, before the delegation leaves this folder."""
         assert chain.prev is not None
+        write_atomic(self.directory / "statements" / f"{chain.seq - 1:06d}.json", envelope)
         write_json(self.directory / "chain.json", {"generation": generation, "seq": chain.seq, "prev": chain.prev.hex()})
+
+    def statements(self) -> tuple[bytes, ...]:
+        """Everything the signing key signed, in order."""
+        return tuple(path.read_bytes() for path in sorted((self.directory / "statements").glob("*.json")))
 
     def join_request(self) -> JoinRequest:
         return JoinRequest(self.member, self.governance_key.sign(canonical_json(schema.encode(self.member))))

@@ -1,6 +1,6 @@
 """A node's own folder: what `dure node init` makes and `dure node run` needs.
 
-<dir>/node.json  node.key tls.key (0600)  tls.pem  delegation.json  consortium.json  pin
+<dir>/node.json  node.key tls.key witness.key (0600)  tls.pem  delegation.json  member-statements/  consortium.json  pin
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dure.identity.member import MemberFolder
 from dure.statements.kinds import NodeDelegation
 
 WHAT = "a node's folder, made with `dure node init`"
+STATEMENTS = "member-statements"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class NodeIdentity:
     pin: bytes
     address: str
     """host:port of the coordinator."""
+
+    @property
+    def witness_key(self) -> Ed25519PrivateKey:
+        """The member's key for cosigning heads of the log; this node is its witness."""
+        return keys.load_signing_key(self.directory / "witness.key")
+
+    @property
+    def member_statements(self) -> tuple[bytes, ...]:
+        """What the member signed with its signing key so far, its delegations, in order: the log must have them first."""
+        return tuple(path.read_bytes() for path in sorted((self.directory / STATEMENTS).glob("*.json")))
 
     @property
     def tls_key_pem(self) -> bytes:
@@ -81,7 +92,7 @@ def create_node(member_dir: Path, directory: Path, node: str, consortium: Path, 
     if charter.member(member.member.id) != member.member:
         raise NotAuthorised(f"the charter's keys for {member.member.id} are not those in {member_dir}")
     # The keys come first: a folder is a node only once node.json, written last, is there.
-    for leftover in ("node.key", "tls.key"):
+    for leftover in ("node.key", "tls.key", "witness.key"):
         (directory / leftover).unlink(missing_ok=True)
     with whole_or_nothing(directory):
         _make_node(member, directory, node, file, now=now)
@@ -101,7 +112,7 @@ def _make_node(member: MemberFolder, directory: Path, node: str, file: Consortiu
         chain=chain,
         now=now,
     )
-    member.record_delegation(generation, chain)
+    member.record_delegation(generation, chain, envelope.to_bytes())
     certificate = tls.issue_node_certificate(
         member.ca,
         keys.load_tls_key(member.directory / "ca.key"),
@@ -112,6 +123,9 @@ def _make_node(member: MemberFolder, directory: Path, node: str, file: Consortiu
     )
     write_atomic(directory / "tls.pem", tls.pem(certificate))
     write_atomic(directory / "delegation.json", envelope.to_bytes())
+    for number, statement in enumerate(member.statements()):
+        write_atomic(directory / STATEMENTS / f"{number:06d}.json", statement)
+    keys.write_private(directory / "witness.key", read(member.directory / "witness.key", "a member's folder"))
     file.write(directory / "consortium.json")
     write_atomic(directory / "pin", member.pin.hex().encode() + b"\n")
     write_json(directory / "node.json", {"member": member.member.id, "node": node})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -55,25 +55,28 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
+@lru_cache(maxsize=256)
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
+
+
 def encode(value: Any) -> dict[str, Any]:
     """A dataclass as a JSON object."""
     kind: Any = type(value)
-    hints = _hints(kind)
-    return {f.name: _encode(getattr(value, f.name), hints[f.name]) for f in fields(value)}
+    return {name: _encode(getattr(value, name)) for name in _names(kind)}
 
 
-def _encode(value: Any, hint: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, bytes):
+def _encode(value: Any) -> Any:
+    kind = type(value)
+    if kind is bytes:
         return value.hex()
-    if is_dataclass(value):
-        return encode(value)
+    if value is None or kind in (str, int, bool):
+        return value
+    if kind is tuple:
+        return [_encode(v) for v in value]
     if isinstance(value, Mapping):
-        return {k: _encode(v, None) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return [_encode(v, None) for v in value]
-    return value
+        return {k: _encode(v) for k, v in value.items()}
+    return encode(value) if is_dataclass(value) else value
 
 
 def decode(kind: type[T], value: object, path: str = "") -> T:
@@ -82,96 +85,202 @@ def decode(kind: type[T], value: object, path: str = "") -> T:
     Raises:
         Refused: a field is absent, unknown, or out of form; names it by path.
     """
-    if not isinstance(value, dict):
-        raise Refused(path or kind.__name__, "must be an object")
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # a dataclass; TypeVar cannot say so
-    for name in names:
-        if name not in value:
-            raise Refused(_join(path, name), "is absent")
-    for name in value:
-        if name not in names:
-            raise Refused(_join(path, str(name)[:64]), "is unknown")
-    anything: Any = kind
-    hints = _hints(anything)
-    decoded = kind(**{name: _decode(hints[name], value[name], _join(path, name)) for name in names})
+    record: Any = kind
+    try:
+        decoded: T = _reader(record)(value)
+    except _BadValue as bad:
+        raise Refused(_join(path, bad.path) or kind.__name__, bad.why) from None
     return decoded
 
 
 def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return f"{path}.{name}" if path and name and not name.startswith("[") else path + name
 
 
-def _decode(hint: Any, value: object, path: str) -> Any:
+class _BadValue(Exception):
+    """What is wrong, and where below the value being read; the path is put together only on the way out."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.path, self.why = "", why
+
+    def below(self, name: str) -> _BadValue:
+        self.path = _join(name, self.path)
+        return self
+
+
+Reader = Callable[[Any], Any]
+"""A JSON value in, what it stands for out; raises _BadValue. Made once per annotation."""
+
+
+@lru_cache(maxsize=1024)
+def _reader(hint: Any) -> Reader:
     rules: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
         hint, *rest = get_args(hint)
         rules = tuple(rest)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _decode_union([a for a in arguments if a is not type(None)], rules, value, path)
+        return _union_reader(arguments, rules)
     if origin is tuple:
-        if not isinstance(value, list):
-            raise Refused(path, "must be a list")
-        _check_count(rules, len(value), path)
-        return tuple(_decode(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        return _list_reader(_reader(arguments[0]), rules)
     if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise Refused(path, "must be an object")
-        _check_count(rules, len(value), path)
-        return {str(k): _decode(arguments[1], v, _join(path, str(k)[:64])) for k, v in value.items()}
+        return _mapping_reader(_reader(arguments[1]), rules)
     if is_dataclass(hint):
-        record: Any = hint
-        return decode(record, value, path)
-    return _decode_leaf(hint, rules, value, path)
+        return _record_reader(hint)
+    leaf = {bytes: _hex_reader, bool: _bool_reader, int: _int_reader, str: _text_reader}.get(hint)
+    if leaf is None:
+        raise TypeError(f"no decoding for {hint!r}")
+    return leaf(rules)
 
 
-def _decode_union(kinds: list[Any], rules: tuple[Any, ...], value: object, path: str) -> Any:
-    if len(kinds) == 1:
-        return _decode(Annotated[(kinds[0], *rules)] if rules else kinds[0], value, path)
-    for kind in kinds:
-        if type(value) is kind:
-            return _decode_leaf(kind, rules, value, path)
-    raise Refused(path, f"must be one of {', '.join(getattr(k, '__name__', str(k)) for k in kinds)}")
+def _record_reader(kind: Any) -> Reader:
+    hints = _hints(kind)
+    readers = tuple((f.name, _reader(hints[f.name])) for f in fields(kind))
+    names = {name for name, _ in readers}
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _BadValue("must be an object")
+        if value.keys() != names:
+            absent = next((name for name, _ in readers if name not in value), None)
+            if absent is not None:
+                raise _BadValue("is absent").below(absent)
+            raise _BadValue("is unknown").below(next(str(name)[:64] for name in value if name not in names))
+        decoded = {}
+        for name, reader in readers:
+            try:
+                decoded[name] = reader(value[name])
+            except _BadValue as bad:
+                raise bad.below(name) from None
+        return kind(**decoded)
+
+    return read
 
 
-def _check_count(rules: tuple[Any, ...], count: int, path: str) -> None:
+def _union_reader(arguments: tuple[Any, ...], rules: tuple[Any, ...]) -> Reader:
+    kinds = [a for a in arguments if a is not type(None)]
+    optional = len(kinds) < len(arguments)
+    readers = {kind: _reader(Annotated[(kind, *rules)] if rules else kind) for kind in kinds}
+    only = readers[kinds[0]] if len(kinds) == 1 else None
+
+    def read(value: Any) -> Any:
+        if value is None and optional:
+            return None
+        if only is not None:
+            return only(value)
+        if type(value) not in readers:
+            raise _BadValue(f"must be one of {', '.join(getattr(k, '__name__', str(k)) for k in kinds)}")
+        return readers[type(value)](value)
+
+    return read
+
+
+def _counter(rules: tuple[Any, ...]) -> Callable[[int], None]:
     low, high = next(((r.low, r.high) for r in rules if isinstance(r, Items)), (0, 4096))
-    if not low <= count <= high:
-        raise Refused(path, f"must have {low} to {high} items, has {count}")
+
+    def check(count: int) -> None:
+        if not low <= count <= high:
+            raise _BadValue(f"must have {low} to {high} items, has {count}")
+
+    return check
 
 
-def _decode_leaf(kind: Any, rules: tuple[Any, ...], value: object, path: str) -> Any:
-    if kind is bytes:
-        return _decode_hex(next((r for r in rules if isinstance(r, Hex)), Hex()), value, path)
-    if kind is bool:
+def _list_reader(item: Reader, rules: tuple[Any, ...]) -> Reader:
+    check = _counter(rules)
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise _BadValue("must be a list")
+        check(len(value))
+        decoded = []
+        for i, each in enumerate(value):
+            try:
+                decoded.append(item(each))
+            except _BadValue as bad:
+                raise bad.below(f"[{i}]") from None
+        return tuple(decoded)
+
+    return read
+
+
+def _mapping_reader(item: Reader, rules: tuple[Any, ...]) -> Reader:
+    check = _counter(rules)
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _BadValue("must be an object")
+        check(len(value))
+        decoded = {}
+        for name, each in value.items():
+            try:
+                decoded[str(name)] = item(each)
+            except _BadValue as bad:
+                raise bad.below(str(name)[:64]) from None
+        return decoded
+
+    return read
+
+
+def _hex_reader(rules: tuple[Any, ...]) -> Reader:
+    rule = next((r for r in rules if isinstance(r, Hex)), Hex())
+
+    def read(value: Any) -> bytes:
+        try:
+            raw = bytes.fromhex(value) if isinstance(value, str) else None
+        except ValueError:
+            raw = None
+        if raw is None or raw.hex() != value:  # fromhex alone would take capitals and spaces
+            raise _BadValue("must be lower-case hex")
+        if rule.length is not None and len(raw) != rule.length:
+            raise _BadValue(f"must have {rule.length} bytes, has {len(raw)}")
+        if len(raw) > rule.most:
+            raise _BadValue(f"must have at most {rule.most} bytes, has {len(raw)}")
+        return raw
+
+    return read
+
+
+def _bool_reader(_rules: tuple[Any, ...]) -> Reader:
+    def read(value: Any) -> bool:
         if not isinstance(value, bool):
-            raise Refused(path, "must be true or false")
+            raise _BadValue("must be true or false")
         return value
-    if kind is int:
-        bound = next((r for r in rules if isinstance(r, Range)), Range(0, 2**63 - 1))
+
+    return read
+
+
+def _int_reader(rules: tuple[Any, ...]) -> Reader:
+    bound = next((r for r in rules if isinstance(r, Range)), Range(0, 2**63 - 1))
+
+    def read(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise Refused(path, "must be an integer")
+            raise _BadValue("must be an integer")
         if not bound.low <= value <= bound.high:
-            raise Refused(path, f"must be in {bound.low}..{bound.high}")
+            raise _BadValue(f"must be in {bound.low}..{bound.high}")
         return value
-    if kind is str:
+
+    return read
+
+
+def _text_reader(rules: tuple[Any, ...]) -> Reader:
+    pattern = next((r for r in rules if isinstance(r, Pattern)), None)
+    matches = re.compile(pattern.expression).fullmatch if pattern else None
+
+    def read(value: Any) -> str:
         if not isinstance(value, str) or len(value) > 16_384:
-            raise Refused(path, "must be text of at most 16384 characters")
-        pattern = next((r for r in rules if isinstance(r, Pattern)), None)
-        if pattern and not re.fullmatch(pattern.expression, value):
-            raise Refused(path, f"must match {pattern.expression}")
+            raise _BadValue("must be text of at most 16384 characters")
+        if matches is not None and not matches(value):
+            raise _BadValue(f"must match {pattern.expression if pattern else ''}")
         return value
-    raise TypeError(f"no decoding for {kind!r} at {path}")
+
+    return read
 
 
-def _decode_hex(rule: Hex, value: object, path: str) -> bytes:
-    if not isinstance(value, str) or not re.fullmatch(r"([0-9a-f]{2})*", value):
-        raise Refused(path, "must be lower-case hex")
-    raw = bytes.fromhex(value)
-    if rule.length is not None and len(raw) != rule.length:
-        raise Refused(path, f"must have {rule.length} bytes, has {len(raw)}")
-    if len(raw) > rule.most:
-        raise Refused(path, f"must have at most {rule.most} bytes, has {len(raw)}")
-    return raw
+def decode_digest(value: object, path: str) -> bytes:
+    """32 bytes in hex. Raises Refused naming `path`."""
+    try:
+        found: bytes = _hex_reader((Hex(32),))(value)
+    except _BadValue as bad:
+        raise Refused(path, bad.why) from None
+    return found

@@ -123,7 +123,7 @@ def _parse(payload: bytes, kind: type[S]) -> tuple[S, int, bytes | None, int]:
     fact = schema.decode(kind, predicate)
     if body["subject"] != [{"name": name, "digest": {"sha256": _subject(fact).hex()}}]:
         raise Refused("subject", "does not name what the predicate states")
-    return fact, seq, schema._decode_hex(schema.Hex(32), prev, "prev") if prev is not None else None, time
+    return fact, seq, schema.decode_digest(prev, "prev") if prev is not None else None, time
 
 
 def _take(predicate: dict[str, Any], field: str) -> Any:

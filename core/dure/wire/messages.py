@@ -27,7 +27,7 @@ class DirectiveKind(StrEnum):
     SHARE = "share"  # members: cohort; update: documents scales_survivors, scales_aggregate, scales_sum (blob id text) -> share
     OPEN = "open"  # parts: shares; documents: open                       -> push upload + commit | sit-out
     SURVIVORS = "survivors"  # parts: commits                             -> report signature
-    REVEAL = "reveal"  # documents: survivors; members: dropped that do not open -> report reveal
+    REVEAL = "reveal"  # documents: survivors, proof (tlog-proof); members: dropped that do not open -> report reveal
     RESULT = "result"  # documents: survivors, aggregate, sum (blob id text)     -> report accept
     VOID = "void"  # the instance is given up                             -> report void
     WAIT = "wait"  # nothing to do now; reason says what is waited for

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.statements.schema import Hex, Pattern, Range
+from dure.tlog.note import NoteKey
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Site:
     """Signing key (32 bytes) of every charter member."""
     coordinator_key: bytes
     """The charter's coordinator signing key, 32 bytes."""
+    log_key: NoteKey
+    """The charter's key of the log."""
+    witnesses: tuple[NoteKey, ...]
+    """The members' witness keys."""
+    witness_quorum: int
+    """How many of them make a head that counts."""
     charter_expires: float = float("inf")
     """Unix seconds; past it no plan is approved, while runs that began go on."""
     allow_unrecomputed_bases: bool = False

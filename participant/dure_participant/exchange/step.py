@@ -33,6 +33,8 @@ class Step:
     actions: tuple[Action, ...]
     note: str
     """One line for the operator; "" when there is nothing to say."""
+    statements: tuple[bytes, ...] = ()
+    """Envelopes signed in this step, in order; kept for ever, and delivered to the log before anything that refers to them."""
 
 
 def begin(run: bytes) -> NodeRunState:
@@ -72,7 +74,7 @@ def step(site: Site, history: History, chain: Chain, state: NodeRunState, given:
     before = () if isinstance(given, Directed) else tuple(a.id for a in owed_in(site, state) if not isinstance(a, Note))
     due = tuple(a for a in owed_in(site, turn.state) if isinstance(a, Note) or a.id not in before)
     note = "; ".join(turn.notes)
-    return Step(turn.state, turn.chain, tuple(turn.records), (*due, *((Note(note),) if note else ())), note)
+    return Step(turn.state, turn.chain, tuple(turn.records), (*due, *((Note(note),) if note else ())), note, tuple(turn.sealed))
 
 
 def owed(site: Site, state: NodeRunState) -> tuple[Action, ...]:

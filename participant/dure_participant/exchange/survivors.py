@@ -8,6 +8,7 @@ from dure.secagg import instance as sums
 from dure.secagg.certificate import verify_certificate
 from dure.statements.kinds import InstanceCommit, InstanceSurvivors
 from dure.statements.statement import open_statement
+from dure.tlog.proof import TlogProof
 from dure.wire.messages import Directive
 from dure_participant.exchange.rules import mark
 from dure_participant.exchange.state import InstanceWork
@@ -59,12 +60,22 @@ def judge_survivors(turn: Turn, work: InstanceWork, said: InstanceSurvivors) -> 
     return members
 
 
+def judge_proof(turn: Turn, envelope: bytes, proof: bytes) -> None:
+    """That the survivors' entry is in the log, under a head that a quorum of the members' witnesses cosigned: everybody can know this set.
+
+    Without it a coordinator could show two quorums' worth of members different histories and open in the dark.
+    """
+    site = turn.site
+    TlogProof.from_bytes(proof).verify(envelope, site.log_key, site.witnesses, quorum=site.witness_quorum)
+
+
 def follow_reveal(turn: Turn, directive: Directive) -> None:
     """Gives what opens exactly the certified set; `members` are dropped ones whose bundle does not open."""
     work = find_instance(turn.state.exchange, directive.instance)
     envelope = document(directive.documents, "survivors")
     said = open_statement(envelope, InstanceSurvivors, [turn.site.coordinator_key]).fact
     members = judge_survivors(turn, work, said)
+    judge_proof(turn, envelope, document(directive.documents, "proof"))
     not_opening = tuple(m for m in directive.members if m != turn.site.member)
     secret, message = sums.reveal(
         secret_of(work),

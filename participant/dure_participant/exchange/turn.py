@@ -34,6 +34,8 @@ class Turn:
     rng: Callable[[int], bytes]
     records: list[Sent] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sealed: list[bytes] = field(default_factory=list)
+    """Statements signed in this turn, in the order of their numbers."""
 
     def change(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
@@ -62,6 +64,7 @@ class Turn:
     def seal(self, fact: Any) -> Envelope:
         """The next statement of this node's chain."""
         envelope, self.chain = seal(fact, self.site.node_key, self.chain, self.now)
+        self.sealed.append(envelope.to_bytes())
         return envelope
 
     def record(self, sent: Sent) -> None:

@@ -7,20 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AppendRequest(_message.Message):
-    __slots__ = ("envelope",)
-    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
-    envelope: bytes
-    def __init__(self, envelope: _Optional[bytes] = ...) -> None: ...
+    __slots__ = ("envelopes",)
+    ENVELOPES_FIELD_NUMBER: _ClassVar[int]
+    envelopes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, envelopes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class AppendResponse(_message.Message):
-    __slots__ = ("accepted", "reason", "next_seq")
+    __slots__ = ("accepted", "reason")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
-    accepted: bool
+    accepted: int
     reason: str
-    next_seq: int
-    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., next_seq: _Optional[int] = ...) -> None: ...
+    def __init__(self, accepted: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WitnessRequest(_message.Message):
     __slots__ = ("number", "status", "body")

@@ -60,7 +60,7 @@ class LogServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Append(self, request, context):
-        """A node's signed statements, in the order of their seq, each before anything that refers to it. Idempotent; answered once it is an entry.
+        """A node's signed statements, in the order of their seq, each before anything that refers to it. Idempotent; answered once they are entries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -109,7 +109,7 @@ class DyingStore(Store):
 
 @pytest.fixture
 async def store(tmp_path):
-    store = await Store.open(f"sqlite+aiosqlite:///{tmp_path}/c.db")
+    store = await Store.open(f"sqlite:///{tmp_path}/c.db")
     await store.add_run(RunRow(RUN, "toy", b"", bytes(32)))
     yield store
     await store.close()
@@ -250,3 +250,32 @@ async def test_followers_are_woken_after_the_commit(store):
     await engine.submit({"add": 1}, With(blobs=(BlobRow(RUN, "app", "ab:1"),)))
     assert await asyncio.wait_for(waiting, 1) != seen
     assert await store.runs_of_blob("ab:1") == [(RUN, "app")]
+
+
+async def test_events_that_come_during_a_commit_are_committed_together_each_with_its_own_answer(store, monkeypatch):
+    engine = await toy_engine(store)
+    real, commits = store.append, []
+
+    async def counted(run, *events):
+        commits.append(len(events))
+        await real(run, *events)
+
+    monkeypatch.setattr(store, "append", counted)
+    first = asyncio.create_task(engine.submit({"add": 1}))
+    await asyncio.sleep(0)
+    rest = [asyncio.create_task(engine.submit({"add": n})) for n in (2, 0, 3)]
+    assert [d.reply for d in await asyncio.gather(first, *rest)] == [1, 3, 3, 6]
+    assert commits in ([1, 2], [3])
+    assert (await toy_engine(store)).state.total == 6
+
+
+async def test_an_event_that_cannot_be_applied_fails_alone(store):
+    engine = await toy_engine(store)
+
+    def broken(_decision):
+        raise ValueError("not an envelope")
+
+    bad, good = await asyncio.gather(engine.submit({"add": 1}, broken), engine.submit({"add": 2}), return_exceptions=True)
+    assert isinstance(bad, ValueError)
+    assert good.reply == 2
+    assert len(await store.events(RUN)) == 1

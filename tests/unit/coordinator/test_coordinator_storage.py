@@ -13,14 +13,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dure.errors import Conflict
 from dure.statements.kinds import RunApproval
 from dure.statements.statement import Chain, seal
-from dure_coordinator.storage.store import BlobRow, JournalRow, NodeRow, RunRow, StatementRow, Store, StoreUnusable, UploadRow, With
+from dure_coordinator.storage.store import (
+    BlobRow,
+    JournalRow,
+    NewEvent,
+    NodeRow,
+    RunRow,
+    StatementRow,
+    Store,
+    StoreUnusable,
+    UploadRow,
+    With,
+)
 from dure_coordinator.storage.tables import metadata
 
 RUN = bytes(range(32))
 
 
 def url(path) -> str:
-    return f"sqlite+aiosqlite:///{path}/c.db"
+    return f"sqlite:///{path}/c.db"
 
 
 @pytest.fixture
@@ -32,20 +43,20 @@ async def store(tmp_path):
 
 
 async def test_migrations_lead_to_exactly_the_tables_the_code_uses(store):
-    async with store.engine.connect() as c:
-        difference = await c.run_sync(lambda s: compare_metadata(MigrationContext.configure(s), metadata))
+    with store.engine.connect() as c:
+        difference = compare_metadata(MigrationContext.configure(c), metadata)
     assert difference == []
 
 
 async def test_sqlite_is_durable_at_every_commit(store):
-    async with store.engine.connect() as c:
-        assert await c.scalar(sa.text("PRAGMA journal_mode")) == "wal"
-        assert await c.scalar(sa.text("PRAGMA synchronous")) == 2
-        assert await c.scalar(sa.text("PRAGMA foreign_keys")) == 1
+    with store.engine.connect() as c:
+        assert c.scalar(sa.text("PRAGMA journal_mode")) == "wal"
+        assert c.scalar(sa.text("PRAGMA synchronous")) == 2
+        assert c.scalar(sa.text("PRAGMA foreign_keys")) == 1
 
 
 async def test_opening_again_keeps_everything(store, tmp_path):
-    await store.append(RUN, 0, 5.0, b"first")
+    await store.append(RUN, NewEvent(0, 5.0, b"first"))
     again = await Store.open(url(tmp_path))
     assert [e.body for e in await again.events(RUN)] == [b"first"]
     await again.close()
@@ -61,15 +72,15 @@ async def test_a_database_of_a_newer_version_is_refused_by_name(store, tmp_path)
 
 async def test_an_unwritable_database_is_one_line(tmp_path):
     with pytest.raises(StoreUnusable) as e:
-        await Store.open(f"sqlite+aiosqlite:///{tmp_path}/none/c.db")
+        await Store.open(f"sqlite:///{tmp_path}/none/c.db")
     assert "\n" not in str(e.value)
 
 
 async def test_a_second_event_at_one_position_is_a_conflict_and_changes_nothing(store):
-    await store.append(RUN, 0, 1.0, b"one")
+    await store.append(RUN, NewEvent(0, 1.0, b"one"))
     blob = BlobRow(RUN, "weights", "ab:1")
     with pytest.raises(Conflict):
-        await store.append(RUN, 0, 1.0, b"two", With(blobs=(blob,)))
+        await store.append(RUN, NewEvent(0, 1.0, b"two", With(blobs=(blob,))))
     assert [e.body for e in await store.events(RUN)] == [b"one"]
     assert await store.runs_of_blob("ab:1") == []
 
@@ -88,7 +99,7 @@ async def test_what_belongs_to_an_event_is_committed_with_it(store):
         label=("aborted", "told to"),
         journal=JournalRow(1, nodes=(4, 5), digest=bytes(32), category="train", reply={"a": 1}, summed=True),
     )
-    await store.append(RUN, 0, 1.0, b"e", also)
+    await store.append(RUN, NewEvent(0, 1.0, b"e", also))
     assert await store.statements(run=RUN, kind="run-approval") == [row]
     assert (row.seq, row.party) == (0, envelope.signatures[0][0])
     assert await store.chain_of("key") == chain

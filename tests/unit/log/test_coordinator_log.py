@@ -17,7 +17,7 @@ from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, sign
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
 from dure_coordinator.engine import Changes
 from dure_coordinator.log.publisher import Publisher
-from dure_coordinator.storage.store import RunRow, StatementRow, Store, With
+from dure_coordinator.storage.store import NewEvent, RunRow, StatementRow, Store, With
 
 ORIGIN = "titan.dure/log"
 KEY = Ed25519PrivateKey.from_private_bytes(b"log" + bytes(29))
@@ -33,7 +33,7 @@ def statement(n: int, key=SIGNER, text="x") -> StatementRow:
 
 @pytest.fixture
 async def store(tmp_path):
-    store = await Store.open(f"sqlite+aiosqlite:///{tmp_path}/c.db")
+    store = await Store.open(f"sqlite:///{tmp_path}/c.db")
     await store.add_run(RunRow(RUN, "digits", b"plan", bytes(32)))
     yield store
     await store.close()
@@ -68,9 +68,9 @@ async def test_a_second_statement_of_one_number_is_kept_as_evidence_and_is_no_en
 
 
 async def test_an_entry_and_the_state_it_describes_are_kept_together_or_not_at_all(store):
-    await store.append(RUN, 0, 1.0, b"event", With(statements=(statement(0),)))
+    await store.append(RUN, NewEvent(0, 1.0, b"event", With(statements=(statement(0),))))
     with pytest.raises(DureError, match="is there already"):
-        await store.append(RUN, 0, 1.0, b"other", With(statements=(statement(1),)))
+        await store.append(RUN, NewEvent(0, 1.0, b"other", With(statements=(statement(1),))))
     assert (await store.log_head()).size == 1
     await keep(store, 1)
     assert await store.log_entries(0, 2) == [statement(n).envelope for n in (0, 1)]
@@ -88,7 +88,7 @@ async def test_statements_from_before_the_log_are_taken_in_when_a_database_is_up
             "update alembic_version set version_num='0001'",
         ):
             db.execute(line)
-    again = await Store.open(f"sqlite+aiosqlite:///{tmp_path}/c.db")
+    again = await Store.open(f"sqlite:///{tmp_path}/c.db")
     await keep(again, 5)
     expected = [statement(n).envelope for n in range(6)]
     assert await again.log_entries(0, 6) == expected
@@ -294,7 +294,7 @@ async def test_a_restarted_coordinator_asks_again_and_publishes_the_same_head(st
 async def test_a_database_that_was_rolled_back_signs_nothing(store, publisher, members, tmp_path):
     await keep(store, 0, 1)
     assert await publisher.publish()
-    other = await Store.open(f"sqlite+aiosqlite:///{tmp_path}/old.db")
+    other = await Store.open(f"sqlite:///{tmp_path}/old.db")
     await other.add_run(RunRow(RUN, "digits", b"plan", bytes(32)))
     await other.write(RUN, With(statements=(statement(0, text="another"),)))
     publisher.store = other

@@ -1,0 +1,78 @@
+"""Taking members' statements into the log: each node's in the order of its numbers, before anything that refers to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dure.errors import Refused
+from dure.statements.anykind import open_any
+from dure.statements.dsse import Envelope, key_id
+from dure.statements.kinds import NodeDelegation
+from dure.statements.statement import Signed
+from dure_coordinator.callers import Caller
+from dure_coordinator.fleet import Fleet
+from dure_coordinator.storage.store import StatementRow, With
+
+MOST_PER_EXCHANGE = 16
+"""Statements of one node for one exchange: a few instances, their attempts and voids, usage and acceptance. More is refused."""
+MOST_BESIDES = 4096
+"""Statements of one node that belong to no exchange."""
+
+
+@dataclass
+class Intake:
+    """One coordinator's."""
+
+    fleet: Fleet
+
+    async def append(self, caller: Caller, raw: bytes) -> str:
+        """Makes a statement of this caller an entry; "" once it is one, durably, or why it is not. The same bytes get the same answer.
+
+        Raises:
+            Refused: out of form, or not signed by this node or its member.
+            NotAuthorised: Hello is missing.
+        """
+        session = self.fleet.session(caller)
+        member_key = self.fleet.roster().members[caller.member].signing_key
+        signed = open_any(raw, [session.node_key, member_key])
+        self._check_author(caller, signed, member_key)
+        party = key_id(signed.key)
+        store = self.fleet.store
+        following = await store.log_next_seq(party)
+        known = await store.statement(party, signed.seq)
+        if known and raw not in known:
+            await store.write(b"", With(statements=(StatementRow.of(raw),)))  # the evidence: two of one number
+            return f"another statement {signed.seq} of this key is there already: two histories of one node"
+        if signed.seq > following:
+            return f"statement {following} is missing before it"
+        if not known:
+            await self._check_prev(party, signed)
+            await self._check_room(party, signed)
+            await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))
+            await self.fleet.changes.bump()
+        return ""
+
+    def _check_author(self, caller: Caller, signed: Signed[object], member_key: bytes) -> None:
+        member = getattr(signed.fact, "member", None)
+        if member != caller.member:
+            raise Refused("member", f"{caller.member} cannot speak for {member}")
+        if (signed.key == member_key) != isinstance(signed.fact, NodeDelegation):
+            raise Refused("signatures", "a member's signing key signs delegations, its node's key everything else")
+
+    async def _check_prev(self, party: str, signed: Signed[object]) -> None:
+        before = await self.fleet.store.statement(party, signed.seq - 1) if signed.seq else []
+        digests = [Envelope.from_bytes(raw).sha256 for raw in before]
+        if (signed.prev is None) != (signed.seq == 0) or (signed.prev is not None and signed.prev not in digests):
+            raise Refused("prev", f"does not name this key's statement {signed.seq - 1}")
+
+    async def _check_room(self, party: str, signed: Signed[object]) -> None:
+        """No member can bloat the log: what it may say is bounded by the runs there are."""
+        run = getattr(signed.fact, "run", None)
+        most = MOST_BESIDES
+        if run is not None:
+            engine = await self.fleet.engine(run)
+            if engine is None:
+                raise Refused("run", "is no run of this consortium")
+            most = MOST_PER_EXCHANGE * (engine.state.facts.plan.max_exchanges + 1)
+        if await self.fleet.store.statements_of(party, run) >= most:
+            raise Refused("seq", f"over {most} statements of this node for one run")

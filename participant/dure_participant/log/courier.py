@@ -1,0 +1,51 @@
+"""Delivers this node's statements to the log, in the order of their numbers, before anything that refers to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from dure.errors import Unavailable
+from dure_participant.store import NodeStore
+from dure_participant.transport import Line
+
+log = structlog.get_logger()
+
+BATCH = 32
+
+
+class Courier:
+    """One node's.
+
+    Args:
+        before: the member's own statements (its delegations), which the log must have first.
+        line: the connection, or raises `Unavailable`.
+    """
+
+    def __init__(self, store: NodeStore, before: tuple[bytes, ...], line: Callable[[], Line]) -> None:
+        self._store, self._before, self._line = store, before, line
+        self._turn = asyncio.Lock()
+        self._greeted: Line | None = None
+
+    async def flush(self) -> None:
+        """Returns once everything signed so far is in the log, durably.
+
+        Raises:
+            Unavailable: not connected, or the coordinator does not take one; try again.
+        """
+        async with self._turn:
+            line = self._line()
+            if self._greeted is not line:
+                await self._deliver(line, list(self._before))
+                self._greeted = line
+            while waiting := await asyncio.to_thread(self._store.undelivered, BATCH):
+                await self._deliver(line, [envelope for _, envelope in waiting])
+                await asyncio.to_thread(self._store.mark_delivered, waiting[-1][0])
+
+    async def _deliver(self, line: Line, envelopes: list[bytes]) -> None:
+        accepted, reason = await line.append(envelopes)
+        if accepted < len(envelopes):
+            log.error("log.statement_refused", reason=reason)
+            raise Unavailable(f"the log does not take this node's statement: {reason}")

@@ -1,0 +1,160 @@
+"""This member's own copy of the consortium's log, and its witness: a head is cosigned only after every entry below it was read.
+
+What is checked before a cosignature: the log's signature, that the head continues the one cosigned before, that the entries give its root,
+and that this node's own statements are among them, in order, none missing that was acknowledged. What was cosigned is on disk first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.errors import DureError
+from dure.identity.files import write_atomic
+from dure.statements.dsse import Envelope, key_id
+from dure.tlog.checkpoint import Checkpoint
+from dure.tlog.files import LogFiles
+from dure.tlog.merkle import Frontier, frontier_at, leaf_hash
+from dure.tlog.note import Note, NoteKey, SignatureLine
+from dure.tlog.tiles import MAX_ENTRY_BYTES
+from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
+from dure_participant.store import NodeStore
+
+log = structlog.get_logger()
+
+FACT = "mirror"
+EVIDENCE = "log-evidence"
+UNDER_WAY_S = 60.0
+"""Longer than a head is under way between being made and being asked about: what was acknowledged before must be under it."""
+Fetch = Callable[[int, int], AsyncIterator[bytes]]
+"""(start, end) -> those entries, from the coordinator."""
+
+
+@dataclass
+class Mirror:
+    """One node's. `add_checkpoint` from the event loop, one at a time."""
+
+    files: LogFiles
+    log: NoteKey
+    name: str
+    """The witness's key name."""
+    key: Ed25519PrivateKey
+    own: bytes
+    """This node's public key: whose statements must not be missing."""
+    store: NodeStore
+    folder: Path
+    """Where evidence is kept."""
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._acknowledged: list[tuple[float, int]] = []
+        """(monotonic seconds, own statements acknowledged by then), oldest first."""
+
+    @property
+    def seen(self) -> Seen:
+        """The head cosigned last."""
+        head = self.files.published
+        return Seen() if head is None else Seen(head.checkpoint.size, head.checkpoint.root)
+
+    async def add_checkpoint(self, raw: bytes, fetch: Fetch) -> tuple[int, bytes]:
+        """tlog-witness's answer to an add-checkpoint request: (status, body)."""
+        async with self._turn:
+            try:
+                return 200, await self._cosign(AddCheckpoint.from_bytes(raw), fetch)
+            except WitnessRefused as refused:
+                if refused.evidence:
+                    await asyncio.to_thread(self._keep, raw, refused)
+                if refused.status == 409 and refused.size is not None and not refused.evidence:
+                    return 409, b"%d\n" % refused.size
+                return refused.status, f"{refused.why}\n".encode()
+
+    async def _cosign(self, request: AddCheckpoint, fetch: Fetch) -> bytes:
+        checkpoint, _ = judge(request, {self.log.name: self.log}, {self.log.name: self.seen})
+        own = await self._take_in(checkpoint, fetch, await asyncio.to_thread(self._owed))
+        line = answer(checkpoint, self.name, self.key, int(self.clock()))
+        note = Note.from_bytes(request.checkpoint).with_signatures([SignatureLine.parse(line.decode().rstrip("\n"))])
+        await asyncio.to_thread(self.files.publish, note.to_bytes())
+        await asyncio.to_thread(self.store.set_fact, FACT, {"size": checkpoint.size, "own": own, "time": self.clock()})
+        return line
+
+    async def _take_in(self, checkpoint: Checkpoint, fetch: Fetch, must: int) -> int:
+        """Reads the new entries, checks them, writes them; returns how many of this node's there are then."""
+        start, own = self.seen.size, await asyncio.to_thread(self._own_so_far)
+        with tempfile.TemporaryFile(dir=self.folder) as spool:
+            frontier = await asyncio.to_thread(frontier_at, self.files.tree(start).node, start) if start else Frontier()
+            async for entry in fetch(start, checkpoint.size):
+                _put(spool, entry)
+                frontier.extend([leaf_hash(entry)])
+                own = self._follow_own(entry, own)
+            if (frontier.size, frontier.root()) != (checkpoint.size, checkpoint.root):
+                raise WitnessRefused(422, "the entries do not give the root that the log signed", evidence=True)
+            if own < must:
+                raise WitnessRefused(422, f"this member's statement {own} was acknowledged and is not in the log", evidence=True)
+            await asyncio.to_thread(self.files.grow, _read(spool, self.files.size - start))
+        return own
+
+    def _owed(self) -> int:
+        """Own statements that must be under any head asked about now: acknowledged longer ago than a head is ever under way."""
+        now = time.monotonic()
+        self._acknowledged.append((now, self.store.delivered()))
+        ripe = [count for at, count in self._acknowledged if at <= now - UNDER_WAY_S]
+        if ripe:
+            self._acknowledged = [(now - UNDER_WAY_S, ripe[-1]), *[a for a in self._acknowledged if a[0] > now - UNDER_WAY_S]]
+        return ripe[-1] if ripe else 0
+
+    def _follow_own(self, entry: bytes, own: int) -> int:
+        """The count of own statements after this entry; each must be the very one this node signed under that number."""
+        try:
+            envelope = Envelope.from_bytes(entry)
+        except DureError:
+            return own  # somebody else's; whoever audits the log names it
+        if envelope.signatures[0][0] != key_id(self.own):
+            return own
+        if entry != self.store.statement(own):
+            raise WitnessRefused(422, f"an entry under this node's key is not its statement {own}", evidence=True)
+        return own + 1
+
+    def _own_so_far(self) -> int:
+        """Own statements in the mirror; counted anew where the note about it is of another size."""
+        fact = self.store.fact(FACT) or {}
+        if fact.get("size") == self.seen.size:
+            return int(fact["own"])
+        own = 0
+        for entry in self.files.tree(self.seen.size).entries() if self.seen.size else ():
+            own = self._follow_own(entry, own)
+        return own
+
+    def _keep(self, raw: bytes, refused: WitnessRefused) -> None:
+        """The log was caught: the request, which bears its signature, is kept beside the head cosigned before."""
+        folder = self.folder / EVIDENCE / f"{int(self.clock() * 1000)}"
+        head = self.files.published
+        write_atomic(folder / "add-checkpoint", raw)
+        write_atomic(folder / "cosigned-before", head.note.to_bytes() if head else b"")
+        write_atomic(folder / "why", f"{refused.why}\n".encode())
+        self.store.note(f"the log was caught: {refused.why}; evidence in {folder}")
+        log.error("log.evidence", reason=refused.why, folder=str(folder))
+
+
+def _put(spool: IO[bytes], entry: bytes) -> None:
+    if len(entry) > MAX_ENTRY_BYTES:
+        raise WitnessRefused(422, f"an entry has {len(entry)} bytes", evidence=True)
+    spool.write(len(entry).to_bytes(2, "big") + entry)
+
+
+def _read(spool: IO[bytes], skip: int) -> Iterator[bytes]:
+    spool.seek(0)
+    number = 0
+    while head := spool.read(2):
+        entry = spool.read(int.from_bytes(head, "big"))
+        if number >= skip:  # written before, by a try that did not come to its end
+            yield entry
+        number += 1
