@@ -166,12 +166,15 @@ def _metrics(line: Shown, largest: float) -> Text:
 def render(shown: Shown, notes: list[str] | None = None) -> Group:
     """The whole picture, for a terminal."""
     head = Text(f"run {shown['run'][:12]} {shown['name']}: {headline(shown)}", style="bold")
+    bases = Text(f"bases: {shown['lineage']}", style="dim")
     asked = [Text(line, style="yellow") for line in notes_of(shown)]
     dropped = [Text(dropout_line(d), style="yellow") for d in shown["dropouts"][-NOTES_SHOWN:]]
     said = [Text(note, style="yellow") for note in (notes or [])[-NOTES_SHOWN:]]
     wrong = shown["reason"] if shown["state"] == "aborted" else shown["trouble"]
     reason = [Text(wrong, style="red")] if wrong else []
-    return Group(head, members_table(shown), rounds_table(shown), Text(totals_line(shown), style="dim"), *asked, *dropped, *said, *reason)
+    return Group(
+        head, members_table(shown), rounds_table(shown), Text(totals_line(shown), style="dim"), bases, *asked, *dropped, *said, *reason
+    )
 
 
 class Watch:

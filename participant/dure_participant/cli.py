@@ -13,8 +13,9 @@ from dure.console import DEFAULT_DIR, AsJson, Dir, Metrics, Yes, first_use, one_
 from dure.errors import BadInput
 from dure.identity import tls
 from dure.identity.node import create_node, load_node
+from dure.model.outer import lineage
 from dure.statements.kinds import RunPlan
-from dure.statements.statement import open_statement
+from dure.statements.statement import open_statement, read_verified
 from dure_participant import policy, settings
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.store import NodeStore
@@ -220,7 +221,11 @@ def gave(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     Example: dure node gave --json
     """
     identity, store = load_node(directory), _store(directory)
-    rows = [{"run": run.hex(), "exchange": number, **fact} for run, number, fact in store.given()]
+    plans = {run: read_verified(envelope, RunPlan) for run, envelope in store.plans().items()}
+    rows = [
+        {"run": run.hex(), "exchange": number, "lineage": lineage(plans[run].outer_step.name), **fact}
+        for run, number, fact in store.given()
+    ]
     sums = [s for s in store.history().sent]
     colluders = identity.charter.colluders
     if as_json:
@@ -229,6 +234,6 @@ def gave(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
         return
     for row in rows:
         sent = ", ".join(f"{k.removeprefix('bytes_')} {v} bytes" for k, v in row.items() if k.startswith("bytes_"))
-        say(f"run {row['run'][:12]} exchange {row['exchange']}: masked {sent}")
+        say(f"run {row['run'][:12]} exchange {row['exchange']}: masked {sent}; base {row['lineage']}")
     say(f"opening one of these sums takes more than {colluders} members working together with the coordinator")
     say("in the clear: that this node took part, tokens, steps, seconds and bytes of each exchange")

@@ -195,7 +195,7 @@ class Hands:
     async def _judged(self, action: act.Train, result: TaskResult, base: Path | None, found: bytes, spent_ms: int) -> inputs.TrainResult:
         """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""
         if result.status != "ok":
-            return inputs.TrainResult(problem=f"app: {result.error}"[:400])
+            return inputs.TrainResult(problem=result.error[:400])
         arrays, update = action.instruction.arrays, bytes(32)
         if result.flat_path is not None:
             assert base is not None and arrays is not None

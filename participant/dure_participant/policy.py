@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dure.errors import BadInput
+from dure.model.outer import lineage
 from dure.statements.kinds import RunPlan
 from dure_participant.exchange.site import History
 from dure_participant.settings import NodeSettings
@@ -117,7 +118,7 @@ def in_words(plan: RunPlan, digest: bytes, history: History) -> list[str]:
         f"members: {', '.join(plan.roster)}; at least {plan.u_min} must finish an exchange",
         f"who could open a sum: more than {plan.colluders} members working together with the coordinator",
         f"{plan.rounds} rounds, at most {plan.max_exchanges} exchanges; settings: {settings}",
-        f"next base: {'computed by every member (' + step + ')' if step != 'none' else 'chosen by the app, signed by the coordinator'}",
+        f"next base: {'' if step != 'none' else 'chosen by the app, '}{lineage(step)}",
         f"masked: updates, losses and metrics. In the clear: that you took part, examples (at most {plan.w_max}), tokens, seconds, bytes",
         "first weights: as the coordinator sends them",
     ]

@@ -17,6 +17,7 @@ import structlog
 from dure.apps import run_config, unpack_app
 from dure.errors import BadInput, DureError, world_error
 from dure.identity.keys import public_bytes
+from dure.model.outer import lineage
 from dure.statements.dsse import key_id
 from dure.statements.kinds import RunPlan, Usage
 from dure.statements.statement import read_verified, seal
@@ -114,6 +115,8 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             shown["phase"] = shown["instance_phase"] or shown["exchange_phase"]
         shown["trouble"] = "" if engine.ended else engine.trouble or self._c.fleet.trouble
         shown["dropouts"] = _dropouts(done)
+        shown["outer_step"] = state.facts.plan.outer_step.name
+        shown["lineage"] = lineage(state.facts.plan.outer_step.name)
         shown["history"] = history(state)
         shown["rounds"], shown["rounds_over"] = state.facts.plan.rounds, rounds_over(state)
         shown["time_left_s"] = time_left_s(state, time.time())

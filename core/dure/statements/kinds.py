@@ -20,7 +20,7 @@ Instance = Annotated[bytes, Hex(most=512)]
 Counter = Annotated[int, Range(0, 2**48)]
 Seconds = Annotated[int, Range(1, 10 * 86_400)]
 BlobId = Annotated[str, Pattern(r"[0-9a-f]{64}:[0-9]{1,15}")]
-SettingValue = str | int | bool
+SettingValue = Annotated[str | int | bool, Range(-(2**63), 2**63 - 1)]
 
 
 @dataclass(frozen=True)

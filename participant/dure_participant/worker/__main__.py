@@ -39,6 +39,7 @@ from typing import Any, BinaryIO
 from flwr.clientapp import ClientApp
 
 from dure.apps import read_app
+from dure.errors import DureError
 from dure_participant.worker import private
 from dure_participant.worker.execute import execute
 from dure_participant.worker.protocol import MAX_ERROR_CHARS, PREFIX, Task, TaskResult, encode
@@ -76,7 +77,8 @@ def _load(app_dir: Path) -> ClientApp | BaseException:
 
 def _error(error: BaseException) -> TaskResult:
     cause = error.__cause__ if type(error).__name__ == "LoadClientAppError" and error.__cause__ else error
-    text = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    said = " ".join(str(cause).split())
+    text = said if isinstance(cause, DureError) else f"{type(cause).__name__}: {said}"  # ours say enough by themselves
     return TaskResult(status="error", error=text.encode(errors="replace").decode()[:MAX_ERROR_CHARS])
 
 

@@ -23,6 +23,7 @@ def shown(**facts):
         "state": "running",
         "reason": "",
         "trouble": "",
+        "lineage": "recomputed by every member (average)",
         "run_phase": "exchange",
         "exchange_phase": "execute",
         "instance_phase": "",
