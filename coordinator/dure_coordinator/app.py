@@ -35,7 +35,7 @@ from dure_coordinator.duties_done import Duties
 from dure_coordinator.engine import Changes, Logic, RunEngine
 from dure_coordinator.exchange import decide
 from dure_coordinator.exchange.duties import duties, next_deadline
-from dure_coordinator.exchange.events import Abort, Done, Tick, decode_event, encode_event
+from dure_coordinator.exchange.events import Abort, Done, TakenUp, Tick, decode_event, encode_event
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_coordinator.fleet import Fleet
@@ -161,8 +161,6 @@ class Coordinator:
                 charter_sha256=plan.charter_sha256,
                 member_signing_keys={m: keys[m] for m in plan.roster},
                 coordinator_key=public_bytes(signing_key),
-                gone_grace_s=settings.gone_grace_s,
-                join_grace_s=settings.join_grace_s,
             )
 
         fleet = Fleet(
@@ -175,6 +173,7 @@ class Coordinator:
             facts_of=facts_of,
             performer=Duties(store, blobs, spools, journals, signing_key, publisher),
             changes=changes,
+            taken_up=TakenUp(*(int(s * 1000) for s in (settings.gone_grace_s, settings.return_grace_s, settings.join_grace_s))),
         )
         made = cls(folder, settings, charter, store, blobs, spools, journals, fleet, publisher, witnesses)
         fleet.on_opened = made.start_serverapp

@@ -23,7 +23,7 @@ from dure_coordinator.callers import Caller, Roster
 from dure_coordinator.engine import Changes, Decided, Logic, Performer, RunEngine
 from dure_coordinator.exchange import view
 from dure_coordinator.exchange.accept import split_accept
-from dure_coordinator.exchange.events import Gone, Reported, Seen, Uploaded
+from dure_coordinator.exchange.events import Gone, Reported, Seen, TakenUp, Uploaded
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.spool import Spool, Spools
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, UploadRow, With
@@ -74,6 +74,8 @@ class Fleet:
     logic_of: Callable[[RunFacts], Logic]
     facts_of: Callable[[RunRow, RunPlan], RunFacts]
     performer: Performer
+    taken_up: TakenUp
+    """What every open run is told when this process takes it up."""
     clock: Callable[[], float] = time.time
     changes: Changes = field(default_factory=Changes)
     runs: dict[bytes, RunEngine] = field(default_factory=dict)
@@ -105,9 +107,7 @@ class Fleet:
             self.ended[row.run] = Ended(row, self.plan_of(row))
             return
         engine = await self._fold(row)
-        for member, presence in engine.state.present.items():
-            if presence.connected:  # the process that saw it is gone, and so is the connection
-                await engine.submit(Gone(member))
+        await engine.submit(self.taken_up)
 
     async def start(self) -> None:
         """Lets all open runs go on."""
@@ -122,6 +122,7 @@ class Fleet:
         await self.store.add_run(row, also)
         self.rows[row.run] = row
         engine = await self._fold(row)
+        await engine.submit(self.taken_up)
         await self._begin(engine)
         for member in engine.state.facts.roster:
             if member in self.here:

@@ -29,6 +29,8 @@ class CoordinatorSettings:
     """Member id -> URL of a C2SP tlog-witness with that member's witness key, for members whose node is not the witness."""
     gone_grace_s: float = 3.0
     """How long a member that lost its connection holds up a phase that others have finished."""
+    return_grace_s: float = 30.0
+    """The same after a restart of the coordinator, when everybody has to come back; nodes try at least every 15 s."""
     join_grace_s: float = 3.0
     """How long the first epoch waits for further members once a quorum is there."""
 

@@ -184,13 +184,18 @@ class Hands:
             run_config=config_of_plan(app, plan.settings),
             weight_key=app.dure.weight_key,
         )
-        left_s = max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None
         log.info("train.begins", run=run.label, exchange=action.exchange, kind=action.instruction.message_type)
         started = time.monotonic()
-        result = await worker.run(task, timeout_s=left_s)
+        result = await worker.run(task, timeout_s=self._left_s(action))
+        if result.killed:  # it starts from the same state, so a second try is the same training
+            log.warning("train.again", run=run.label, exchange=action.exchange, reason=result.error)
+            result = await worker.run(task, timeout_s=self._left_s(action))
         spent_ms = int((time.monotonic() - started) * 1000)
         log.info("train.ended", run=run.label, exchange=action.exchange, status=result.status, milliseconds=spent_ms)
         return await self._judged(action, result, base, found, spent_ms)
+
+    def _left_s(self, action: act.Train) -> float | None:
+        return max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None
 
     async def _judged(self, action: act.Train, result: TaskResult, base: Path | None, found: bytes, spent_ms: int) -> inputs.TrainResult:
         """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""

@@ -216,16 +216,18 @@ class WorkerHost:
         return result
 
     async def _lost(self, why: str | None, started: float) -> TaskResult:
-        process = self._process
+        process, code = self._process, None
         if why is None and process is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 2)
-            why = _exit_reason(process.returncode)
+            code = process.returncode
+            why = _exit_reason(code)
         await self.kill()
         return TaskResult(
             status="error",
             error=f"{why or 'the worker is gone'}; see {self.log_path}",
             usage=Usage(seconds=time.monotonic() - started),
+            killed=code is not None and code < 0,
         )
 
 

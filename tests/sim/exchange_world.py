@@ -1,12 +1,13 @@
 """A world from a seed: one coordinator's half and every node's half, no threads, a simulated clock, sums in memory.
 
-Messages wait in one bag and are delivered in any order, some twice. Nodes and coordinator crash between any two steps: nodes
-go on from the bytes they persisted, the coordinator refolds its event log.
+Messages wait in one bag and are delivered in any order, some twice. Nodes and coordinator crash before and after any write: nodes
+go on from the bytes they persisted, the coordinator refolds its event log, and every connection is made anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,14 +27,27 @@ from dure.secagg import encode, scales, thresholds
 from dure.secagg import field as fp
 from dure.secagg.encode import decode_mean_chunk
 from dure.secagg.masks import MaskSet
-from dure.statements.dsse import canonical_json
+from dure.statements.dsse import Envelope, canonical_json
 from dure.statements.kinds import Deadlines, NodeDelegation, OuterStep, RunPlan
 from dure.statements.statement import Chain, seal
 from dure.tlog.merkle import merkle_root
 from dure.wire.messages import Directive, Report, ReportKind, ReportReply
 from dure_coordinator.exchange import decide, view
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum, duties, next_deadline
-from dure_coordinator.exchange.events import Asked, Done, Event, Gone, Reported, Seen, Stop, Tick, Uploaded, decode_event, encode_event
+from dure_coordinator.exchange.events import (
+    Asked,
+    Done,
+    Event,
+    Gone,
+    Reported,
+    Seen,
+    Stop,
+    TakenUp,
+    Tick,
+    Uploaded,
+    decode_event,
+    encode_event,
+)
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_participant.exchange import actions as act
@@ -90,6 +104,13 @@ def make_plan(members: tuple[str, ...], c: int, step_name: str, **changes: Any) 
     return RunPlan(**{**fields, **changes})
 
 
+TAKEN_UP = TakenUp(15_000, 30_000, 5_000)
+
+
+class CoordinatorDied(Exception):
+    """Its process ended here; whoever called it gets no answer."""
+
+
 @dataclass
 class SimNode:
     """One node: what it has persisted, and what lives in its process only."""
@@ -132,6 +153,7 @@ class World:
         self.state: RunState = decide.begin(self.facts, self.now)
         self.log: list[tuple[float, bytes]] = []
         self.sim_log = SimLog(self.members, thresholds.u_min(n, c), self._key)
+        self.folded: tuple[RunState, int] = (self.state, 0)
         self.blobs: dict[str, bytes] = {}
         self.spools: dict[tuple[str, bytes], bytes] = {}
         self.plain: dict[tuple[str, bytes], Any] = {}
@@ -141,7 +163,14 @@ class World:
         """Every report a node let go of."""
         self.bag: list[tuple[Any, ...]] = []
         self.shown: dict[str, Directive] = {}
-        self.signed: dict[str, bytes] = {}
+        self.crash_at: tuple[str, int, str] | None = None
+        """("coordinator" | "node", number of the write, "before" | "after"): the one crash of a run."""
+        self.away_s = 0.0
+        """How long a coordinator that crashed stays away."""
+        self.writes = {"coordinator": 0, "node": 0}
+        """Writes so far: events logged, and steps persisted by whichever node."""
+        self.envelopes: list[bytes] = []
+        """Every statement that left its signer's process, or will."""
         self.reasons: list[str] = []
         self.check_refold = False
         self.tamper: Callable[[str, Directive], Directive] | None = None
@@ -186,15 +215,25 @@ class World:
 
     # -- the coordinator ---------------------------------------------------------------------------------------------
 
-    def apply(self, event: Event) -> ReportReply:
+    def _dies(self, who: str, when: str) -> bool:
+        return self.crash_at == (who, self.writes[who], when)
+
+    def apply(self, event: Event, also: Callable[[], None] = lambda: None) -> ReportReply:
+        """Decides one event; `also` is what is committed in its transaction."""
         decision = decide.apply(self.state, event, self.now)
         if decision.changed:
+            if self._dies("coordinator", "before"):
+                raise CoordinatorDied
             self.log.append((self.now, encode_event(event)))
+            also()
+            if self._dies("coordinator", "after"):
+                raise CoordinatorDied
+            self.writes["coordinator"] += 1
             if decision.reason:
                 self.reasons.append(decision.reason)
         self.state = decision.state
         if self.check_refold and decision.changed:
-            self.refold()
+            self._fold_on()
         self._push()
         return decision.reply
 
@@ -203,8 +242,29 @@ class World:
         state = decide.begin(self.facts, self.began)
         for at, data in self.log:
             state = decide.apply(state, decode_event(data), at).state
-        assert state == self.state, "a refolded log must give the same state"
         self.state = state
+
+    def crash_coordinator(self) -> None:
+        """Only the log is left, and nobody is connected. What nodes have persisted stays; what was under way is lost."""
+        self.crash_at = None
+        self.refold()
+        self.now += self.away_s
+        lost = [m for m in self.members if self.nodes[m].connected]
+        coming = {b[1] for b in self.bag if b[0] == "connect"}
+        self.bag = [b for b in self.bag if b[0] == "action"]
+        self.shown.clear()
+        for member in self.members:
+            self.nodes[member].connected = False
+        self.apply(TAKEN_UP)
+        self.bag += [("connect", m) for m in self.members if m in coming or (m in lost and self.nodes[m].alive)]
+
+    def _fold_on(self) -> None:
+        """The log, folded as far as it goes, gives the state: checked event by event, each folded once."""
+        state, upto = self.folded
+        for at, data in self.log[upto:]:
+            state = decide.apply(state, decode_event(data), at).state
+        assert state == self.state, "a refolded log must give the same state"
+        self.folded = (state, len(self.log))
 
     def _push(self) -> None:
         for member, node in self.nodes.items():
@@ -212,6 +272,7 @@ class World:
                 shown = view.directive(self.state, member)
                 if self.shown.get(member) != shown:
                     self.shown[member] = shown
+                    self.envelopes += [e for name in ("plan", "open", "survivors", "aggregate") if (e := shown.documents.get(name))]
                     self.bag.append(("directive", member, shown))
         known = {b[1].id for b in self.bag if b[0] == "duty"}
         for duty in duties(self.state):
@@ -251,10 +312,8 @@ class World:
         if duty.id not in {d.id for d in duties(self.state)}:
             return
         if isinstance(duty, Sign):
-            if duty.id not in self.signed:
-                envelope, self.chain = seal(duty.statement, self.coordinator_key, self.chain, self.now)
-                self.signed[duty.id] = envelope.to_bytes()
-            self.apply(Done(duty.id, {"envelope": self.signed[duty.id]}))
+            envelope, after = seal(duty.statement, self.coordinator_key, self.chain, self.now)
+            self.apply(Done(duty.id, {"envelope": envelope.to_bytes()}), lambda: setattr(self, "chain", after))
         elif isinstance(duty, Cosign):
             proof = self.sim_log.covering(duty.envelope, [m for m, node in self.nodes.items() if node.connected], self.now)
             if proof is None:  # too few witnesses are there: owed until they come or the deadline passes
@@ -265,8 +324,7 @@ class World:
         elif isinstance(duty, Step):
             self.apply(Done(duty.id, self.step(duty)))
         elif isinstance(duty, Answer):
-            self.answers[duty.seq] = duty.reply
-            self.apply(Done(duty.id, {}))
+            self.apply(Done(duty.id, {}), lambda: self.answers.update({duty.seq: duty.reply}))
         assert duty.id not in {d.id for d in duties(self.state)}, f"{duty.id} is owed still"
 
     def sum(self, duty: Sum) -> dict[str, bytes]:
@@ -355,21 +413,27 @@ class World:
             return
         state = NodeRunState.from_bytes(node.state)
         done = step(node.site, node.history, node.chain, state, given, self.now, self.bytes)
-        if crash_before:
+        writes = done.state != state or bool(done.records)
+        if crash_before or (writes and self._dies("node", "before")):
             self._restart(member)
             return
         node.state, node.chain = done.state.to_bytes(), done.chain
         assert NodeRunState.from_bytes(node.state) == done.state
         node.history = node.history.with_records(done.records)
-        if crash_after:
+        self.envelopes += done.statements
+        if crash_after or (writes and self._dies("node", "after")):
             self._restart(member)
             return
+        self.writes["node"] += writes
         self._perform(member, done.actions)
 
     def _restart(self, member: str) -> None:
+        self.crash_at = None
+        coming = self.nodes[member].connected or ("connect", member) in self.bag
         self.bag = [b for b in self.bag if b[1] != member]
         if self.nodes[member].connected:
             self.disconnect(member)
+        if coming:
             self.bag.append(("connect", member))
 
     def _perform(self, member: str, actions: tuple[act.Action, ...]) -> None:
@@ -470,13 +534,20 @@ class World:
         """One random waiting thing happens; False when nothing waits."""
         if not self.bag:
             return False
+        try:
+            self._deliver(crash)
+        except CoordinatorDied:
+            self.crash_coordinator()
+        return True
+
+    def _deliver(self, crash: float) -> None:
         i = self.rng.randrange(len(self.bag))
         again = self.rng.random() < self.duplicate
         what = self.bag[i] if again else self.bag.pop(i)
         if what[0] == "directive":
             node = self.nodes[what[1]]
             if node.deaf or not node.alive:
-                return True
+                return
             shown = self.tamper(what[1], what[2]) if self.tamper else what[2]
             if what[2] != self.shown.get(what[1]) and node.connected:  # a stale one, replayed: the newest comes after it
                 self.bag.append(("directive", what[1], self.shown[what[1]]))
@@ -493,7 +564,6 @@ class World:
                     self._action(what[1], what[2])
         elif what[0] == "connect" and not again:
             self.connect(what[1])
-        return True
 
     def run_until(
         self, done: Callable[[World], bool], *, steps: int = 20_000, crash: float = 0.0, hook: Callable[[World], None] | None = None
@@ -509,13 +579,20 @@ class World:
                     return
                 assert at is not None and at > self.now - 1, f"woken for {at}, which is past: {view.summary(self.state)}"
                 self.now = max(self.now, at) + 0.01
-                self.apply(Tick())
+                self._event(Tick())
         raise AssertionError(f"not done after {steps} steps: {view.summary(self.state)}")
 
+    def _event(self, event: Event) -> None:
+        """From outside the bag: asked again by whoever it came from, if the coordinator dies under it."""
+        try:
+            self.apply(event)
+        except CoordinatorDied:
+            self.crash_coordinator()
+            self.apply(event)
+
     def start(self) -> None:
-        for member in self.members:
-            if self.nodes[member].alive:
-                self.connect(member)
+        self._event(TAKEN_UP)
+        self.bag += [("connect", m) for m in self.members if self.nodes[m].alive]
 
     def idle(self, world: World | None = None) -> bool:
         return self.state.phase is RunPhase.IDLE and self.state.epoch is not None and not self.bag
@@ -531,7 +608,7 @@ class World:
         instruction = Instruction(message_type, "1", 3600.0, tuple(records))
         body = canonical_json(instruction.to_json())
         asked = Asked(seq, hashlib.sha256(body + weights.encode()).digest(), body, weights)
-        self.apply(asked)
+        self._event(asked)
         return asked
 
     def exchange(self, seq: int, message_type: str, weights: str = "", **how: Any) -> Any:
@@ -549,7 +626,7 @@ class World:
         return self.put(flat.tobytes())
 
     def stop(self) -> None:
-        self.apply(Stop("done"))
+        self._event(Stop("done"))
 
     # -- what must hold ----------------------------------------------------------------------------------------------
 
@@ -604,6 +681,14 @@ class World:
             for m in [*said.bundle_shares, *said.pair_secrets]:
                 opened.setdefault((report.instance, m), set()).add("R")
         assert all(len(kinds) == 1 for kinds in opened.values())
+
+    def check_statements(self) -> None:
+        """Of no signing key did two statements with one number ever leave."""
+        said: dict[tuple[str, int], bytes] = {}
+        for raw in self.envelopes:
+            envelope = Envelope.from_bytes(raw)
+            seq = json.loads(envelope.payload)["predicate"]["seq"]
+            assert said.setdefault((envelope.signatures[0][0], seq), envelope.payload_sha256) == envelope.payload_sha256
 
     def _instance(self, instance: bytes) -> Any:
         exchanges = [*self.state.closed, *([self.state.exchange] if self.state.exchange else [])]

@@ -8,9 +8,9 @@ from dure.errors import DureError
 from dure.statements.kinds import NodeDelegation, RunApproval
 from dure.statements.statement import open_statement
 from dure.wire.messages import Report
-from dure_coordinator.exchange.common import OK, Taken, abort, names, refusal_of, refuse, sit_out
-from dure_coordinator.exchange.events import Gone, Seen
-from dure_coordinator.exchange.state import Presence, RunPhase, RunState
+from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, names, refusal_of, refuse, sit_out, with_exchange, with_instance
+from dure_coordinator.exchange.events import Gone, Seen, TakenUp
+from dure_coordinator.exchange.state import Patience, Presence, RunPhase, RunState
 
 
 def take_seen(state: RunState, event: Seen, now: float) -> Taken:
@@ -33,8 +33,7 @@ def take_seen(state: RunState, event: Seen, now: float) -> Taken:
         return Taken(state, refuse("generation", "was given to another key; delegate the new key under a higher one"))
     if known and known.connected and known.node_key == event.node_key and known.delegation == event.delegation:
         return Taken(state)
-    since = known.since if known and known.connected else now
-    present = {**state.present, event.member: Presence(event.node_key, event.generation, event.delegation, True, since)}
+    present = {**state.present, event.member: Presence(event.node_key, event.generation, event.delegation, True)}
     after = replace(state, present=present, left_out=tuple(m for m in state.left_out if m != event.member))
     if known and known.node_key != event.node_key:
         # A new key is a new node: it has no state, so it is shown the plan and approves it again.
@@ -47,7 +46,22 @@ def take_gone(state: RunState, event: Gone, now: float) -> Taken:
     known = state.present.get(event.member)
     if known is None or not known.connected:
         return Taken(state)
-    return Taken(replace(state, present={**state.present, event.member: replace(known, connected=False, since=now)}))
+    until = now + state.patience.gone_grace_s
+    return Taken(replace(state, present={**state.present, event.member: replace(known, connected=False, until=until)}))
+
+
+def take_taken_up(state: RunState, event: TakenUp, now: float) -> RunState:
+    """Nobody could answer while the coordinator was away: who was here is waited for, and the phase in flight has its whole time again."""
+    patience = Patience(event.gone_grace_ms / 1000, event.return_grace_ms / 1000, event.join_grace_ms / 1000)
+    back = {m: p if p.lost else replace(p, connected=False, until=now + patience.return_grace_s) for m, p in state.present.items()}
+    state = replace(state, patience=patience, present=back)
+    if state.phase is RunPhase.EPOCH and state.epoch is not None:
+        return replace(state, epoch=replace(state.epoch, began=now))
+    exchange = in_flight(state)
+    if exchange is None:
+        return state
+    state = with_exchange(state, began=now)
+    return with_instance(state, began=now) if exchange.instances else state
 
 
 def take_approval(state: RunState, member: str, report: Report, now: float) -> Taken:
@@ -78,9 +92,8 @@ def take_refusal(state: RunState, member: str, report: Report, now: float) -> Ta
 
 
 def advance_presence(state: RunState, now: float) -> RunState:
-    """Whoever has been gone for the whole grace is lost, until it comes back."""
-    grace = state.facts.gone_grace_s
-    lost = {m: replace(p, lost=True) for m, p in state.present.items() if not p.connected and not p.lost and now >= p.since + grace}
+    """Whoever has been away for the whole grace is lost, until it comes back."""
+    lost = {m: replace(p, lost=True) for m, p in state.present.items() if not p.connected and not p.lost and now >= p.until}
     return replace(state, present={**state.present, **lost}) if lost else state
 
 
@@ -96,7 +109,7 @@ def advance_approving(state: RunState, now: float) -> RunState:
     if len(here) >= facts.u_min:
         since = state.quorum_since if state.quorum_since is not None else now
         everyone = all(m in here or m in state.refusals for m in facts.roster)
-        if everyone or now >= since + facts.join_grace_s:
+        if everyone or now >= since + state.patience.join_grace_s:
             return replace(state, phase=RunPhase.IDLE, quorum_since=since, reason="")
         return state if state.quorum_since == since else replace(state, quorum_since=since)
     if now >= state.began + facts.plan.deadlines.approve:

@@ -14,7 +14,7 @@ from dure.model.content import Instruction, content_id
 from dure.statements.dsse import canonical_json
 from dure_coordinator.exchange.approving import candidates
 from dure_coordinator.exchange.close import answer_at_once
-from dure_coordinator.exchange.common import Taken, abort, in_flight, is_connected, names, refuse
+from dure_coordinator.exchange.common import Taken, abort, away, in_flight, is_connected, names, refuse
 from dure_coordinator.exchange.epoch import epoch_is_due, start_epoch
 from dure_coordinator.exchange.events import Asked
 from dure_coordinator.exchange.facts import RunFacts
@@ -138,6 +138,8 @@ def advance_idle(state: RunState, now: float) -> RunState:
         return _waiting(state, f"paused: {state.paused}")
     if epoch_is_due(state, now):
         state = state if state.renew else replace(state, renew=True)
+        if missing := away(state, tuple(m for m in state.approvals if m not in state.left_out and m not in state.convicted)):
+            return _waiting(state, f"{names(missing)} lost the connection a moment ago and may come back for the new keys")
         if len(candidates(state)) >= state.facts.u_min:
             return start_epoch(state, now)
         if state.left_out:

@@ -48,10 +48,14 @@ def silence(state: RunState, member: str, what: str) -> str:
     return "lost its connection" if is_lost(state, member) else what
 
 
+def away(state: RunState, members: tuple[str, ...]) -> list[str]:
+    """Those of them that are not connected and are still waited for."""
+    return [m for m in members if (seen := state.present.get(m)) is not None and not seen.connected and not seen.lost]
+
+
 def gone_wakeups(state: RunState, members: tuple[str, ...]) -> list[float]:
-    """When each of these members that is not connected stops being waited for."""
-    seen = [state.present[m] for m in members if m in state.present]
-    return [p.since + state.facts.gone_grace_s for p in seen if not p.connected and not p.lost]
+    """When each of these members that is away stops being waited for."""
+    return [state.present[m].until for m in away(state, members)]
 
 
 def with_exchange(state: RunState, **changes: Any) -> RunState:

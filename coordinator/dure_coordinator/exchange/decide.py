@@ -12,7 +12,22 @@ from dure.wire.messages import ReportKind, ReportReply
 from dure_coordinator.exchange import accept, aggregate, approving, asking, epoch, execute, reveal, share, steering, survivors, upload, void
 from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, is_over, refuse, with_exchange
 from dure_coordinator.exchange.duties import Duty, duties
-from dure_coordinator.exchange.events import Abort, Asked, Done, Event, Gone, GoOn, Halt, Pause, Reported, Seen, Stop, Tick, Uploaded
+from dure_coordinator.exchange.events import (
+    Abort,
+    Asked,
+    Done,
+    Event,
+    Gone,
+    GoOn,
+    Halt,
+    Pause,
+    Reported,
+    Seen,
+    Stop,
+    TakenUp,
+    Tick,
+    Uploaded,
+)
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
 
@@ -108,6 +123,8 @@ def _take(state: RunState, event: Event, now: float) -> Taken:
             return approving.take_seen(state, event, now)
         case Gone():
             return approving.take_gone(state, event, now)
+        case TakenUp():
+            return Taken(state if over else approving.take_taken_up(state, event, now))
         case Done():
             return Taken(_done(state, event, now))
         case Asked():

@@ -12,7 +12,7 @@ from dure.secagg import epoch as keys
 from dure.secagg.errors import Malformed
 from dure.wire.messages import Report, ReportKind
 from dure_coordinator.exchange.approving import candidates
-from dure_coordinator.exchange.common import OK, Taken, in_flight, json_body, names, refusal_of, refuse, sit_out
+from dure_coordinator.exchange.common import OK, Taken, in_flight, is_lost, json_body, names, refusal_of, refuse, sit_out
 from dure_coordinator.exchange.state import EpochPhase, EpochState, RunPhase, RunState
 
 _NEXT = {EpochPhase.ADVERT: EpochPhase.KEM, EpochPhase.KEM: EpochPhase.GROUP, EpochPhase.GROUP: EpochPhase.JOIN}
@@ -123,7 +123,7 @@ def _convicted(epoch: EpochState, said: Mapping[str, str]) -> str | None:
 
 
 def advance_epoch(state: RunState, now: float) -> RunState:
-    """Next phase when all have spoken; at the deadline, or when the silent are gone, a new try with those who did."""
+    """Next phase when all have spoken; at the deadline, or when the silent are lost, a new try with those who did."""
     epoch = state.epoch
     if state.phase is not RunPhase.EPOCH or epoch is None:
         return state
@@ -134,7 +134,7 @@ def advance_epoch(state: RunState, now: float) -> RunState:
         if epoch.phase is EpochPhase.JOIN:
             return replace(state, phase=RunPhase.IDLE, epoch=replace(epoch, phase=EpochPhase.READY, began=now), reason="")
         return replace(state, epoch=replace(epoch, phase=_NEXT[epoch.phase], began=now))
-    gone = [m for m in silent if not state.present[m].connected]
+    gone = [m for m in silent if is_lost(state, m)]
     if late or gone:
         out = silent if late else gone
         without = replace(state, left_out=tuple(sorted({*state.left_out, *out})))

@@ -27,6 +27,7 @@ __all__ = [
     "Reported",
     "Seen",
     "Stop",
+    "TakenUp",
     "Tick",
     "Uploaded",
     "decode_event",
@@ -51,6 +52,22 @@ class Gone:
     """That node's connection ended."""
 
     member: str
+
+
+@dataclass(frozen=True)
+class TakenUp:
+    """A coordinator process took the run up: when it was started, and after every restart. Nobody is connected to it yet.
+
+    Its settings are part of the event, not of the facts: an operator may change them between two restarts of one run, and the log
+    before must fold to the same state.
+    """
+
+    gone_grace_ms: int
+    """How long a member that lost its connection still holds up a phase others have finished."""
+    return_grace_ms: int
+    """The same after a restart of the coordinator, when everybody has to come back."""
+    join_grace_ms: int
+    """How long the first epoch waits for further members once the quorum approved and is connected."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +152,14 @@ class Halt:
     reason: str
 
 
-Event = Seen | Gone | Reported | Uploaded | Asked | Done | Tick | Stop | Abort | Pause | GoOn | Halt
+Event = Seen | Gone | TakenUp | Reported | Uploaded | Asked | Done | Tick | Stop | Abort | Pause | GoOn | Halt
 _HEX_FIELDS: dict[type, tuple[str, ...]] = {
     Seen: ("node_key", "delegation"),
     Uploaded: ("instance", "commit"),
     Asked: ("digest", "instruction", "node_values"),
 }
 _KINDS: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Seen, Gone, Reported, Uploaded, Asked, Done, Tick, Stop, Abort, Pause, GoOn, Halt)
+    kind.__name__.lower(): kind for kind in (Seen, Gone, TakenUp, Reported, Uploaded, Asked, Done, Tick, Stop, Abort, Pause, GoOn, Halt)
 }
 
 

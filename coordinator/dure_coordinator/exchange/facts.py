@@ -25,10 +25,6 @@ class RunFacts:
     """Per roster member its charter signing key (32 bytes), under which node delegations verify."""
     coordinator_key: bytes
     """32 bytes; every statement a `Sign` duty asks for is signed with it."""
-    gone_grace_s: float = 15.0
-    """How long a member that lost its connection still holds up a phase others have finished, in seconds."""
-    join_grace_s: float = 5.0
-    """How long the first epoch waits for further members once the quorum approved and is connected, in seconds."""
     epoch_max_s: float = 86_400.0
     """Age in seconds at which keys are agreed anew, between exchanges."""
 

@@ -119,12 +119,14 @@ def wakeup_of(state: RunState) -> float | None:
 def _times(state: RunState) -> list[float]:
     facts, limits = state.facts, state.facts.plan.deadlines
     if state.phase is RunPhase.APPROVING:
-        first = [] if state.quorum_since is None else [state.quorum_since + facts.join_grace_s]
+        first = [] if state.quorum_since is None else [state.quorum_since + state.patience.join_grace_s]
         return [*first, state.began + limits.approve]
     if state.phase is RunPhase.EPOCH and state.epoch is not None:
-        return [state.epoch.began + limits.epoch]
+        return [state.epoch.began + limits.epoch, *gone_wakeups(state, state.epoch.members)]
     if state.phase is RunPhase.IDLE and state.epoch is not None and state.epoch.phase is EpochPhase.READY:
-        return [state.epoch.started + facts.epoch_max_s] if not state.renew and not state.paused else []
+        if state.renew:
+            return gone_wakeups(state, tuple(state.approvals))
+        return [] if state.paused else [state.epoch.started + facts.epoch_max_s]
     exchange = in_flight(state)
     if exchange is None:
         return []

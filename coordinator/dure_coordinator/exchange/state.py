@@ -67,6 +67,15 @@ class InstancePhase(StrEnum):
 
 
 @dataclass(frozen=True)
+class Patience:
+    """For how long whom is waited for, in seconds; from the settings of the coordinator process that took the run up last."""
+
+    gone_grace_s: float = 15.0
+    return_grace_s: float = 30.0
+    join_grace_s: float = 5.0
+
+
+@dataclass(frozen=True)
 class Presence:
     """One roster member's node, as last seen."""
 
@@ -74,10 +83,10 @@ class Presence:
     generation: int
     delegation: bytes
     connected: bool
-    since: float
-    """Unix seconds of the last change of `connected`."""
+    until: float = 0.0
+    """While it is away: unix seconds from which it is lost."""
     lost: bool = False
-    """Gone for longer than the grace: no phase waits for it any more when everyone else is done."""
+    """Away for too long: no phase waits for it any more when everyone else is done."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,7 @@ class RunState:
     facts: RunFacts
     phase: RunPhase
     began: float
+    patience: Patience = field(default_factory=Patience)
     present: Mapping[str, Presence] = field(default_factory=dict)
     approvals: Mapping[str, bytes] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)

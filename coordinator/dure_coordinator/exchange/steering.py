@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from dure.errors import DureError
 from dure_coordinator.exchange.approving import candidates
-from dure_coordinator.exchange.common import Taken, in_flight, refuse
+from dure_coordinator.exchange.common import Taken, away, in_flight, refuse
 from dure_coordinator.exchange.events import Asked, GoOn, Halt, Pause
 from dure_coordinator.exchange.history import rounds_over
 from dure_coordinator.exchange.state import RunPhase, RunState
@@ -53,7 +53,8 @@ def advance_halt(state: RunState, now: float) -> RunState:
     queued = state.queued
     if queued is None:
         return _finish(state) if not state.answers else state  # else the ServerApp is about to say what comes next
-    if is_next_round(queued) or state.paused or len(candidates(state)) < state.facts.u_min:
+    could = len(candidates(state)) + len(away(state, tuple(state.approvals)))  # they may come back for what is left
+    if is_next_round(queued) or state.paused or could < state.facts.u_min:
         return _finish(replace(state, unasked=queued, queued=None))
     return state
 

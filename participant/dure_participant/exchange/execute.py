@@ -33,6 +33,7 @@ def follow_execute(turn: Turn, directive: Directive) -> None:
     state = turn.state
     if state.exchange is not None and state.exchange.number == directive.exchange:
         _same_again(state.exchange, directive)
+        turn.change_exchange(deadline_ms=directive.deadline_ms)  # a coordinator that was away gives the phase its whole time again
         turn.change(kind="execute")
         return
     last = max(state.last_closed, state.exchange.number if state.exchange else 0)

@@ -88,6 +88,8 @@ class TaskResult:
     """Without the weight and without `dure.*`."""
     num_examples: float = 0.0
     usage: Usage = field(default_factory=Usage)
+    killed: bool = False
+    """An error because a signal ended the worker: lack of memory, or a person; not what the app did."""
 
     def to_json(self) -> dict[str, Any]:
         return {
