@@ -45,6 +45,7 @@ from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.log.witnesses import HttpWitness, Witnesses
 from dure_coordinator.metrics import samples
+from dure_coordinator.retention import Retention
 from dure_coordinator.rpc.admin import ADMIN_SOCKET, Admin
 from dure_coordinator.rpc.log import Log
 from dure_coordinator.rpc.server import Limits, MembersPort, TlsFiles, members_port, unix_server
@@ -121,6 +122,7 @@ class Coordinator:
     fleet: Fleet
     publisher: Publisher
     witnesses: Witnesses
+    retention: Retention
     publishing: asyncio.Task[None] | None = None
     serverapps: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
@@ -161,6 +163,7 @@ class Coordinator:
                 charter_sha256=plan.charter_sha256,
                 member_signing_keys={m: keys[m] for m in plan.roster},
                 coordinator_key=public_bytes(signing_key),
+                challenge_window_s=charter.terms.challenge_window_s,
             )
 
         fleet = Fleet(
@@ -175,7 +178,8 @@ class Coordinator:
             changes=changes,
             taken_up=TakenUp(*(int(s * 1000) for s in (settings.gone_grace_s, settings.return_grace_s, settings.join_grace_s))),
         )
-        made = cls(folder, settings, charter, store, blobs, spools, journals, fleet, publisher, witnesses)
+        retention = Retention(store, spools, charter.terms.challenge_window_s)
+        made = cls(folder, settings, charter, store, blobs, spools, journals, fleet, publisher, witnesses, retention)
         fleet.on_opened = made.start_serverapp
         await fleet.load()
         return made
@@ -332,6 +336,7 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     port: MembersPort | None = None
     admin: grpc.aio.Server | None = None
+    sweeping = asyncio.create_task(coordinator.retention.run(), name="retention")
     try:
         address = listen_address(folder, settings, listen)
         tls = TlsFiles(folder.tls_key_pem, folder.tls_pem + folder.ca_pem)
@@ -355,6 +360,8 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
         await stop.wait()
         log.info("coordinator.draining")
     finally:
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
         if port is not None:
             port.members.draining.set()
             await coordinator.fleet.changes.bump()

@@ -19,6 +19,7 @@ from dure.failpoints import Point, reach
 from dure.model.advance import mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
+from dure.secagg.ids import InstanceId
 from dure.secagg.masks import MaskSet
 from dure.statements.dsse import Envelope, key_id
 from dure.statements.kinds import InstanceAggregate
@@ -27,6 +28,7 @@ from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import Group, sum_spools
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum
+from dure_coordinator.exchange.retention import keep_after
 from dure_coordinator.exchange.view import upload_id
 from dure_coordinator.journals import Journals, reply_record, row_of
 from dure_coordinator.log.publisher import Publisher
@@ -74,18 +76,24 @@ class Duties:
             await run.done(duty, {"envelope": raw}, With(statements=(StatementRow.of(raw, run.run),), chain=(party, after)))
 
     async def _sum(self, run: RunEngine, duty: Sum) -> None:
-        rows = [BlobRow(run.run, "seeds", str(await asyncio.to_thread(self.blobs.put_bytes, duty.seeds)))]
-        if duty.purpose == "scalars":
-            await run.done(duty, {"root": merkle_root([]), "sum": b""}, With(blobs=tuple(rows)))
-            return
-        result = await asyncio.to_thread(self._add, duty)
-        reach(Point.SUM_WRITTEN)
-        rows += [BlobRow(run.run, name, blob.decode()) for name, blob in result.items() if name in ("sum", "e_b")]
-        await run.done(duty, result, With(blobs=tuple(rows)))
-        # An upload outside U is protected by its own mask alone once its pair secrets are public: it goes at once.
+        # An upload outside U is protected by its own mask alone once its pair secrets are public: it goes before the sum is known.
         for row in await self.store.uploads(run.run, duty.instance):
             if row.member not in duty.survivors:
                 await asyncio.to_thread(self.spools.remove, row.upload)
+                await self.store.upload_removed(row.upload)
+        result = await asyncio.to_thread(self._add, duty) if duty.purpose != "scalars" else {"root": merkle_root([]), "sum": b""}
+        for name, data in (("seeds", duty.seeds), ("evidence", duty.evidence)):
+            result[name] = str(await asyncio.to_thread(self.blobs.put_bytes, data)).encode()
+        if duty.length:
+            reach(Point.SUM_WRITTEN)
+        exchange = InstanceId.decode(duty.instance).exchange
+        named = {name: blob.decode() for name, blob in result.items() if name in ("sum", "e_b", "seeds", "evidence") and blob}
+        rows = [BlobRow(run.run, name, blob, exchange) for name, blob in named.items()]
+        # Registered like blobs, so that a run that is over is found by an upload that somebody asks for.
+        rows += [BlobRow(run.run, "upload", str(BlobId(root, duty.length)), exchange) for root in duty.roots.values() if duty.length]
+        await run.done(duty, result, With(blobs=tuple(rows)))
+        for member in duty.survivors:
+            await asyncio.to_thread(self.spools.release, upload_id(duty.instance, member))
 
     def _add(self, duty: Sum) -> dict[str, bytes]:
         spools = [self.spools.open(upload_id(duty.instance, m), length=duty.length, chunk_bytes=duty.chunk_bytes) for m in duty.survivors]
@@ -136,18 +144,8 @@ class Duties:
         async with journal.lock:
             record: Mapping[str, Any] = reply_record(duty.reply)
             after = journal.answered(duty.seq, record, summed=duty.reply.status == "ok")
-            await run.done(duty, {}, With(journal=row_of(after, duty.seq)))
+            keep = tuple((k.instance, k.members, k.until, k.pinned) for k in keep_after(run.state, duty.exchange))
+            await run.done(duty, {}, With(journal=row_of(after, duty.seq), keep=keep))
             reach(Point.ANSWER_JOURNALED)
             journal.journal = after
         await run.changes.bump()
-        await self._tidy(run)
-
-    async def _tidy(self, run: RunEngine) -> None:
-        """Spools of exchanges that are closed, where the plan keeps no uploads."""
-        state = run.state
-        if state.facts.plan.keep_uploads != "none":
-            return
-        for exchange in state.closed[-2:]:
-            for instance in exchange.instances:
-                for row in await self.store.uploads(run.run, instance.instance):
-                    await asyncio.to_thread(self.spools.remove, row.upload)

@@ -16,21 +16,32 @@ import structlog
 from dure.blobs import BlobId, BlobReader, BlobStore, DiskFull
 from dure.errors import BadInput, DureError, NotAuthorised, Refused, Unavailable
 from dure.failpoints import Point, reach
-from dure.statements.kinds import InstanceCommit, NodeDelegation, RunPlan
-from dure.statements.statement import open_statement
-from dure.wire.messages import PROTOCOL_VERSION, Directive, DirectiveKind, Hello, HelloReply, Report, ReportKind, ReportReply
+from dure.statements.kinds import Dispute, InstanceCommit, NodeDelegation, RunPlan
+from dure.statements.statement import open_statement, read_verified
+from dure.wire.messages import (
+    PROTOCOL_VERSION,
+    Directive,
+    DirectiveKind,
+    EvidenceQuery,
+    Hello,
+    HelloReply,
+    Report,
+    ReportKind,
+    ReportReply,
+    SumEvidence,
+)
 from dure_coordinator.callers import Caller, Roster
 from dure_coordinator.engine import Changes, Decided, Logic, Performer, RunEngine
 from dure_coordinator.exchange import view
 from dure_coordinator.exchange.accept import split_accept
 from dure_coordinator.exchange.events import Gone, Reported, Seen, TakenUp, Uploaded
 from dure_coordinator.exchange.facts import RunFacts
-from dure_coordinator.spool import Spool, Spools
+from dure_coordinator.spool import Spool, Spools, SpoolsFull
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, UploadRow, With
 
 log = structlog.get_logger()
 
-ENVELOPES = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
+ENVELOPES = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID, ReportKind.DISPUTE}
 """Reports that bring DSSE envelopes (an acceptance: its own and the usage): kept verbatim among the statements once accepted."""
 POINTS = {
     ReportKind.KEM: Point.KEM_DURABLE,
@@ -277,7 +288,8 @@ class Fleet:
             if report.kind not in ENVELOPES:
                 return NOTHING
             bodies = split_accept(report.body) if report.kind is ReportKind.ACCEPT else (report.body,)
-            return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies if body))
+            pin = read_verified(report.body, Dispute).instance if report.kind is ReportKind.DISPUTE else None
+            return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies if body), pin=pin)
 
         reply: ReportReply = (await engine.submit(Reported(caller.member, report), also)).reply
         if report.kind in POINTS:
@@ -289,24 +301,42 @@ class Fleet:
     # -- bulk: who may move which bytes ------------------------------------------------------------------------------
 
     async def open_blob(self, member: str, blob: BlobId) -> BlobReader:
-        """The blob, open, if a run of this member lets it be read now.
+        """The blob, or a survivor's committed upload, open, if a run of this member lets it be read now.
 
         Raises:
             NotAuthorised: no run says so; the same answer whether the blob exists or not.
+            SpoolRefused: the upload's challenge window has closed and it is gone.
         """
         text = str(blob)
         for run in {r for r, _ in await self.store.runs_of_blob(text)} & set(self.ended):
             await self.engine(run)
         for engine in self.runs.values():
-            if member in engine.state.facts.roster and text in view.readable_blobs(engine.state, member):
+            if member not in engine.state.facts.roster:
+                continue
+            if text in view.readable_blobs(engine.state, member):
                 return await asyncio.to_thread(self.blobs.open, blob)
+            if (kept := view.readable_upload(engine.state, member, text)) is not None:
+                return await asyncio.to_thread(self.spools.reader, kept.upload, length=kept.length, chunk_bytes=kept.chunk_bytes)
         raise NotAuthorised("no run of this member lets it read this blob now")
 
-    def disk_full(self, error: DiskFull) -> None:
+    def disk_full(self, error: DiskFull | SpoolsFull) -> None:
         """An upload found no room: said once in the log, and by status and show until an upload is taken again."""
         if not self.trouble:
             log.error("uploads.no_room", reason=str(error))
         self.trouble = f"uploads wait for room: {error}"
+
+    async def evidence(self, caller: Caller, query: EvidenceQuery) -> tuple[SumEvidence, ...]:
+        """What the sums of an exchange were opened from, for members of that exchange.
+
+        Raises:
+            NotAuthorised: no such run or exchange of this member.
+        """
+        self.session(caller)
+        engine = await self.engine(query.run)
+        sums = view.opened_sums(engine.state, caller.member, query.exchange) if engine is not None else ()
+        if not sums:
+            raise NotAuthorised("no sum was opened in an exchange of that number in a run of this member")
+        return sums
 
     async def open_upload(self, member: str, upload: bytes) -> Spool | bytes | view.UploadSlot:
         """Where this upload's chunks go, or the answer its commit got; a slot without length takes a commit only."""

@@ -61,6 +61,7 @@ def make_plan(
     nonce: bytes,
     deadlines: Mapping[str, int],
     now: float,
+    keep_uploads: str = "none",
 ) -> RunPlan:
     """The plan members approve.
 
@@ -68,6 +69,8 @@ def make_plan(
         BadInput: what the charter does not allow, with the arithmetic; or that it has expired.
     """
     check_current(charter, now)
+    if keep_uploads not in ("none", "all"):
+        raise BadInput(f"--keep-uploads {keep_uploads}: must be none (until the charter's challenge window has closed) or all (for good)")
     terms = charter.terms
     roster = tuple(sorted(members or tuple(m.id for m in terms.members)))
     for name in roster:
@@ -101,7 +104,7 @@ def make_plan(
         encoding="ring16",
         stream="aes-256-ctr",
         recheck="off",
-        keep_uploads="none",
+        keep_uploads=keep_uploads,
         base="as-sent",
         w_max=w_max,
         e_cap=6,
@@ -116,7 +119,7 @@ def make_plan(
     )
 
 
-def forecast(plan: RunPlan) -> dict[str, Any]:
+def forecast(plan: RunPlan, challenge_window_s: int) -> dict[str, Any]:
     """What a run costs, per parameter of its model, and who must be awake. Bytes follow from the formats."""
     m = len(plan.roster)
     spare = dropouts_survived(m, plan.colluders)
@@ -131,6 +134,8 @@ def forecast(plan: RunPlan) -> dict[str, Any]:
         "bytes_down_per_parameter_first": round(4 + 2 + 24 * 8 / 4096, 3),
         "bytes_down_per_parameter_later": round((0 if named else 4) + 2 + 24 * 8 / 4096, 3),
         "coordinator_disk_per_parameter": round(m * (2 + 24 * 8 / 4096) + 2 + 4 + (4 if plan.outer_step.name == "nesterov" else 0), 1),
+        "uploads_kept_per_parameter_and_exchange": round(m * (2 + 24 * 8 / 4096), 3),
+        "uploads_kept_s": None if plan.keep_uploads == "all" else challenge_window_s,
         "rounds": plan.rounds,
         "exchanges_at_most": plan.max_exchanges,
         "outer_step": plan.outer_step.name,

@@ -15,7 +15,7 @@ from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, out, sa
 from dure.errors import BadInput, Unavailable
 from dure_coordinator.admin_client import call
 from dure_coordinator.run_steer_cli import register
-from dure_coordinator.watch import follow, render
+from dure_coordinator.watch import follow, kept_line, render
 
 app = typer.Typer(no_args_is_help=True, help="Training runs: plan, start, watch, steer, export. The coordinator must be serving.")
 
@@ -26,14 +26,17 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id; a unique begi
 Rounds = Annotated[int | None, typer.Option(help="Rounds; default: the app's own number.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the app's run config; may be repeated.")]
 Step = Annotated[str | None, typer.Option(help="average | nesterov,lr=0.8,momentum=0.5 | adam,… | none; default: the app's [tool.dure].")]
+KeepUploads = Annotated[
+    str, typer.Option(help="none: masked uploads go once the charter's challenge window has closed; all: kept for good, for auditors.")
+]
 Members = Annotated[str | None, typer.Option(help="Comma-separated member ids; default: all members.")]
 
 
 def _arguments(
-    folder: Path, rounds: int | None, sets: list[str] | None, step: str | None, members: str | None
+    folder: Path, rounds: int | None, sets: list[str] | None, step: str | None, members: str | None, keep_uploads: str
 ) -> tuple[dict[str, Any], bytes]:
     packed = pack_app(folder)
-    arguments: dict[str, Any] = {"app_sha256": packed.digest.hex(), "set": sets or []}
+    arguments: dict[str, Any] = {"app_sha256": packed.digest.hex(), "set": sets or [], "keep_uploads": keep_uploads}
     if rounds is not None:
         arguments["rounds"] = rounds
     if step is not None:
@@ -51,6 +54,7 @@ def plan(
     sets: Sets = None,
     outer_step: Step = None,
     members: Members = None,
+    keep_uploads: KeepUploads = "none",
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +62,7 @@ def plan(
 
     Example: dure run plan apps/pretrain --rounds 100
     """
-    found = call(directory, "run-plan", *_arguments(folder, rounds, sets, outer_step, members))
+    found = call(directory, "run-plan", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads))
     if as_json:
         show_json(found)
         return
@@ -69,6 +73,8 @@ def plan(
     later, first = found["bytes_down_per_parameter_later"], found["bytes_down_per_parameter_first"]
     say(f"bytes per parameter and exchange: up {found['bytes_up_per_parameter']}, down {later} (first exchange {first})")
     say(f"coordinator's disk per parameter: {found['coordinator_disk_per_parameter']} bytes")
+    kept = "for good" if found["uploads_kept_s"] is None else f"for {found['uploads_kept_s']} s (the charter's challenge window)"
+    say(f"masked uploads are kept {kept}: {found['uploads_kept_per_parameter_and_exchange']} bytes per parameter and exchange")
     say(f"{found['rounds']} rounds, at most {found['exchanges_at_most']} exchanges; next base by: {found['outer_step']}")
 
 
@@ -80,6 +86,7 @@ def start(
     sets: Sets = None,
     outer_step: Step = None,
     members: Members = None,
+    keep_uploads: KeepUploads = "none",
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
@@ -88,7 +95,7 @@ def start(
 
     Example: dure run start apps/pretrain --rounds 4 --set seed=7
     """
-    found = call(directory, "run-start", *_arguments(folder, rounds, sets, outer_step, members))
+    found = call(directory, "run-start", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads))
     if as_json:
         show_json(found)
     else:
@@ -160,6 +167,22 @@ def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> N
         show_json(found)
         return
     out.print(render(found))
+
+
+@app.command("let-go")
+@one_line_errors
+def let_go(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """Let go of masked uploads that a run which is over keeps for a dispute, or because its plan keeps all.
+
+    Example: dure run let-go 3f9a
+
+    Those whose challenge window is open stay until it closes. Afterwards nobody can recompute these sums.
+    """
+    found = call(directory, "run-let-go", {"run": run})
+    if as_json:
+        show_json(found)
+    else:
+        say(f"{found['let_go']} uploads are no longer kept for good; {kept_line(found)}")
 
 
 @app.command()

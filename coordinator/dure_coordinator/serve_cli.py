@@ -44,5 +44,7 @@ def register(app: typer.Typer) -> None:
         say(f"connected: {', '.join(found['connected']) or 'nobody'} of {', '.join(found['members'])}")
         if found["trouble"]:
             say(found["trouble"])
+        kept = found["uploads"]
+        say(f"masked uploads on disk: {kept['uploads']} with {kept['length']:,} of {kept['quota']:,} bytes")
         for run in found["runs"]:
             say(f"run {run['run'][:12]} {run['name']}: {run['state']} {run['reason']}")

@@ -15,6 +15,7 @@ import os
 import struct
 import threading
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 from dure.blobs import (
@@ -23,6 +24,8 @@ from dure.blobs import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     BlobDamaged,
+    BlobReader,
+    Manifest,
     chunk_leaf,
     chunks_of,
     read_all_at,
@@ -39,6 +42,8 @@ _MAGIC = b"DURESPL1"
 _RECORD = struct.Struct("<32sI")
 SYNC_BYTES = 64 * 1024 * 1024
 """Bytes taken between two syncs by default: what a killed coordinator asks for again at most, per upload."""
+MANIFESTS_KEPT = 64
+"""Leaves of complete uploads kept in memory for those who read them again, window by window."""
 
 
 class SpoolRefused(Refused):
@@ -46,10 +51,16 @@ class SpoolRefused(Refused):
 
 
 class SpoolsFull(Unavailable):
-    """The quota for uploads is used up; the upload may be repeated when older ones are gone."""
+    """The quota for uploads is used up; the upload may be repeated when older ones are gone.
+
+    Nothing is dropped early to make room: a coordinator that could would have a way around every challenge.
+    """
 
     def __init__(self, *, folder: Path, wanted_bytes: int, free_bytes: int) -> None:
-        super().__init__(f"{folder}: an upload of {wanted_bytes} bytes exceeds the {free_bytes} left of its quota")
+        super().__init__(
+            f"{folder}: an upload of {wanted_bytes} bytes exceeds the {free_bytes} left of its quota; uploads stay until the charter's "
+            "challenge window has closed (`dure coordinator status`): raise spool_quota_bytes in coordinator.toml, or wait"
+        )
         self.folder = folder
         self.wanted_bytes = wanted_bytes
         self.free_bytes = free_bytes
@@ -156,6 +167,8 @@ class Spool:
                     reach(Point.CHUNKS_DURABLE)
 
     def _append(self, k: int, data: bytes | memoryview) -> None:
+        if self._fd < 0:
+            raise SpoolRefused("upload", "came too late and is deleted")
         try:
             with writing(self.path):
                 write_all_at(self._fd, data, k * self.chunk_bytes)
@@ -173,6 +186,8 @@ class Spool:
         """Data first, then the leaves that vouch for it."""
         if self._durable == len(self._leaves):
             return
+        if self._fd < 0:
+            raise SpoolRefused("upload", "came too late and is deleted")
         records = b"".join(_record(k, self._leaves[k]) for k in range(self._durable, len(self._leaves)))
         try:
             with writing(self.path):
@@ -203,6 +218,12 @@ class Spool:
         self.sync()
 
     # -- reading ---------------------------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        """The leaves of a complete upload; `SpoolRefused` while chunks are missing."""
+        self.root()
+        return Manifest(tuple(self._leaves), self.length, self.chunk_bytes)
 
     def leaf(self, k: int) -> bytes:
         return self._leaves[k]
@@ -247,7 +268,9 @@ class Spools:
         self.quota_bytes = quota_bytes
         self.sync_bytes = sync_bytes
         self._open: dict[bytes, Spool] = {}
+        self._manifests: OrderedDict[bytes, Manifest] = OrderedDict()
         self._lock = threading.Lock()
+        self._lengths = self._promised()
 
     def open(self, key: bytes, *, length: int, chunk_bytes: int) -> Spool:
         """The upload of this key, begun or resumed; `SpoolsFull` if its whole length would exceed the quota."""
@@ -257,17 +280,53 @@ class Spools:
                 if (spool.length, spool.chunk_bytes) != (length, chunk_bytes):
                     raise SpoolRefused("length", "this upload was begun with another length or chunk size")
                 return spool
-            free = self.quota_bytes - sum(n for k, n in self._promised().items() if k != key)
+            free = self.quota_bytes - sum(n for k, n in self._lengths.items() if k != key)
             if length > free:
                 raise SpoolsFull(folder=self.folder, wanted_bytes=length, free_bytes=max(0, free))
             spool = Spool(self.folder, key, length=length, chunk_bytes=chunk_bytes, sync_bytes=self.sync_bytes)
-            self._open[key] = spool
+            self._open[key], self._lengths[key] = spool, length
             return spool
+
+    def release(self, key: bytes) -> None:
+        """Lets go of the files of an upload nobody adds to any more; it stays on the disk."""
+        with self._lock:
+            spool = self._open.pop(key, None)
+            if spool is not None:
+                spool.close()
+
+    def reader(self, key: bytes, *, length: int, chunk_bytes: int) -> BlobReader:
+        """A complete upload to be read again; it stays readable until closed, even if it is removed meanwhile.
+
+        Raises:
+            SpoolRefused: it is not here, or not complete.
+        """
+        with self._lock:
+            manifest = self._manifests.get(key) or self._read_manifest(key, length, chunk_bytes)
+            self._manifests[key] = manifest
+            self._manifests.move_to_end(key)
+            if len(self._manifests) > MANIFESTS_KEPT:
+                self._manifests.popitem(last=False)
+            return BlobReader(self.folder / f"{key.hex()}.data", manifest)
+
+    def _read_manifest(self, key: bytes, length: int, chunk_bytes: int) -> Manifest:
+        if key not in self._lengths:  # opening it would begin a new one
+            raise SpoolRefused("upload", "is not kept any more")
+        if (spool := self._open.get(key)) is not None:
+            return spool.manifest
+        with Spool(self.folder, key, length=length, chunk_bytes=chunk_bytes) as spool:
+            return spool.manifest
+
+    @property
+    def used_bytes(self) -> int:
+        """What all uploads on the disk may grow to."""
+        return sum(self._lengths.values())
 
     def remove(self, key: bytes) -> None:
         """Deletes an upload, open or not; no error if there is none."""
         with self._lock:
             spool = self._open.pop(key, None)
+            self._manifests.pop(key, None)
+            self._lengths.pop(key, None)
             if spool is not None:
                 spool.close()
             for kind in ("leaves", "data"):

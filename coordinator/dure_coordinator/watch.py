@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
@@ -96,9 +97,25 @@ def totals_line(shown: Shown) -> str:
     return said + (f", {tokens:,} tokens" if tokens else "")
 
 
+def kept_line(shown: Shown) -> str:
+    """Masked uploads on the coordinator's disk: how many, how long."""
+    kept = shown["uploads"]
+    if not kept["uploads"]:
+        return "no masked uploads are kept"
+    until = "" if kept["until"] is None else f", the last of them until {datetime.fromtimestamp(kept['until'], UTC):%Y-%m-%d %H:%M} UTC"
+    pinned = f"; {kept['pinned']} stay until `dure run let-go`" if kept["pinned"] else ""
+    return f"{kept['uploads']} masked uploads are kept for whoever recomputes ({human_bytes(kept['length'])}){until}{pinned}"
+
+
+def dispute_line(dispute: Shown) -> str:
+    """Who disputes which sum, and what was found."""
+    return f"DISPUTE by {dispute['member']} of exchange {dispute['exchange']} ({dispute['purpose']}): {dispute['reason']}"
+
+
 def notes_of(shown: Shown) -> list[str]:
-    """What a person should know or do: operators who have not decided, members that refused or sat out."""
-    lines = [f"{name}: {facts['note']}" for name, facts in shown["members"].items() if facts["note"]]
+    """What a person should know or do: disputed sums, operators who have not decided, members that refused or sat out."""
+    lines = [dispute_line(d) for d in shown.get("disputes", [])]
+    lines += [f"{name}: {facts['note']}" for name, facts in shown["members"].items() if facts["note"]]
     if shown["run_phase"] == "approving" and shown["waiting_for"] and shown["state"] == "running":
         lines.append(f"waiting for the operators of {', '.join(shown['waiting_for'])}: dure node allow {shown['plan_digest'][:16]}")
     return lines
@@ -170,11 +187,11 @@ def render(shown: Shown, notes: list[str] | None = None) -> Group:
     asked = [Text(line, style="yellow") for line in notes_of(shown)]
     dropped = [Text(dropout_line(d), style="yellow") for d in shown["dropouts"][-NOTES_SHOWN:]]
     said = [Text(note, style="yellow") for note in (notes or [])[-NOTES_SHOWN:]]
+    kept = [Text(kept_line(shown), style="dim")] if "uploads" in shown else []
     wrong = shown["reason"] if shown["state"] == "aborted" else shown["trouble"]
     reason = [Text(wrong, style="red")] if wrong else []
-    return Group(
-        head, members_table(shown), rounds_table(shown), Text(totals_line(shown), style="dim"), bases, *asked, *dropped, *said, *reason
-    )
+    totals = Text(totals_line(shown), style="dim")
+    return Group(head, members_table(shown), rounds_table(shown), totals, bases, *kept, *asked, *dropped, *said, *reason)
 
 
 class Watch:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -19,6 +20,7 @@ from dure.charter.log_keys import log_key, witness_keys, witness_name, witness_q
 from dure.errors import DureError, Unavailable
 from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
+from dure.secagg.ids import InstanceId
 from dure.statements.statement import Chain
 from dure.tlog.files import LogFiles
 from dure.wire.messages import Directive, ReportKind
@@ -30,8 +32,9 @@ from dure_participant.exchange.step import begin, owed, step
 from dure_participant.hands import Hands, Run
 from dure_participant.log.courier import Courier
 from dure_participant.log.mirror import Mirror
+from dure_participant.recompute import Progress
 from dure_participant.settings import NodeSettings
-from dure_participant.store import NodeStore
+from dure_participant.store import NodeStore, Recomputation
 from dure_participant.tidy import tidy
 from dure_participant.transport import Line, pause
 
@@ -55,8 +58,8 @@ class ClocksApart(Unavailable):
     """One of two clocks is wrong. A node that starts so says it and leaves; one that was connected before waits."""
 
 
-def site_of(identity: NodeIdentity) -> Site:
-    """What the exchange logic knows of this node: its keys and the pinned charter."""
+def site_of(identity: NodeIdentity, settings: NodeSettings) -> Site:
+    """What the exchange logic knows of this node: its keys, the pinned charter, and what the site asks for."""
     terms = identity.charter.terms
     return Site(
         consortium=terms.consortium_id,
@@ -75,6 +78,8 @@ def site_of(identity: NodeIdentity) -> Site:
         witnesses=witness_keys(terms),
         witness_quorum=witness_quorum(terms),
         allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
+        challenge_window_s=terms.challenge_window_s,
+        recompute_first=settings.recompute == "always",
         software="dure",
     )
 
@@ -101,7 +106,7 @@ class Agent:
         self._identity, self._store, self._clock = identity, store, clock
         self._blobs = BlobStore(identity.directory / "blobs")
         self._blobs.sweep()
-        self._site = site_of(identity)
+        self._site = site_of(identity, settings)
         self._turn = asyncio.Lock()
         self._line: Line | None = None
         self._draining = self._connected_once = False
@@ -132,6 +137,7 @@ class Agent:
             ClocksApart: at the first connection of this process: whoever started it is looking.
         """
         attempt = 0
+        asked = asyncio.create_task(self._recomputations(), name="recomputations")
         try:
             while True:
                 try:
@@ -143,6 +149,8 @@ class Agent:
                 await pause(attempt)
                 attempt += 1
         finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
             await asyncio.gather(*(self._hands.let_go(run) for run in self._runs.values()))
 
     async def _follow(self, attempt: int) -> int:
@@ -216,6 +224,50 @@ class Agent:
             log.info("drain.waits", runs=busy)
             await asyncio.sleep(AGAIN_S)
 
+    # -- what the operator asks for --------------------------------------------------------------------------------
+
+    async def _recomputations(self) -> None:
+        """Does what `dure node recompute`, another process, writes into the store; one after the other, whatever else goes on."""
+        while True:
+            try:
+                for asked in await asyncio.to_thread(self._store.recomputations, waiting=True):
+                    await self._recompute(asked)
+            except DureError as error:
+                log.warning("recompute.waits", reason=str(error)[:300])
+            except Exception:  # our own mistake; never the end of the node
+                log.exception("recompute.broke")
+            await asyncio.sleep(AGAIN_S)
+
+    async def _recompute(self, asked: Recomputation) -> None:
+        run = self._runs.get(asked.run)
+        accepted = (await asyncio.to_thread(self._store.accepted, asked.run)).get(asked.exchange)
+        if run is None or accepted is None:
+            await asyncio.to_thread(self._store.end_recomputation, asked.number, [])
+            return
+        try:
+            found = await self._hands.recompute_accepted(run, accepted, self._progress(asked.number))
+        except Unavailable as error:
+            await asyncio.to_thread(self._store.recomputation_moved, asked.number, asked.done, asked.total, str(error)[:300])
+            return
+        for given in found:
+            await self.feed(run, given)
+        words = "; ".join(sorted({given.finding.words for given in found}))
+        await asyncio.to_thread(self._store.give, run.run, asked.exchange, {"recomputed": words})
+        await asyncio.to_thread(self._store.end_recomputation, asked.number, [in_json(given) for given in found])
+        log.info("recompute.ended", run=run.label, exchange=asked.exchange, found=words)
+
+    def _progress(self, number: int) -> Progress:
+        """Writes how far a recomputation is, twice a second at most; each write is a transaction."""
+        loop, last = asyncio.get_running_loop(), 0.0
+
+        def moved(done: int, total: int) -> None:
+            nonlocal last
+            if done == total or loop.time() > last + 0.5:
+                last = loop.time()
+                loop.run_in_executor(None, self._store.recomputation_moved, number, done, total)
+
+        return moved
+
     # -- one step --------------------------------------------------------------------------------------------------
 
     async def feed(self, run: Run, given: inputs.Input) -> None:
@@ -241,6 +293,8 @@ class Agent:
                 log.info("step", run=run.label, note=result.note)
             if run.state != before:
                 run.done.clear()
+            if run.state.finished and run.worker is not None:
+                await self._hands.let_go(run)
             self._arrange(run, due, result.actions)
         if run.state.finished or number_of(run.state) != number_of(before) or run.state.last_closed != before.last_closed:
             await self._closed(run)
@@ -290,8 +344,6 @@ class Agent:
 
     async def _closed(self, run: Run) -> None:
         """An exchange, or the whole run, is over: what only it needed goes, in the background."""
-        if run.state.finished and run.worker is not None:
-            await self._hands.let_go(run)
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(self._tidy())
 
@@ -299,6 +351,20 @@ class Agent:
         async with self._hands.shelf:
             states = [run.state for run in self._runs.values()]
             await asyncio.to_thread(tidy, self._identity.directory, self._blobs, states)
+
+
+def in_json(given: inputs.Recomputed) -> dict[str, Any]:
+    """A finding for people and scripts."""
+    finding = given.finding
+    return {
+        "purpose": InstanceId.decode(given.instance).purpose.value,
+        "finding": finding.kind,
+        "chunk": finding.chunk,
+        "member": finding.member or None,
+        "leaf": finding.leaf.hex() if finding.leaf else None,
+        "recomputed_leaf": finding.recomputed.hex() if finding.recomputed else None,
+        "words": finding.words,
+    }
 
 
 def number_of(state: NodeRunState) -> int:

@@ -45,6 +45,18 @@ def only_one(directory: Path) -> Iterator[None]:
         yield
 
 
+def is_running(directory: Path) -> bool:
+    """Whether a process runs the node of this folder."""
+    try:
+        with (directory / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+
+
 def run(directory: Path, metrics: str | None = None) -> None:
     """Run the node until SIGTERM or SIGINT; everything it knew is then in its folder. `metrics`: port of the Prometheus scrape."""
     configure_logs()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from dure.blobs import BlobId, BlobStore, Manifest, PartialBlob, chunk_leaf
+from dure.blobs import CHUNK_BYTES, BlobId, BlobRefused, BlobStore, Manifest, PartialBlob, chunk_leaf, chunks_of
 from dure.errors import Refused, Unavailable
 from dure.failpoints import Point, reach
 from dure.wire.bulk import (
@@ -162,6 +162,67 @@ async def _read_chunks(call: Call, partial: PartialBlob, k: int, progress: Progr
             await asyncio.wait({storing})
             if not storing.cancelled() and storing.exception() is None:
                 progress(k, total)
+
+
+async def pull_manifest(channel: grpc.aio.Channel, blob: BlobId, *, chunk_bytes: int = CHUNK_BYTES, retry: Retry | None = None) -> Manifest:
+    """The leaves of a blob or upload, without its bytes; raises as `pull_blob`.
+
+    Args:
+        chunk_bytes: what its chunks must have; others are `WireRefused`.
+    """
+    request = PullRequest(blob, chunks_of(blob.length, chunk_bytes), 0, manifest=True).encode()
+
+    async def once(_progress: Progress) -> Manifest:
+        call = _multi(channel.unary_stream, PULL_METHOD)(request)
+        try:
+            found = await _read_manifest(call, blob)
+        finally:
+            call.cancel()
+        if found.chunk_bytes != chunk_bytes and found.chunks > 1:
+            raise WireRefused("chunk_bytes", f"are {found.chunk_bytes}, must be {chunk_bytes}")
+        return Manifest(found.leaves, found.length, chunk_bytes)
+
+    return await _persist(once, None, retry or Retry(), f"fetching the leaves of {blob}")
+
+
+async def pull_chunks(
+    channel: grpc.aio.Channel, manifest: Manifest, first: int, count: int, *, retry: Retry | None = None
+) -> AsyncGenerator[tuple[int, memoryview], None]:
+    """(k, chunk k) from `first` on, in order, each as it arrives; nothing is kept. Whether they have their leaves is for whoever takes
+    them (`Manifest.check`); raises as `pull_blob`, and goes on where a stream broke."""
+    k, end, idle, limits, what = first, first + count, 0, retry or Retry(), f"fetching chunks of {manifest.id}"
+    while k < end:
+        before = k
+        call = None
+        try:
+            call = _multi(channel.unary_stream, PULL_METHOD)(PullRequest(manifest.id, k, end - k).encode())
+            while k < end:
+                frame = expect(await _next(call), FrameKind.CHUNK, id=manifest.id.root, chunk=k)
+                yield k, frame.payload
+                k += 1
+        except asyncio.CancelledError as e:
+            if _cancelled_itself():
+                raise
+            raise Unavailable(f"{what}: {_LINE_CUT}") from e
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, _Broken) as e:
+            idle = 1 if k > before else idle + 1
+            await _pause_after(e, idle, limits, what)
+        finally:
+            if call is not None:
+                call.cancel()
+
+
+async def pull_bytes(channel: grpc.aio.Channel, blob: BlobId, *, limit: int) -> bytes:
+    """A small blob whole, its hashes checked, kept nowhere; raises as `pull_blob`, and `BlobRefused` if it is longer than `limit`."""
+    if blob.length > limit:
+        raise BlobRefused("length", f"at most {limit} bytes expected here, blob has {blob.length}")
+    manifest = await pull_manifest(channel, blob)
+    parts = []
+    async with contextlib.aclosing(pull_chunks(channel, manifest, 0, manifest.chunks)) as chunks:
+        async for k, data in chunks:
+            manifest.check(k, data)
+            parts.append(bytes(data))
+    return b"".join(parts)
 
 
 async def push_upload(
@@ -327,19 +388,24 @@ async def _persist(once: Callable[[Progress], Awaitable[T]], progress: Progress 
 
         try:
             return await once(count)
-        except grpc.aio.AioRpcError as e:
-            if e.code() not in _GONE:
-                raise BulkRefused("stream", f"{e.code().name}: {e.details()}") from e
-            reason = f"{e.code().name}: {e.details()}"
-        except _Broken as e:
-            reason = str(e)
-        except grpc.aio.UsageError as e:
-            raise Unavailable(f"{what}: {_LINE_CUT}") from e
         except asyncio.CancelledError as e:
             if _cancelled_itself():
                 raise
             raise Unavailable(f"{what}: {_LINE_CUT}") from e
-        idle = 1 if moved else idle + 1
-        if idle >= retry.attempts:
-            raise Unavailable(f"{what}: gave up after {idle} attempts, last: {reason}; it can be taken up again")
-        await asyncio.sleep(min(retry.first_pause_s * 2 ** (idle - 1), retry.longest_pause_s))
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, _Broken) as e:
+            idle = 1 if moved else idle + 1
+            await _pause_after(e, idle, retry, what)
+
+
+async def _pause_after(e: Exception, idle: int, retry: Retry, what: str) -> None:
+    """Waits before the next attempt, or raises where there is none: `BulkRefused` for good, `Unavailable` for now."""
+    if isinstance(e, grpc.aio.UsageError):
+        raise Unavailable(f"{what}: {_LINE_CUT}") from e
+    reason = str(e)
+    if isinstance(e, grpc.aio.AioRpcError):
+        reason = f"{e.code().name}: {e.details()}"
+        if e.code() not in _GONE:
+            raise BulkRefused("stream", reason) from e
+    if idle >= retry.attempts:
+        raise Unavailable(f"{what}: gave up after {idle} attempts, last: {reason}; it can be taken up again") from e
+    await asyncio.sleep(min(retry.first_pause_s * 2 ** (idle - 1), retry.longest_pause_s))

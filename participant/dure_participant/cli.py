@@ -16,13 +16,14 @@ from dure.identity.node import create_node, load_node
 from dure.model.outer import lineage
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement, read_verified
-from dure_participant import policy, settings
+from dure_participant import policy, recompute_cli, settings
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.store import NodeStore
 
 app = typer.Typer(no_args_is_help=True, help="A node in your data centre: it only dials out, and runs only what you allowed.")
 config = typer.Typer(no_args_is_help=True, help="Site-only settings; they never leave this machine.")
 app.add_typer(config, name="config")
+recompute_cli.register(app)
 
 
 def _store(directory: Path) -> NodeStore:
@@ -195,8 +196,17 @@ def status(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
                 "last_exchange_accepted": s.last_accepted,
                 "status": s.status,
                 "finished": s.finished,
+                "frozen": s.frozen,
+                "disputes": [
+                    {"by": d.member, "exchange": d.exchange, "finding": d.finding, "chunk": d.chunk, "found_here": d.result}
+                    for d in s.disputes
+                ],
             }
             for s in states
+        ],
+        "recomputations": [
+            {"run": r.run.hex(), "exchange": r.exchange, "ended": r.ended, "done": r.done, "total": r.total, "sums": r.result}
+            for r in store.recomputations()[-5:]
         ],
         "notes": [{"time": t, "run": r.hex()[:12] if r else None, "text": x} for t, r, x in store.notes()],
     }
@@ -209,6 +219,13 @@ def status(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     say(f"certificate: {body['certificate_days_left']} days left")
     for s in states:
         say(f"run {s.run.hex()[:12]}: {'over' if s.finished else s.kind or 'waiting'}; {s.decision}; {s.status}")
+        if s.frozen:
+            say(f"  FROZEN here: {s.frozen}")
+        for d in s.disputes:
+            say(f"  {d.member} disputes exchange {d.exchange} ({d.finding}); this node: {d.result or 'is rechecking'}")
+    for again in body["recomputations"]:
+        words = "; ".join(s["words"] for s in again["sums"] or []) or f"{again['done']} of {again['total'] or '?'} chunks agree so far"
+        say(f"recomputation of run {again['run'][:12]} exchange {again['exchange']}: {words}")
     for t, r, x in store.notes():
         say(f"  {datetime.fromtimestamp(t, UTC):%m-%d %H:%M:%S} {r.hex()[:8] if r else '        '} {x}")
 
@@ -234,6 +251,7 @@ def gave(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
         return
     for row in rows:
         sent = ", ".join(f"{k.removeprefix('bytes_')} {v} bytes" for k, v in row.items() if k.startswith("bytes_"))
-        say(f"run {row['run'][:12]} exchange {row['exchange']}: masked {sent}; base {row['lineage']}")
+        again = f"; {row['recomputed']}" if "recomputed" in row else ""
+        say(f"run {row['run'][:12]} exchange {row['exchange']}: masked {sent}; base {row['lineage']}{again}")
     say(f"opening one of these sums takes more than {colluders} members working together with the coordinator")
     say("in the clear: that this node took part, tokens, steps, seconds and bytes of each exchange")

@@ -26,6 +26,9 @@ from dure.model.base import BaseRecord
 from dure.model.content import flower_node_id, flower_run_id
 from dure.model.layout import Layout
 from dure.model.weights import open_flat, weights_id
+from dure.recompute.evidence import Trust
+from dure.recompute.sums import Finding
+from dure.secagg import thresholds
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import ReportKind
@@ -33,11 +36,13 @@ from dure_participant import policy
 from dure_participant.bulk import BulkRefused, pull_blob, push_upload
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
+from dure_participant.exchange.dispute import known_instances
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.log.courier import Courier
+from dure_participant.recompute import Progress, Recomputer
 from dure_participant.settings import NodeSettings
-from dure_participant.store import NodeStore
+from dure_participant.store import Accepted, NodeStore
 from dure_participant.trained import why_not
 from dure_participant.transport import Line
 from dure_participant.uploads import MaskedFile, Stream, file_sha256, instance_name, open_stream
@@ -48,7 +53,7 @@ log = structlog.get_logger()
 
 DECISION_POLL_S = 0.5
 """How often the agent looks whether the operator has decided; the command line, another process, writes into the same store."""
-STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID}
+STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID, ReportKind.DISPUTE}
 """Reports that bring signed statements: those are in the log first."""
 E_B_LIMIT_BYTES = 1 << 28
 
@@ -93,6 +98,7 @@ class Hands:
         self._site, self._dir, self._settings, self._store, self._blobs = site, directory, settings, store, blobs
         self._clock, self._line, self._courier, self._feed = clock, line, courier, feed
         self._pulls: dict[str, asyncio.Lock] = {}
+        self.recomputer = Recomputer(blobs, line, clock)
         self.shelf = asyncio.Lock()
         """Held while new blobs come into being that no state names yet; nothing is cleared away meanwhile."""
 
@@ -116,6 +122,8 @@ class Hands:
                 await self._commit(run, action)
             case act.Verify():
                 await self._verify(run, action)
+            case act.Recompute():
+                await self._recompute(run, action)
 
     # -- reports and consent ---------------------------------------------------------------------------------------
 
@@ -358,6 +366,59 @@ class Hands:
                 raise Refused("sum", str(error)) from None
         async with self.shelf:
             return await asyncio.to_thread(verify, action, self._blobs)
+
+    # -- recomputing -----------------------------------------------------------------------------------------------
+
+    async def _recompute(self, run: Run, action: act.Recompute) -> None:
+        finding = await self._job(run, action.id, lambda: self._found(run, action))
+        await self._feed(run, inputs.Recomputed(action.instance, action.aggregate_sha256, finding, action.dispute))
+
+    async def _found(self, run: Run, action: act.Recompute) -> Finding:
+        digest, by_exchange = action.aggregate_sha256, await asyncio.to_thread(self._store.accepted, run.run)
+        accepted = next((a for a in by_exchange.values() if digest in a.aggregates), None)
+        shown = any(w.instance == action.instance and w.aggregate_envelope for w in known_instances(run.state))
+        if accepted is None and not shown:
+            return Finding("gone", why="it is of no sum this node accepted")
+        kept_until = self._kept_until(run, accepted) if accepted is not None else None
+        try:
+            return await self.recomputer.find(self._trust(run), action.exchange, digest, chunks=action.chunks, kept_until=kept_until)
+        except Unavailable as error:
+            if action.until_ms and self._clock() * 1000 > action.until_ms:
+                return Finding("withheld", why=str(error))
+            raise
+
+    async def recompute_accepted(self, run: Run, accepted: Accepted, progress: Progress) -> list[inputs.Recomputed]:
+        """Everything this node accepted in an exchange, up to the first sum that does not hold.
+
+        Raises:
+            Unavailable: not now; called again, it goes on where it was.
+        """
+        found: list[inputs.Recomputed] = []
+        for digest, instance in zip(accepted.aggregates, self._instances(run, accepted), strict=True):
+            finding = await self.recomputer.find(
+                self._trust(run), accepted.exchange, digest, kept_until=self._kept_until(run, accepted), progress=progress
+            )
+            found.append(inputs.Recomputed(instance, digest, finding))
+            if finding.kind != "agrees":
+                break
+        return found
+
+    def _instances(self, run: Run, accepted: Accepted) -> list[bytes]:
+        """Instances of the aggregates of an exchange, by this node's own record of where it sent bytes."""
+        purposes = ("scales", "update") if len(accepted.aggregates) == 2 else ("scalars",)
+        mine = [s for s in self._store.history().sent if s.run == run.run and s.exchange <= accepted.exchange and s.outcome != "void"]
+        return [next(s.instance for s in reversed(mine) if s.purpose == purpose) for purpose in purposes]
+
+    def _trust(self, run: Run) -> Trust:
+        """What this node judges a run's sums by."""
+        site, plan = self._site, self._plan(run.state.plan_envelope)
+        needed = thresholds.u_min(len(plan.roster), site.colluders)
+        return Trust(site.consortium, run.run, site.coordinator_key, site.members, site.colluders, needed)
+
+    def _kept_until(self, run: Run, accepted: Accepted) -> float | None:
+        """Until when the coordinator must have the uploads of what was accepted; None for ever."""
+        forever = self._plan(run.state.plan_envelope).keep_uploads == "all"
+        return None if forever else accepted.time + self._site.challenge_window_s
 
     # -- places ----------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,9 @@ class NodeSettings:
     """All of a worker's output that is kept."""
     drain_s: float = 8.0
     """Longest wait, after SIGTERM, for an exchange in which others count on this node; 0: leave at once, and resume later."""
+    recompute: str = "never"
+    """always: every sum is added up again from the members' uploads before it is accepted (n times its bytes); never: on demand, and
+    whenever one does not verify."""
     node_config: Mapping[str, Value] = field(default_factory=dict)
     """Everything else: given to apps, seen by nobody else."""
 
@@ -70,6 +73,8 @@ def judge(body: Mapping[str, Any], path: Path) -> NodeSettings:
         if type(value) is not type(default):
             raise BadInput(f"{path}: {name} must be {type(default).__name__}, is {value!r}; set it with `dure node config set {name}=…`")
         own[name] = value
+    if own.get("recompute", "never") not in ("never", "always"):
+        raise BadInput(f"{path}: recompute must be never or always, is {own['recompute']!r}")
     rest = {k: v for k, v in body.items() if k not in known}
     for name, value in rest.items():
         if not isinstance(value, (str, int, float, bool)):

@@ -20,7 +20,9 @@ from typing import Any
 
 from dure.errors import BadInput, Unavailable
 from dure.statements import schema
-from dure.statements.statement import Chain
+from dure.statements.dsse import Envelope
+from dure.statements.kinds import ExchangeAccept
+from dure.statements.statement import Chain, read_verified
 from dure_participant.exchange.site import History, Sent
 
 SCHEMA = """
@@ -38,10 +40,44 @@ CREATE TABLE IF NOT EXISTS statements (
   number INTEGER PRIMARY KEY, sha256 BLOB UNIQUE NOT NULL, run BLOB NOT NULL, envelope BLOB NOT NULL, time REAL NOT NULL,
   delivered INTEGER NOT NULL DEFAULT 0
 );
-PRAGMA user_version = 3;
+CREATE TABLE IF NOT EXISTS recomputations (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, run BLOB NOT NULL, exchange INTEGER NOT NULL, asked REAL NOT NULL,
+  done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '', result TEXT, ended REAL
+);
+PRAGMA user_version = 4;
 """
-VERSION = 3
+VERSION = 4
 KEEP_NOTES = 2_000
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """One recomputation the operator asked for."""
+
+    number: int
+    run: bytes
+    exchange: int
+    asked: float
+    done: int
+    """Chunks that agree so far."""
+    total: int
+    waits: str
+    """Why it does not go on at present; "" while it does."""
+    result: list[dict[str, Any]] | None
+    """One finding per sum; None before the end."""
+    ended: float | None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The sums this node accepted in an exchange: what its own exchange-accept says."""
+
+    exchange: int
+    aggregates: tuple[bytes, ...]
+    """Payload digests, scales first."""
+    recomputed: tuple[bytes, ...]
+    """Those that were added up again before."""
+    time: int
 
 
 @dataclass(frozen=True)
@@ -157,6 +193,16 @@ class NodeStore:
         """How many statements the log has acknowledged."""
         return int(self._rows("SELECT COUNT(*) FROM statements WHERE delivered = 1")[0][0])
 
+    def accepted(self, run: bytes) -> dict[int, Accepted]:
+        """What this node accepted in a run, by exchange: from the statements it signed itself."""
+        found = {}
+        for raw in self.statements(run):
+            body = json.loads(Envelope.from_bytes(raw).payload)
+            if body["predicateType"] == f"urn:dure:{ExchangeAccept.kind}:v1":
+                word = read_verified(raw, ExchangeAccept)
+                found[word.exchange] = Accepted(word.exchange, word.aggregates, word.recomputed, int(body["predicate"]["time"]))
+        return found
+
     def chain(self) -> Chain:
         """Where the node key's statement chain stands."""
         rows = self._rows("SELECT seq, prev FROM chain")
@@ -191,6 +237,38 @@ class NodeStore:
         """Every word so far, by plan digest."""
         rows = self._rows("SELECT plan, allowed, reason, how, time FROM decisions ORDER BY time")
         return {bytes(p): Decision(bool(a), r, h, t) for p, a, r, h, t in rows}
+
+    # -- recomputations asked for ----------------------------------------------------------------------------------
+
+    def ask_recomputation(self, run: bytes, exchange: int) -> int:
+        """Asks the running node to add the sums of an exchange up again; the number to look for. One that waits already is the answer."""
+        with self._transaction() as db:
+            same = "SELECT number FROM recomputations WHERE run = ? AND exchange = ? AND ended IS NULL"
+            waiting = db.execute(same, (run, exchange)).fetchall()
+            if waiting:
+                return int(waiting[0][0])
+            made = db.execute("INSERT INTO recomputations (run, exchange, asked) VALUES (?, ?, ?)", (run, exchange, time.time()))
+            return int(made.lastrowid or 0)
+
+    def recomputations(self, *, number: int | None = None, waiting: bool = False) -> list[Recomputation]:
+        """Oldest first: all, that one, or those nobody has ended yet."""
+        where = "number = ?" if number is not None else "ended IS NULL" if waiting else "1"
+        rows = self._rows(
+            f"SELECT number, run, exchange, asked, done, total, waits, result, ended FROM recomputations WHERE {where} ORDER BY number",  # noqa: S608  # one of three texts
+            *(() if number is None else (number,)),
+        )
+        return [Recomputation(n, bytes(r), e, a, d, t, w, json.loads(x) if x else None, z) for n, r, e, a, d, t, w, x, z in rows]
+
+    def recomputation_moved(self, number: int, done: int, total: int, waits: str = "") -> None:
+        """How far it is, for whoever looks."""
+        with self._transaction() as db:
+            db.execute("UPDATE recomputations SET done = ?, total = ?, waits = ? WHERE number = ?", (done, total, waits, number))
+
+    def end_recomputation(self, number: int, result: list[dict[str, Any]]) -> None:
+        """It is done, with these findings."""
+        with self._transaction() as db:
+            values = (json.dumps(result, sort_keys=True), time.time(), number)
+            db.execute("UPDATE recomputations SET result = ?, ended = ?, waits = '' WHERE number = ?", values)
 
     # -- for people ------------------------------------------------------------------------------------------------
 

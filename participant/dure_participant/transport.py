@@ -14,12 +14,24 @@ from dure.identity.node import NodeIdentity
 from dure.wire.control import (
     WireRefused,
     decode_directive,
+    decode_evidence,
     decode_hello_reply,
     decode_report_reply,
+    encode_evidence_query,
     encode_hello,
     encode_report,
 )
-from dure.wire.messages import MAX_CONTROL_BYTES, PROTOCOL_VERSION, Directive, Hello, HelloReply, Report, ReportReply
+from dure.wire.messages import (
+    MAX_CONTROL_BYTES,
+    PROTOCOL_VERSION,
+    Directive,
+    EvidenceQuery,
+    Hello,
+    HelloReply,
+    Report,
+    ReportReply,
+    SumEvidence,
+)
 from dure_pb.v1 import log_pb2 as log_pb
 from dure_pb.v1 import log_pb2_grpc as log_rpc
 from dure_pb.v1 import members_pb2 as pb
@@ -151,6 +163,23 @@ class Line:
             raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
         except WireRefused as error:
             raise Unavailable(f"an answer is out of form: {error}") from None
+
+    async def evidence(self, query: EvidenceQuery) -> tuple[SumEvidence, ...]:
+        """Where to find what the sums of an exchange were opened from.
+
+        Raises:
+            NotAuthorised: the coordinator does not say, in its own words.
+            WireRefused: it says what has no form.
+            Unavailable: no answer.
+        """
+        try:
+            return decode_evidence(await self._members.Evidence(encode_evidence_query(query), timeout=CALL_DEADLINE_S))
+        except grpc.aio.AioRpcError as error:
+            if error.code() in REFUSED or error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise NotAuthorised(f"the coordinator shows nothing: {error.details()}") from None
+            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        except grpc.aio.UsageError:
+            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
 
 
 async def pause(attempt: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sim.sim_log import SimLog
+from support.opened_instance import Upload
 
 from dure.blobs import CHUNK_BYTES, BlobId, chunk_leaf
 from dure.model.base import BaseRecord
@@ -23,6 +24,8 @@ from dure.model.content import ArrayItem, ConfigItem, Instruction
 from dure.model.layout import BLOCK_ELEMENTS, CHUNK_ELEMENTS, Layout
 from dure.model.outer import parse_step, step_model, steps_taken
 from dure.model.weights import weights_id
+from dure.recompute.evidence import Trust
+from dure.recompute.sums import Finding, prepare, recompute
 from dure.secagg import encode, scales, thresholds
 from dure.secagg import field as fp
 from dure.secagg.encode import decode_mean_chunk
@@ -328,14 +331,15 @@ class World:
         assert duty.id not in {d.id for d in duties(self.state)}, f"{duty.id} is owed still"
 
     def sum(self, duty: Sum) -> dict[str, bytes]:
+        kept = {"seeds": self.put(duty.seeds).encode(), "evidence": self.put(duty.evidence).encode()}
         if duty.purpose == "scalars":
-            return {"root": merkle_root([]), "sum": b""}
+            return {"root": merkle_root([]), "sum": b"", **kept}
         spools = [self.spools[m, duty.instance] for m in duty.survivors]
         for m, spool in zip(duty.survivors, spools, strict=True):
             assert blob_id(spool, duty.chunk_bytes).root == duty.roots[m]
         data = self.total(duty.purpose, spools, duty.chunk_bytes, duty.recovered.unmask)
         name = self.put(data, duty.chunk_bytes)
-        result = {"root": BlobId.parse(name).root, "sum": name.encode()}
+        result = {"root": BlobId.parse(name).root, "sum": name.encode(), **kept}
         if duty.purpose == "scales":
             e_b = self.exponents(data, duty.base_e_b, duty.e_cap)
             result |= {"e_b": self.put(e_b).encode(), "e_b_sha256": hashlib.sha256(e_b).digest()}
@@ -466,6 +470,8 @@ class World:
                         node.notes.append(f"commit: {reply.field}: {reply.reason}")
             case act.Verify():
                 self.give(member, inp.Verified(action.instance, self.verify(action)))
+            case act.Recompute():
+                self.give(member, inp.Recomputed(action.instance, action.aggregate_sha256, self.recompute(member, action), action.dispute))
 
     def train(self, member: str, action: act.Train) -> inp.TrainResult:
         node = self.nodes[member]
@@ -507,6 +513,25 @@ class World:
         trailer, tag = encoder.finish()
         root = blob_id(data, action.chunk_bytes).root if data else merkle_root([])
         return inp.UploadReady(action.instance, root, len(data), trailer, tag)
+
+    def recompute(self, member: str, action: act.Recompute) -> Finding:
+        """As the agent does it: everything from what the coordinator shows this member, nothing on trust."""
+        site = self.nodes[member].site
+        trust = Trust(CONSORTIUM, self.run, site.coordinator_key, site.members, site.colluders, self.plan.u_min)
+        for said in view.opened_sums(self.state, member, action.exchange):
+            if Envelope.from_bytes(said.aggregate).payload_sha256 == action.aggregate_sha256:
+                break
+        else:
+            return Finding("gone", why="it is of no sum this node accepted")
+        ready = prepare(said.aggregate, self.blobs[said.evidence], self.blobs[said.seeds], trust)
+        if isinstance(ready, Finding):
+            return ready
+        opened, recovered = ready
+        cut = opened.chunk_bytes
+        uploads = {m: Upload.of(self.spools.get((m, action.instance), b""), cut) for m in opened.survivors}
+        name = str(BlobId(opened.aggregate.root, opened.length))
+        total = Upload.of(self.blobs[name] if opened.length else b"", cut).manifest
+        return recompute(opened, recovered, uploads, total, chunks=action.chunks)
 
     def verify(self, action: act.Verify) -> inp.VerifyFacts:
         if action.purpose == "scalars":

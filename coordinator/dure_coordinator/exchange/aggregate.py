@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
+from dure.blobs import BlobId
 from dure.secagg.summing import opened_totals, shape_of
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceAggregate, InstanceDropout
@@ -39,6 +40,9 @@ def summed(state: RunState, result: Mapping[str, bytes], now: float) -> RunState
         phase=InstancePhase.AGGREGATE,
         root=result["root"],
         sum=result["sum"].decode(),
+        seeds=result["seeds"].decode(),
+        evidence=result["evidence"].decode(),
+        uploads=committed_uploads(state, instance),
         e_b=result.get("e_b", b"").decode(),
         e_b_sha256=result.get("e_b_sha256", bytes(32)),
         trailer=trailer,
@@ -47,6 +51,14 @@ def summed(state: RunState, result: Mapping[str, bytes], now: float) -> RunState
         dropouts=dropouts_of(state, instance),
         began=now,
     )
+
+
+def committed_uploads(state: RunState, instance: InstanceState) -> dict[str, str]:
+    """Blob id text of each survivor's upload; none where an instance has no vector."""
+    if instance.purpose == "scalars":
+        return {}
+    commits = {m: read_commit(state, m, instance.commits[m]) for m in instance.survivors}
+    return {m: str(BlobId(c.root, c.length)) for m, c in commits.items()}
 
 
 def opened_trailer(state: RunState, instance: InstanceState) -> tuple[tuple[int, ...], int]:

@@ -14,7 +14,7 @@ from dure.model.content import Instruction, content_id
 from dure.statements.dsse import canonical_json
 from dure_coordinator.exchange.approving import candidates
 from dure_coordinator.exchange.close import answer_at_once
-from dure_coordinator.exchange.common import Taken, abort, away, in_flight, is_connected, names, refuse
+from dure_coordinator.exchange.common import Taken, abort, all_exchanges, away, in_flight, is_connected, names, refuse
 from dure_coordinator.exchange.epoch import epoch_is_due, start_epoch
 from dure_coordinator.exchange.events import Asked
 from dure_coordinator.exchange.facts import RunFacts
@@ -119,8 +119,7 @@ def node_values_of(asked: Asked) -> dict[str, per_node.NodeValues]:
 
 def _opened(state: RunState) -> list[ExchangeState]:
     """Exchanges whose last instance was opened."""
-    all_of_them = (*state.closed, *((state.exchange,) if state.exchange else ()))
-    return [e for e in all_of_them if e.instance and e.instance.purpose != "scales" and _is_open(e)]
+    return [e for e in all_exchanges(state) if e.instance and e.instance.purpose != "scales" and _is_open(e)]
 
 
 def _is_open(exchange: ExchangeState) -> bool:

@@ -58,6 +58,11 @@ def gone_wakeups(state: RunState, members: tuple[str, ...]) -> list[float]:
     return [state.present[m].until for m in away(state, members)]
 
 
+def all_exchanges(state: RunState) -> tuple[ExchangeState, ...]:
+    """Oldest first, the one in flight or last among them."""
+    return state.closed if state.exchange is None else (*state.closed, state.exchange)
+
+
 def with_exchange(state: RunState, **changes: Any) -> RunState:
     assert state.exchange is not None
     return replace(state, exchange=replace(state.exchange, **changes))

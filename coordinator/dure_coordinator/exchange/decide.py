@@ -9,7 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dure.wire.messages import ReportKind, ReportReply
-from dure_coordinator.exchange import accept, aggregate, approving, asking, epoch, execute, reveal, share, steering, survivors, upload, void
+from dure_coordinator.exchange import (
+    accept,
+    aggregate,
+    approving,
+    asking,
+    dispute,
+    epoch,
+    execute,
+    reveal,
+    share,
+    steering,
+    survivors,
+    upload,
+    void,
+)
 from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, is_over, refuse, with_exchange
 from dure_coordinator.exchange.duties import Duty, duties
 from dure_coordinator.exchange.events import (
@@ -61,6 +75,7 @@ _REPORTS = {
     ReportKind.REVEAL: reveal.take_reveal,
     ReportKind.ACCEPT: accept.take_accept,
     ReportKind.VOID: void.take_void,
+    ReportKind.DISPUTE: dispute.take_dispute,
 }
 _ADVANCES: tuple[Callable[[RunState, float], RunState], ...] = (
     approving.advance_presence,
@@ -77,6 +92,7 @@ _ADVANCES: tuple[Callable[[RunState, float], RunState], ...] = (
     aggregate.advance_update,
     void.advance_void,
     accept.advance_accept,
+    dispute.advance_disputes,
 )
 
 
@@ -154,7 +170,7 @@ def _take_report(state: RunState, event: Reported, now: float, over: bool) -> Ta
         return Taken(state, refuse("run", "is another run"))
     if event.member not in state.facts.member_signing_keys:
         return Taken(state, refuse("member", f"{event.member} is not in this run's roster"))
-    if over:
+    if over and event.report.kind is not ReportKind.DISPUTE:
         return Taken(state, refuse("run", f"is {state.phase}: {state.reason}"))
     return _REPORTS[event.report.kind](state, event.member, event.report, now)
 
@@ -185,6 +201,9 @@ def _settle(state: RunState, duty: Duty, event: Done, now: float) -> RunState:
 
 def _reason(before: RunState, after: RunState) -> str:
     """One line about the most important thing that changed."""
+    if len(after.disputes) > len(before.disputes) and after.phase is before.phase:
+        last = dispute.disputes_in_words(after)[-1]
+        return f"{last['member']} disputes the {last['purpose']} sum of exchange {last['exchange']}: {last['reason']}"
     if after.phase is not before.phase and after.phase in (RunPhase.FINISHED, RunPhase.ABORTED):
         return f"run {after.phase}: {after.reason}"
     one, other = before.exchange, after.exchange

@@ -35,10 +35,10 @@ class Cosign:
 
 @dataclass(frozen=True)
 class Sum:
-    """Add the spools of `survivors`, take the masks off, store the sum; delete uploads of `drop`.
+    """Add the spools of `survivors`, take the masks off, store the sum, the seeds and the evidence; delete every other upload.
 
-    Done: {"root": 32 bytes, "sum": blob id text} and for scales {"e_b": blob id text of the int8 exponents after caps,
-    "e_b_sha256": SHA-256 of those bytes}.
+    Done: {"root": 32 bytes, "sum", "seeds", "evidence": blob id texts} and for scales {"e_b": blob id text of the int8 exponents
+    after caps, "e_b_sha256": SHA-256 of those bytes}.
     For `scalars` there is nothing to add: root is the Merkle root of nothing, sum is b"".
     """
 
@@ -59,6 +59,8 @@ class Sum:
     """What was opened, each value checked against its commitment; `recovered.unmask` takes the masks off the sum, chunk by chunk."""
     seeds: bytes
     """`recovered.to_bytes()`, whose SHA-256 the aggregate names; keep it with the sum."""
+    evidence: bytes
+    """`dure.recompute.evidence.Evidence.to_bytes()`: with seeds and uploads, all that anyone needs to add this sum up again."""
     base_e_b: str = ""
     """Blob id text of the base record's e_b; "" for none (then the plan's e_cap)."""
     e_cap: int = 6

@@ -23,7 +23,8 @@ def start_epoch(state: RunState, now: float) -> RunState:
     members = candidates(state)
     number = state.epochs + 1
     node_keys = {m: state.present[m].node_key for m in members}
-    epoch = EpochState(number, EpochPhase.ADVERT, members, now, now, node_keys=node_keys)
+    words = {m: state.present[m].delegation for m in members}
+    epoch = EpochState(number, EpochPhase.ADVERT, members, now, now, node_keys=node_keys, delegations=words)
     return replace(state, phase=RunPhase.EPOCH, epoch=epoch, epochs=number, renew=False, reason="")
 
 

@@ -25,6 +25,8 @@ class RunFacts:
     """Per roster member its charter signing key (32 bytes), under which node delegations verify."""
     coordinator_key: bytes
     """32 bytes; every statement a `Sign` duty asks for is signed with it."""
+    challenge_window_s: int = 0
+    """Seconds for which survivors' uploads stay after their exchange, from the charter."""
     epoch_max_s: float = 86_400.0
     """Age in seconds at which keys are agreed anew, between exchanges."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dure.blobs import BlobId
 from dure.model.base import BaseRecord
+from dure.recompute.evidence import Evidence
 from dure.secagg.ids import InstanceId
 from dure.secagg.summing import shape_of
 from dure_coordinator.exchange.accept import needs_step
@@ -80,9 +81,19 @@ def _sum(state: RunState, exchange: ExchangeState, instance: InstanceState) -> S
         ctx=instance.ctx,
         recovered=instance.recovered,
         seeds=instance.recovered.to_bytes(),
+        evidence=evidence_of(state, instance).to_bytes(),
         base_e_b=_text(base.e_b) if base and instance.purpose == "scales" else "",
         e_cap=state.facts.plan.e_cap,
     )
+
+
+def evidence_of(state: RunState, instance: InstanceState) -> Evidence:
+    """The signed messages of an instance that is being opened."""
+    epoch = state.epoch
+    assert epoch is not None
+    cohort = {m: epoch.delegations[m] for m in instance.cohort}, {m: epoch.adverts[m] for m in instance.cohort}
+    commits = {m: instance.commits[m] for m in instance.survivors}
+    return Evidence(instance.open_envelope, instance.survivors_envelope, *cohort, instance.shares, commits)
 
 
 def _text(blob: BlobId | None) -> str:

@@ -106,6 +106,8 @@ class EpochState:
     joined: tuple[str, ...] = ()
     node_keys: Mapping[str, bytes] = field(default_factory=dict)
     """Node key each member's advert verified under."""
+    delegations: Mapping[str, bytes] = field(default_factory=dict)
+    """Each member's word for that key, as it stood when the epoch began: part of every instance's evidence."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,12 @@ class InstanceState:
     """What the reveals opened."""
     root: bytes = b""
     sum: str = ""
+    seeds: str = ""
+    """Blob id text of what was revealed; the aggregate names its SHA-256."""
+    evidence: str = ""
+    """Blob id text of `dure.recompute.evidence.Evidence`."""
+    uploads: Mapping[str, str] = field(default_factory=dict)
+    """Survivor -> blob id text of its committed upload: root and length from the commit. Empty until summed, and for scalars."""
     e_b: str = ""
     e_b_sha256: bytes = bytes(32)
     trailer: tuple[int, ...] = ()
@@ -214,6 +222,17 @@ class ExchangeState:
 
 
 @dataclass(frozen=True)
+class Disputed:
+    """A member's signed word against an opened sum."""
+
+    member: str
+    instance: bytes
+    envelope: bytes
+    delegation: bytes
+    """Its member's word for the key that signed, so that others can check both."""
+
+
+@dataclass(frozen=True)
 class RunState:
     """The whole run."""
 
@@ -256,6 +275,8 @@ class RunState:
     """Highest statement number seen per node key (hex)."""
     convicted: Mapping[str, str] = field(default_factory=dict)
     """Members proved guilty: in no later cohort."""
+    disputes: tuple[Disputed, ...] = ()
+    """In order of arrival, one per member and instance."""
     stopping: bool = False
     """The ServerApp returned."""
     paused: str = ""

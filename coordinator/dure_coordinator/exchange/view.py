@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -11,9 +11,10 @@ from dure.model import per_node
 from dure.model.base import BaseRecord
 from dure.secagg import tlv
 from dure.secagg.summing import shape_of
-from dure.wire.messages import Directive, DirectiveKind
+from dure.wire.messages import Directive, DirectiveKind, SumEvidence
 from dure_coordinator.exchange.asking import node_values_of
-from dure_coordinator.exchange.common import in_flight
+from dure_coordinator.exchange.common import all_exchanges, in_flight
+from dure_coordinator.exchange.dispute import disputes_document, disputes_in_words
 from dure_coordinator.exchange.owed import wakeup_of
 from dure_coordinator.exchange.share import elements_of
 from dure_coordinator.exchange.state import (
@@ -48,6 +49,11 @@ def upload_id(instance: bytes, member: str) -> bytes:
 
 def directive(state: RunState, member: str) -> Directive:
     """What this member's node should be doing now, in full. Equal states give equal directives, so it may be compared."""
+    made = _directive(state, member)
+    return replace(made, documents={**made.documents, **disputes_document(state)}) if state.disputes else made
+
+
+def _directive(state: RunState, member: str) -> Directive:
     make = _Maker(state, member)
     if state.phase in (RunPhase.FINISHED, RunPhase.ABORTED):
         return make(DirectiveKind.FINISHED, reason=f"{state.phase}: {state.reason}")
@@ -204,19 +210,57 @@ def upload_slots(state: RunState) -> tuple[UploadSlot, ...]:
 
 
 def readable_blobs(state: RunState, member: str) -> frozenset[str]:
-    """Blob id texts this member may pull now: the app; base weights and sums of the exchange in flight and the last one."""
+    """Blob id texts this member may pull now: the app; base weights and scales of the exchange in flight and the last one; what was
+    opened in any exchange it was in, with seeds and evidence."""
     if member not in state.facts.roster:
         return frozenset()
     found = {state.facts.plan.app_blob}
     for exchange in ([state.exchange] if state.exchange else []) + list(state.closed[-1:]):
         if member not in exchange.members:
             continue
-        found |= {exchange.asked.weights} | {i.sum for i in exchange.instances}
+        found |= {exchange.asked.weights}
         if exchange.scales is not None:
             found |= {exchange.scales.sum, exchange.scales.e_b}
         found |= _record_blobs(exchange.base_record)
     found |= _record_blobs(state.base_record) if member in state.approvals else set()
+    for _, instance in _opened(state, member):
+        found |= {instance.sum, instance.seeds, instance.evidence}
     return frozenset(found - {""})
+
+
+def _opened(state: RunState, member: str) -> Iterator[tuple[ExchangeState, InstanceState]]:
+    """Every instance whose sum was signed, in an exchange this member was in."""
+    for exchange in all_exchanges(state):
+        if member in exchange.members:
+            yield from ((exchange, i) for i in exchange.instances if i.phase is InstancePhase.OPENED)
+
+
+@dataclass(frozen=True)
+class KeptUpload:
+    """A survivor's upload that may be asked for again."""
+
+    upload: bytes
+    length: int
+    chunk_bytes: int
+
+
+def readable_upload(state: RunState, member: str, blob: str) -> KeptUpload | None:
+    """The survivor's upload of that blob id text, if this member was in its exchange and the sum is signed; nobody else's, no other's."""
+    for exchange, instance in _opened(state, member):
+        for survivor, text in instance.uploads.items():
+            if text == blob:
+                return KeptUpload(upload_id(instance.instance, survivor), *shape_of(instance.purpose, elements_of(exchange)))
+    return None
+
+
+def opened_sums(state: RunState, member: str, number: int) -> tuple[SumEvidence, ...]:
+    """What is needed to add up the sums that an exchange stands on, scales first; () if this member was not in it, or none is signed."""
+    exchange = next((e for e in all_exchanges(state) if e.number == number), None)
+    if exchange is None or member not in exchange.members:
+        return ()
+    used = [exchange.scales] if exchange.scales is not None else []
+    used += [i for i in exchange.instances if i.phase is InstancePhase.OPENED and i.instance not in {u.instance for u in used}]
+    return tuple(SumEvidence(i.aggregate_envelope, i.evidence, i.seeds) for i in used)
 
 
 def _record_blobs(record: bytes) -> set[str]:
@@ -247,6 +291,7 @@ def summary(state: RunState) -> dict[str, Any]:
         "members": {m: _member_summary(state, exchange, m) for m in state.facts.roster},
         "waiting_for": waiting_for(state),
         "deadline": wakeup_of(state),
+        "disputes": disputes_in_words(state),
     }
 
 
@@ -295,4 +340,15 @@ def waiting_for(state: RunState) -> list[str]:
     return [m for m in asked if m not in answered]
 
 
-__all__ = ["UploadSlot", "directive", "readable_blobs", "summary", "upload_id", "upload_slots", "waiting_for"]
+__all__ = [
+    "KeptUpload",
+    "UploadSlot",
+    "directive",
+    "opened_sums",
+    "readable_blobs",
+    "readable_upload",
+    "summary",
+    "upload_id",
+    "upload_slots",
+    "waiting_for",
+]

@@ -50,6 +50,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "run-list": self._list,
             "run-show": self._show,
             "run-export": self._export,
+            "run-let-go": self._let_go,
             **{command: partial(self._steer, command) for command in EVENTS},
         }
 
@@ -84,6 +85,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "connected": sorted(self._c.fleet.here),
             "members": [m.id for m in self._c.charter.members],
             "runs": (await self._list({}, b""))["runs"],
+            "uploads": {**(await self._c.store.kept_bytes()).__dict__, "quota": self._c.settings.spool_quota_bytes},
         }
 
     async def _list(self, _arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
 
     async def _show(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         engine = await self._c.fleet.find(str(arguments.get("run", "")))
-        return self.show(engine)
+        return {**self.show(engine), "uploads": (await self._c.store.kept_bytes(engine.run)).__dict__}
 
     def show(self, engine: RunEngine) -> dict[str, Any]:
         """One run for people and scripts: where it stands, and per member what was counted."""
@@ -161,13 +163,14 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             nonce=secrets.token_bytes(16),
             deadlines=dict(arguments.get("deadlines", {})),
             now=time.time(),
+            keep_uploads=str(arguments.get("keep_uploads", "none")),
         )
         return app, str(blob), plan
 
     async def _plan(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
         _app, _blob, plan = await self._made(arguments, archive)
         awake = sorted(self._c.fleet.here)
-        return {**forecast(plan), "app": plan.app_name, "app_sha256": plan.app_sha256.hex(), "connected_now": awake}
+        return {**self._forecast(plan), "app": plan.app_name, "app_sha256": plan.app_sha256.hex(), "connected_now": awake}
 
     async def _start(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
         _app, blob, plan = await self._made(arguments, archive)
@@ -183,10 +186,21 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             also = With(statements=(StatementRow.of(raw, run),), blobs=(BlobRow(run, "app", blob),), chain=(party, after))
             await self._c.fleet.add(row, also)
         log.info("run.started", run=run.hex()[:12], app=plan.app_name, rounds=plan.rounds)
-        return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **forecast(plan)}
+        return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **self._forecast(plan)}
+
+    def _forecast(self, plan: RunPlan) -> dict[str, Any]:
+        return forecast(plan, self._c.charter.terms.challenge_window_s)
 
     async def _steer(self, command: str, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         return await steer(self._c.fleet, command, arguments)
+
+    async def _let_go(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        engine = await self._c.fleet.find(str(arguments.get("run", "")))
+        if not engine.ended:
+            raise BadInput(f"run {engine.run.hex()[:12]} is still running; its uploads are kept as its plan says")
+        count = await self._c.store.unpin_uploads(engine.run)
+        await self._c.retention.sweep()
+        return {"run": engine.run.hex(), "let_go": count, "uploads": (await self._c.store.kept_bytes(engine.run)).__dict__}
 
     async def _export(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         engine = await self._c.fleet.find(str(arguments.get("run", "")))

@@ -34,7 +34,7 @@ from dure.wire.bulk import (
     split_push_chunk,
 )
 from dure.wire.control import WireRefused
-from dure_coordinator.spool import Spool
+from dure_coordinator.spool import Spool, SpoolsFull
 
 __all__ = ["BulkPolicy", "BulkService", "BulkSettings", "ChunkSource"]
 
@@ -93,7 +93,7 @@ class BulkService:
     identify: Callable[[Context], str]
     """The member behind a call, from its certificate; raises `NotAuthorised`."""
     settings: BulkSettings = field(default_factory=BulkSettings)
-    on_full: Callable[[DiskFull], None] = lambda _error: None
+    on_full: Callable[[DiskFull | SpoolsFull], None] = lambda _error: None
     """Told when an upload found no room: its operator must hear of it, the member only hears "later"."""
     _streams: Counter[str] = field(default_factory=Counter)
     _pushes: dict[tuple[str, bytes], asyncio.Task[None]] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class BulkService:
             with self._stream(member):
                 await self._run_push(member, upload, context)
         except DureError as e:
-            if isinstance(e, DiskFull):
+            if isinstance(e, DiskFull | SpoolsFull):  # the peer learns "later"; who can do something about it, learns what
                 self.on_full(e)
             await self._write(context, refusal_of(e).encode(upload))
 

@@ -9,7 +9,16 @@ from typing import Any
 
 from dure.blobs import BlobId
 from dure.errors import Refused
-from dure.wire.control import WireRefused, decode_hello, decode_report, encode_directive, encode_hello_reply, encode_report_reply
+from dure.wire.control import (
+    WireRefused,
+    decode_evidence_query,
+    decode_hello,
+    decode_report,
+    encode_directive,
+    encode_evidence,
+    encode_hello_reply,
+    encode_report_reply,
+)
 from dure.wire.messages import Directive, ReportReply
 from dure_coordinator.exchange.view import UploadSlot
 from dure_coordinator.fleet import ACCEPTED, Fleet
@@ -60,6 +69,10 @@ class Members(rpc.MembersServiceServicer):
             except WireRefused as e:
                 return encode_report_reply(ReportReply(False, e.field, e.why))
             return encode_report_reply(await self._fleet.report(CALLER.get(), report))
+
+    async def Evidence(self, request: pb.EvidenceRequest, context: Any) -> pb.EvidenceResponse:
+        async with answering(context):
+            return encode_evidence(await self._fleet.evidence(CALLER.get(), decode_evidence_query(request)))
 
 
 @dataclass

@@ -100,6 +100,22 @@ class UploadRow:
     length: int
     chunk_bytes: int
     commit: bytes | None = None
+    keep_until: float | None = None
+    """Unix seconds; None while its exchange goes on."""
+    pinned: bool = False
+    removed: bool = False
+    """Its bytes are gone."""
+
+
+@dataclass(frozen=True)
+class KeptBytes:
+    """What the uploads of one run, or of all, take on the disk."""
+
+    uploads: int
+    length: int
+    until: float | None
+    """When the last one that is not pinned may go; None if none is waiting."""
+    pinned: int
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,10 @@ class With:
     label: tuple[str, str] | None = None
     """(label, reason) of the run from now on."""
     journal: JournalRow | None = None
+    keep: tuple[tuple[bytes, tuple[str, ...], float, bool], ...] = ()
+    """(instance, members, until, pinned): their uploads stay so long, others of the instance go; nothing is shortened."""
+    pin: bytes | None = None
+    """Instance whose kept uploads stay past their time."""
 
 
 NOTHING = With()
@@ -338,8 +358,38 @@ class Store:
         query = sa.select(t.uploads).where(t.uploads.c.run == run, t.uploads.c.instance == instance).order_by(t.uploads.c.member)
         return await self._read(lambda c: [UploadRow(**r._mapping) for r in c.execute(query)])
 
-    async def forget_upload(self, upload: bytes) -> None:
-        await self._transaction(lambda c: c.execute(sa.delete(t.uploads).where(t.uploads.c.upload == upload)))
+    async def settle_uploads(self, until: float) -> None:
+        """Uploads that were left in mid-exchange when their run ended go at that time."""
+        over = sa.select(t.runs.c.run).where(t.runs.c.label != "open")
+        left = sa.update(t.uploads).where(t.uploads.c.keep_until.is_(None), t.uploads.c.run.in_(over)).values(keep_until=until)
+        await self._transaction(lambda c: c.execute(left))
+
+    async def expired_uploads(self, now: float) -> list[UploadRow]:
+        """Uploads whose time is over and whose bytes are still there, oldest first."""
+        over = sa.and_(t.uploads.c.keep_until <= now, ~t.uploads.c.pinned, ~t.uploads.c.removed)
+        query = sa.select(t.uploads).where(over).order_by(t.uploads.c.keep_until)
+        return await self._read(lambda c: [UploadRow(**r._mapping) for r in c.execute(query)])
+
+    async def upload_removed(self, upload: bytes) -> None:
+        """Its bytes are gone from the disk."""
+        gone = sa.update(t.uploads).where(t.uploads.c.upload == upload).values(removed=True)
+        await self._transaction(lambda c: c.execute(gone))
+
+    async def unpin_uploads(self, run: bytes) -> int:
+        """Lets a run's pinned uploads go when their window closes; how many that are."""
+        pinned = sa.and_(t.uploads.c.run == run, t.uploads.c.pinned, ~t.uploads.c.removed)
+        return await self._transaction(lambda c: int(c.execute(sa.update(t.uploads).where(pinned).values(pinned=False)).rowcount))
+
+    async def kept_bytes(self, run: bytes | None = None) -> KeptBytes:
+        """What is on the disk of one run, or of all."""
+        u = t.uploads.c
+        waiting = sa.func.max(sa.case((~u.pinned, u.keep_until)))
+        pinned = sa.func.sum(sa.case((u.pinned, 1), else_=0))
+        query = sa.select(sa.func.count(), sa.func.sum(u.length), waiting, pinned).where(~u.removed, u.length > 0)
+        if run is not None:
+            query = query.where(u.run == run)
+        count, length, until, pins = await self._read(lambda c: c.execute(query).one())
+        return KeptBytes(count, length or 0, until, pins or 0)
 
     # -- nodes and journal -----------------------------------------------------------------------------------------
 
@@ -409,6 +459,10 @@ def _write_with(c: sa.Connection, run: bytes, also: With) -> None:
     if also.committed is not None:
         upload, commit = also.committed
         c.execute(_COMMITTED, {"its_upload": upload, "commit": commit})
+    for instance, members, until, pinned in also.keep:
+        _keep_uploads(c, instance, members, until, pinned)
+    if also.pin is not None:
+        c.execute(sa.update(t.uploads).where(t.uploads.c.instance == also.pin).values(pinned=True))
     if also.label is not None:
         label, reason = also.label
         c.execute(sa.update(t.runs).where(t.runs.c.run == run).values(label=label, reason=reason))
@@ -416,6 +470,16 @@ def _write_with(c: sa.Connection, run: bytes, also: With) -> None:
         row = also.journal
         c.execute(sa.delete(t.journal).where(t.journal.c.run == run, t.journal.c.seq == row.seq))
         c.execute(_INSERT[t.journal], {"run": run, **row.__dict__, "nodes": _json(row.nodes), "reply": _json(row.reply)})
+
+
+def _keep_uploads(c: sa.Connection, instance: bytes, members: tuple[str, ...], until: float, pinned: bool) -> None:
+    u = t.uploads.c
+    theirs = sa.and_(u.instance == instance, u.member.in_(members))
+    later = sa.or_(u.keep_until.is_(None), u.keep_until < until)
+    c.execute(sa.update(t.uploads).where(theirs, later).values(keep_until=until))
+    if pinned:
+        c.execute(sa.update(t.uploads).where(theirs).values(pinned=True))
+    c.execute(sa.update(t.uploads).where(u.instance == instance, u.member.not_in(members)).values(keep_until=0.0))
 
 
 def _insert_new(c: sa.Connection, table: sa.Table, values: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ be found without folding (names, statements by party, blobs by run), written in 
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, false
 
 metadata = MetaData(
     naming_convention={
@@ -105,6 +105,9 @@ uploads = Table(
     Column("length", Counter, nullable=False),
     Column("chunk_bytes", Integer, nullable=False),
     Column("commit", LargeBinary, nullable=True),  # the signed commit; NULL while chunks come
+    Column("keep_until", Float, nullable=True),  # when its challenge window closes; NULL while its exchange goes on
+    Column("pinned", Boolean, nullable=False, default=False, server_default=false()),  # kept past that: disputed, or the plan keeps all
+    Column("removed", Boolean, nullable=False, default=False, server_default=false()),  # its bytes are gone, the row is the record
 )
 Index("ix_uploads_run_instance", uploads.c.run, uploads.c.instance)
 

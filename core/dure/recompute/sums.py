@@ -114,7 +114,8 @@ class Recomputation:
     def __init__(self, opened: Opened, recovered: Recovered, uploads: Mapping[str, Manifest], total: Manifest) -> None:
         """`uploads`, `total`: as `committed_leaves` and `summed_leaves` gave them."""
         assert set(uploads) == set(opened.survivors)
-        self._survivors, self._uploads, self._total = opened.survivors, uploads, total
+        self.uploads = uploads
+        self._survivors, self._total = opened.survivors, total
         self._group, self._unmask = GROUP_OF[opened.instance.purpose], recovered.unmask
         self._open: dict[int, tuple[NDArray[Any], set[str]]] = {}
 
@@ -124,13 +125,17 @@ class Recomputation:
 
     def add(self, member: str, k: int, data: bytes | bytearray | memoryview) -> None:
         """Adds chunk k of this member's upload; `BlobRefused` if it is not the one its commit names."""
-        self._uploads[member].check(k, data)
+        self.uploads[member].check(k, data)
         if k not in self._open:
             self._open[k] = np.zeros(self._total.size_of(k) // DTYPE[self._group].itemsize, DTYPE[self._group]), set()
         part, added = self._open[k]
         assert member not in added, "each upload counts once"
         add_chunk(self._group, part, data)
         added.add(member)
+
+    def forget(self) -> None:
+        """Drops chunks that are not complete; they are added again from the start."""
+        self._open.clear()
 
     def finish(self, k: int) -> Finding | None:
         """Chunk k is complete: None if it is what the coordinator signed."""
@@ -155,7 +160,7 @@ def recompute(
     Args:
         uploads: by survivor. What cannot be read, or is not what its commit names, is `withheld`.
         total: leaves of the coordinator's sum.
-        chunks: only these, in this order; None: all.
+        chunks: only these, in this order, as far as there are so many; None: all.
         progress: called as progress(chunks done, chunks in all).
     """
     leaves: dict[str, Manifest] = {}
@@ -168,7 +173,7 @@ def recompute(
         work = Recomputation(opened, recovered, leaves, summed_leaves(opened, total))
     except DureError as e:
         return Finding("withheld", why=f"the sum: {e}")
-    wanted = list(range(work.chunks) if chunks is None else chunks)
+    wanted = [k for k in (range(work.chunks) if chunks is None else chunks) if k < work.chunks]
     for done, k in enumerate(wanted, 1):
         for member in opened.survivors:
             try:

@@ -239,6 +239,31 @@ class InstanceVoid:
 
 
 @dataclass(frozen=True)
+class Dispute:
+    """A node's word that an opened sum does not hold: it recomputed it, names where it differs, and takes no further part in the run."""
+
+    kind: ClassVar[str] = "dispute"
+    run: Digest
+    exchange: Counter
+    """In which the instance was opened."""
+    member: MemberId
+    instance: Instance
+    aggregate_sha256: Digest
+    """Payload digest of the instance-aggregate disputed."""
+    finding: Annotated[str, Pattern("sum|trailer|tag|seeds|evidence|withheld|garbage")]
+    """What does not hold, as `dure.recompute` names it; garbage: everything does, but the tag: some member's upload was none."""
+    chunk: Counter | None
+    """sum, withheld: the first chunk that differs, or is not served."""
+    leaf: Digest | None
+    """sum: BLAKE3 of that chunk as the coordinator signed it."""
+    recomputed_leaf: Digest | None
+    """sum: BLAKE3 of that chunk as it follows from the committed uploads."""
+    upload_of: MemberId | None
+    """withheld: whose upload."""
+    reason: Reason
+
+
+@dataclass(frozen=True)
 class Usage:
     """What a member says it spent on one exchange: self-declared."""
 
@@ -281,6 +306,7 @@ KINDS: dict[str, type] = {
         InstanceDropout,
         ExchangeAccept,
         InstanceVoid,
+        Dispute,
         Usage,
         NodeDelegation,
     )

@@ -12,16 +12,21 @@ from dure.wire.messages import (
     MAX_CONTROL_BYTES,
     Directive,
     DirectiveKind,
+    EvidenceQuery,
     Hello,
     HelloReply,
     Report,
     ReportKind,
     ReportReply,
+    SumEvidence,
 )
 from dure_pb.v1 import members_pb2 as pb
 
 _MEMBER = re.compile(r"[a-z0-9-]{1,32}")
 _DOCUMENT = re.compile(r"[a-z_]{1,32}(/[a-z0-9-]{1,32})?")
+_BLOB = re.compile(r"[0-9a-f]{64}:[0-9]{1,16}")
+MAX_SUMS = 2
+"""An exchange stands on scales and update, or on scalars."""
 MAX_MEMBERS = 255
 """Shamir shares live in GF(2^8), so no cohort is larger."""
 MAX_REASON_CHARS = 1000
@@ -39,6 +44,7 @@ MAX_BODY_BYTES: dict[ReportKind, int] = {
     ReportKind.REVEAL: 262_144,
     ReportKind.ACCEPT: 32_768,
     ReportKind.VOID: 32_768,
+    ReportKind.DISPUTE: 32_768,
     ReportKind.LOST: 4_096,
 }
 
@@ -175,6 +181,36 @@ def encode_report_reply(reply: ReportReply) -> pb.ReportResponse:
 def decode_report_reply(message: pb.ReportResponse) -> ReportReply:
     """The coordinator's answer to a report, judged by a node."""
     return ReportReply(message.accepted, _text("field", message.field), _text("reason", message.reason))
+
+
+def encode_evidence_query(query: EvidenceQuery) -> pb.EvidenceRequest:
+    """The protobuf form of a member's question."""
+    return pb.EvidenceRequest(run=query.run, exchange=query.exchange)
+
+
+def decode_evidence_query(message: pb.EvidenceRequest) -> EvidenceQuery:
+    """A member's question, judged by the coordinator."""
+    return EvidenceQuery(_exactly("run", message.run, 32), _number("exchange", message.exchange))
+
+
+def encode_evidence(sums: tuple[SumEvidence, ...]) -> pb.EvidenceResponse:
+    """The protobuf form of the answer."""
+    return pb.EvidenceResponse(sums=[pb.OpenedSum(aggregate=s.aggregate, evidence=s.evidence, seeds=s.seeds) for s in sums])
+
+
+def decode_evidence(message: pb.EvidenceResponse) -> tuple[SumEvidence, ...]:
+    """The answer, judged by a node in form only.
+
+    Raises:
+        WireRefused: names the field.
+    """
+    if len(message.sums) > MAX_SUMS:
+        raise WireRefused("sums", f"more than {MAX_SUMS}")
+    for said in message.sums:
+        for name, text in (("evidence", said.evidence), ("seeds", said.seeds)):
+            if not _BLOB.fullmatch(text):
+                raise WireRefused(name, "must be a blob id")
+    return tuple(SumEvidence(_at_most("aggregate", s.aggregate, 32_768), s.evidence, s.seeds) for s in message.sums)
 
 
 def encode_hello(hello: Hello) -> pb.HelloRequest:

@@ -16,7 +16,10 @@ MAX_CONTROL_BYTES = 16 * 1024 * 1024
 
 
 class DirectiveKind(StrEnum):
-    """What a node should be doing. `parts` are per member, `documents` by name; see `PARTS` and `DOCUMENTS`."""
+    """What a node should be doing. `parts` are per member, `documents` by name.
+
+    Any of them may carry the document `disputes`: TLV of (dispute envelope, its author's delegation) pairs, for every member to recheck.
+    """
 
     APPROVE = "approve"  # documents: plan, (app: blob id text)           -> report approval
     ADVERT = "advert"  # members                                          -> report advert
@@ -35,7 +38,7 @@ class DirectiveKind(StrEnum):
 
 
 class ReportKind(StrEnum):
-    """A node's answers. Bodies: DSSE envelope bytes (approval, accept, void), signed TLV (the rest), UTF-8 JSON (ready, sit-out)."""
+    """A node's answers. Bodies: DSSE envelopes (approval, accept, void, dispute), signed TLV (the rest), UTF-8 JSON (ready, sit-out)."""
 
     APPROVAL = "approval"
     REFUSAL = "refusal"
@@ -50,6 +53,7 @@ class ReportKind(StrEnum):
     REVEAL = "reveal"
     ACCEPT = "accept"
     VOID = "void"
+    DISPUTE = "dispute"  # answers no directive: an opened sum does not hold; taken when the run is over, too
     LOST = "lost"  # this node's epoch state is gone or stale: start a new epoch
 
 
@@ -92,6 +96,24 @@ class HelloReply:
     charter_digest: bytes
     time_ms: int
     charter_roots: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvidenceQuery:
+    """A member asks what an exchange's sums were opened from."""
+
+    run: bytes
+    exchange: int
+
+
+@dataclass(frozen=True)
+class SumEvidence:
+    """Where to find what one opened sum was made of; blobs by id text. Nothing in it is believed: `dure.recompute` judges."""
+
+    aggregate: bytes
+    """DSSE bytes of the instance-aggregate."""
+    evidence: str
+    seeds: str
 
 
 @dataclass(frozen=True)

@@ -151,10 +151,26 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Recompute:
+    """Fetch what this sum was opened from, add it up again, come back with `Recomputed`. A sum this node neither accepted nor was
+    shown is not looked at."""
+
+    id: str
+    exchange: int
+    instance: bytes
+    aggregate_sha256: bytes
+    chunks: tuple[int, ...] | None = None
+    """Only these; (): signatures, seeds, trailer and tag; None: everything."""
+    until_ms: int = 0
+    """Unix milliseconds after which a coordinator that cannot be reached has not served it; 0: go on trying."""
+    dispute: bytes = b""
+
+
+@dataclass(frozen=True)
 class Note:
     """One line for the operator's log and status page."""
 
     text: str
 
 
-Action = Send | AskOperator | Train | Upload | Commit | Verify | Note
+Action = Send | AskOperator | Train | Upload | Commit | Verify | Recompute | Note

@@ -50,6 +50,9 @@ def follow_execute(turn: Turn, directive: Directive) -> None:
     fresh = _judge(turn, directive, epoch)
     _leave_behind(turn)
     turn.change(exchange=fresh, kind="execute", old_epoch=None if state.epoch is epoch else state.old_epoch)
+    if state.frozen:
+        sit_out(turn, f"is frozen here: {state.frozen}")
+        return
     try:
         may_begin(turn, fresh)
     except Refused as e:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dure.recompute.sums import Finding
 from dure.wire.messages import Directive
 
 
@@ -96,6 +97,18 @@ class Verified:
 
 
 @dataclass(frozen=True)
+class Recomputed:
+    """A sum was added up again from its committed uploads, whole or in part."""
+
+    instance: bytes
+    aggregate_sha256: bytes
+    """Payload digest of the instance-aggregate."""
+    finding: Finding
+    dispute: bytes = b""
+    """SHA-256 of the dispute that asked for it; b"" where all of the sum was recomputed."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """An action could not be done and repeating it will not help. `what` is the action's id."""
 
@@ -103,4 +116,4 @@ class Failed:
     reason: str
 
 
-Input = Directed | Allowed | Trained | UploadReady | Verified | Failed
+Input = Directed | Allowed | Trained | UploadReady | Verified | Recomputed | Failed

@@ -9,7 +9,8 @@ from dure.model import per_node
 from dure.model.content import Instruction
 from dure.secagg.ids import InstanceId
 from dure.wire.messages import Report, ReportKind
-from dure_participant.exchange.actions import Action, AskOperator, Commit, Send, Train, Upload, Verify
+from dure_participant.exchange.actions import Action, AskOperator, Commit, Note, Send, Train, Upload, Verify
+from dure_participant.exchange.dispute import owed_disputes, recompute_first
 from dure_participant.exchange.execute import metrics_of, step_config
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
@@ -19,7 +20,13 @@ from dure_participant.exchange.verify import lifted
 
 
 def owed_in(site: Site, state: NodeRunState) -> tuple[Action, ...]:
-    """Actions of the directive followed now. Long ones (Train, Upload, Verify) have an id under which they run once."""
+    """Actions of the directive followed now, and what is doubted. Long ones (Train, Upload, Verify, Recompute) run once under their id."""
+    found = _followed(site, state)
+    known = {a.id for a in found if not isinstance(a, Note)}
+    return (*found, *(a for a in owed_disputes(site, state) if isinstance(a, Note) or a.id not in known))
+
+
+def _followed(site: Site, state: NodeRunState) -> tuple[Action, ...]:
     if state.finished:
         return ()
     if state.kind == "approve":
@@ -67,14 +74,23 @@ def _exchange(site: Site, state: NodeRunState, exchange: ExchangeWork) -> tuple[
     if state.kind == "share":
         if work.share:
             return (_send(state, ReportKind.SHARE, work.share, exchange=exchange.number, instance=work.instance),)
-        return _verify_scales(state, exchange)
+        return _verify_scales(site, state, exchange)
     if state.kind == "open":
         return (_upload(site, state, exchange, work),)
     body = {"survivors": work.signature, "reveal": work.reveal, "result": exchange.accept, "void": work.void}.get(state.kind, b"")
     kind = {"survivors": ReportKind.SIGNATURE, "reveal": ReportKind.REVEAL, "result": ReportKind.ACCEPT, "void": ReportKind.VOID}
     if body:
         return (_send(state, kind[state.kind], body, exchange=where["exchange"], instance=work.instance),)  # type: ignore[arg-type]
-    return (_verify(state, exchange, work),) if state.kind == "result" and work.aggregate_envelope else ()
+    return _judged(site, state, exchange, work) if state.kind == "result" else ()
+
+
+def _judged(site: Site, state: NodeRunState, exchange: ExchangeWork, work: InstanceWork) -> tuple[Action, ...]:
+    """Verifying a sum; before it, adding it up again where the site wants that. A doubted one is `owed_disputes`' affair."""
+    if work.doubt or not work.aggregate_envelope:
+        return ()
+    if site.recompute_first and not work.recomputed:
+        return (recompute_first(work),)
+    return (_verify(state, exchange, work),)
 
 
 def _execute(state: NodeRunState, exchange: ExchangeWork) -> Action:
@@ -93,10 +109,10 @@ def _execute(state: NodeRunState, exchange: ExchangeWork) -> Action:
     )
 
 
-def _verify_scales(state: NodeRunState, exchange: ExchangeWork) -> tuple[Action, ...]:
+def _verify_scales(site: Site, state: NodeRunState, exchange: ExchangeWork) -> tuple[Action, ...]:
     """An update waits to be dealt until the scales it names are verified."""
     waiting = [w for w in (*exchange.instances, *state.past) if w.purpose == "scales" and w.aggregate_envelope and not w.verified]
-    return tuple(_verify(state, exchange, w) for w in waiting)
+    return tuple(action for w in waiting for action in _judged(site, state, exchange, w))
 
 
 def _name(state: NodeRunState, work: InstanceWork) -> str:

@@ -41,6 +41,10 @@ class Site:
     """Unix seconds; past it no plan is approved, while runs that began go on."""
     allow_unrecomputed_bases: bool = False
     """The charter's word; without it a plan whose step is `none` is refused."""
+    challenge_window_s: int = 0
+    """For so long after an exchange the coordinator must serve its uploads; from the pinned charter."""
+    recompute_first: bool = False
+    """The site's setting `recompute = "always"`: every sum is added up again here before it is accepted."""
     software: str = ""
 
 

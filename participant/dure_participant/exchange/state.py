@@ -71,6 +71,12 @@ class InstanceWork:
     aggregate_trailer: tuple[Annotated[int, Range(0, 2**64 - 1)], ...] = ()
     sum: Annotated[str, Pattern(r"[0-9a-f:]{0,81}")] = ""
     verified: bool = False
+    doubt: Note = ""
+    """Why the sum does not verify; it is recomputed, then the run freezes here with what was found."""
+    doubt_until_ms: Annotated[int, Range(0, 2**53)] = 0
+    """What is not served by then counts as a mismatch."""
+    recomputed: Annotated[str, Pattern(r"[a-z]{0,16}")] = ""
+    """Kind of the finding (`dure.recompute.sums`); "" before there is one."""
     void: Blob = b""
 
 
@@ -87,6 +93,8 @@ class OpenedScales:
     e_b_sha256: Digest
     weights_id: Digest
     exchange: Number
+    recomputed: bool = False
+    """Added up again here, from the committed uploads, before it was used."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,30 @@ class ExchangeWork:
 
 
 @dataclass(frozen=True)
+class OwnDispute:
+    """What this node signed against one opened sum."""
+
+    instance: Annotated[bytes, Hex(most=512)]
+    envelope: Blob
+
+
+@dataclass(frozen=True)
+class SeenDispute:
+    """Another member's dispute: rechecked here, believed by nobody."""
+
+    sha256: Digest
+    """Of the envelope."""
+    member: Annotated[str, Pattern(r"[a-z0-9-]{1,32}")]
+    exchange: Number
+    instance: Annotated[bytes, Hex(most=512)]
+    aggregate_sha256: Digest
+    finding: Annotated[str, Pattern(r"[a-z]{1,16}")]
+    chunk: Number | None
+    result: Note = ""
+    """What this node found; "" while it looks."""
+
+
+@dataclass(frozen=True)
 class NodeRunState:
     """Everything this node knows of one run."""
 
@@ -176,7 +208,10 @@ class NodeRunState:
     generations: Mapping[str, Number] = field(default_factory=dict)
     """Highest generation seen per member; a lower one is refused (rule 7)."""
     frozen: Note = ""
-    """Why this node takes no further part in the run: a sum that does not verify."""
+    """Why this node takes no further part in the run: a sum that does not verify, or does not hold."""
+    own_disputes: Annotated[tuple[OwnDispute, ...], Items(0, 256)] = ()
+    """One per instance; sent whenever the coordinator is there, also when the run is over."""
+    disputes: Annotated[tuple[SeenDispute, ...], Items(0, 64)] = ()
     finished: bool = False
     status: Note = ""
     """Last words of the coordinator about the run."""

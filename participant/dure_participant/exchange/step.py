@@ -12,12 +12,12 @@ from dure.errors import DureError, Refused
 from dure.secagg.ids import InstanceId
 from dure.statements.statement import Chain
 from dure.wire.messages import Directive, DirectiveKind
-from dure_participant.exchange import approving, epoch, execute, rules, share, survivors, upload, verify, void
+from dure_participant.exchange import approving, dispute, epoch, execute, rules, share, survivors, upload, verify, void
 from dure_participant.exchange.actions import Action, Note
-from dure_participant.exchange.inputs import Allowed, Directed, Failed, Input, Trained, UploadReady, Verified
+from dure_participant.exchange.inputs import Allowed, Directed, Failed, Input, Recomputed, Trained, UploadReady, Verified
 from dure_participant.exchange.owed import owed_in
 from dure_participant.exchange.site import History, Sent, Site
-from dure_participant.exchange.state import ExchangeWork, NodeRunState
+from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
 from dure_participant.exchange.turn import Turn, plain, sit_out
 
 
@@ -94,6 +94,8 @@ def _take(turn: Turn, given: Input) -> None:
             upload.take_upload_ready(turn, given)
         case Verified():
             verify.take_verified(turn, given)
+        case Recomputed():
+            dispute.take_recomputed(turn, given)
         case Failed():
             _failed(turn, given)
 
@@ -103,6 +105,8 @@ def _follow(turn: Turn, directive: Directive) -> None:
         raise Refused("run", "is another run")
     if turn.state.finished and directive.kind is not DirectiveKind.FINISHED:
         raise Refused("run", "is finished here")
+    if "disputes" in directive.documents and turn.state.decision == "allowed":
+        dispute.take_disputes(turn, directive.documents["disputes"])
     if directive.kind is DirectiveKind.FINISHED:
         _finish(turn, directive)
         return
@@ -139,6 +143,13 @@ def _failed(turn: Turn, given: Failed) -> None:
     """An action cannot be done: before its first byte the node sits out; after it, it can only be left out."""
     exchange = turn.state.exchange
     turn.note(f"{given.what}: {given.reason}")
+    if given.what.split("/")[0] in ("recompute", "recheck"):
+        dispute.gave_up(turn, given.what, given.reason)
+        return
+    doubted = _doubted(turn.state, given)
+    if doubted is not None:
+        dispute.doubt(turn, doubted, given.reason)
+        return
     if exchange is None or exchange.sat_out or given.what.split("/")[0] not in ("train", "upload", "verify", "commit"):
         return
     if turn.state.kind == "result" and exchange.accept:
@@ -146,6 +157,13 @@ def _failed(turn: Turn, given: Failed) -> None:
     if not _concerns(exchange, given.what):
         return  # what an earlier exchange left behind is no reason to miss this one
     sit_out(turn, given.reason)
+
+
+def _doubted(state: NodeRunState, given: Failed) -> InstanceWork | None:
+    """The sum that could not even be verified: not served, noise, no next base follows from it."""
+    if not given.what.startswith("verify/") or not given.reason.startswith("sum: "):
+        return None
+    return next((w for w in dispute.known_instances(state) if given.what.endswith(InstanceId.decode(w.instance).key)), None)
 
 
 def _concerns(exchange: ExchangeWork, what: str) -> bool:

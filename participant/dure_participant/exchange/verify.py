@@ -15,11 +15,12 @@ from dure.secagg.tag import TagKey
 from dure.statements.kinds import ExchangeAccept, InstanceAggregate, InstanceSurvivors
 from dure.statements.statement import open_statement
 from dure.wire.messages import Directive
+from dure_participant.exchange.dispute import doubt
 from dure_participant.exchange.inputs import Verified, VerifyFacts
 from dure_participant.exchange.rules import mark, payload_sha256
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, OpenedScales
 from dure_participant.exchange.survivors import judge_survivors
-from dure_participant.exchange.turn import Turn, advance_chains, document, find_instance, find_known, pack, plain, same, secret_of, sit_out
+from dure_participant.exchange.turn import Turn, advance_chains, document, find_instance, find_known, pack, same, secret_of, sit_out
 from dure_participant.exchange.upload import shape_of
 
 NO_ID = bytes(32)
@@ -67,17 +68,15 @@ def lifted(trailer: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def take_verified(turn: Turn, given: Verified) -> None:
-    """The agent's findings about a sum: judged here. A sum that does not verify freezes the run for this node."""
+    """The agent's findings about a sum: judged here. One that does not verify freezes the run for this node, and is recomputed."""
     work = find_known(turn.state, given.instance)
-    if work.verified or not work.aggregate_envelope:
+    if work.verified or work.doubt or not work.aggregate_envelope:
         return
     aggregate = open_statement(work.aggregate_envelope, InstanceAggregate, [turn.site.coordinator_key]).fact
     try:
         _check(work, aggregate, given.facts)
     except (TagMismatch, Refused) as e:
-        reason = f"the {work.purpose} sum of exchange {turn.exchange.number} does not verify: {e}"
-        turn.change(frozen=plain(reason))
-        sit_out(turn, reason)
+        doubt(turn, work, str(e))
         return
     if work.purpose == "scales":
         _scales_verified(turn, work, given.facts)
@@ -110,6 +109,7 @@ def _scales_verified(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None
         e_b_sha256=facts.e_b_sha256,
         weights_id=sent.weights_id,
         exchange=sent.exchange,
+        recomputed=work.recomputed == "agrees",
     )
     turn.put_known(replace(_erased(work), verified=True))
     turn.change_exchange(scales=opened)
@@ -141,10 +141,11 @@ def _accept(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None:
         next_base, weights_id = BaseRecord(base.weights, None, {}, BlobId.parse(exchange.scales.e_b), exchange.number).to_json(), NO_ID
     elif exchange.layout and not next_base:
         next_base, weights_id = exchange.base_record, exchange.weights_id
-    digests = [payload_sha256(work.aggregate_envelope)]
+    sums_of = [(payload_sha256(work.aggregate_envelope), work.recomputed == "agrees")]
     if exchange.scales is not None:
-        digests.insert(0, exchange.scales.aggregate_sha256)
-    accept = turn.seal(ExchangeAccept(turn.state.run, exchange.number, turn.site.member, tuple(digests), (), base_id))
+        sums_of.insert(0, (exchange.scales.aggregate_sha256, exchange.scales.recomputed))
+    digests, again = tuple(d for d, _ in sums_of), tuple(d for d, recomputed in sums_of if recomputed)
+    accept = turn.seal(ExchangeAccept(turn.state.run, exchange.number, turn.site.member, digests, again, base_id))
     inside = turn.site.member in work.survivors
     mark(turn, work.instance, "summed" if inside else "out")
     turn.put_instance(replace(_erased(work), verified=True))

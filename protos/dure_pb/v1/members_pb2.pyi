@@ -90,6 +90,30 @@ class ReportRequest(_message.Message):
     body: bytes
     def __init__(self, run: _Optional[bytes] = ..., exchange: _Optional[int] = ..., kind: _Optional[str] = ..., instance: _Optional[bytes] = ..., epoch: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
 
+class EvidenceRequest(_message.Message):
+    __slots__ = ("run", "exchange")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    run: bytes
+    exchange: int
+    def __init__(self, run: _Optional[bytes] = ..., exchange: _Optional[int] = ...) -> None: ...
+
+class OpenedSum(_message.Message):
+    __slots__ = ("aggregate", "evidence", "seeds")
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    aggregate: bytes
+    evidence: str
+    seeds: str
+    def __init__(self, aggregate: _Optional[bytes] = ..., evidence: _Optional[str] = ..., seeds: _Optional[str] = ...) -> None: ...
+
+class EvidenceResponse(_message.Message):
+    __slots__ = ("sums",)
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    sums: _containers.RepeatedCompositeFieldContainer[OpenedSum]
+    def __init__(self, sums: _Optional[_Iterable[_Union[OpenedSum, _Mapping]]] = ...) -> None: ...
+
 class ReportResponse(_message.Message):
     __slots__ = ("accepted", "field", "reason")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]

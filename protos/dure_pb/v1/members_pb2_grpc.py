@@ -49,6 +49,11 @@ class MembersServiceStub:
                 request_serializer=dure__pb_dot_v1_dot_members__pb2.ReportRequest.SerializeToString,
                 response_deserializer=dure__pb_dot_v1_dot_members__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.Evidence = channel.unary_unary(
+                '/dure_pb.v1.MembersService/Evidence',
+                request_serializer=dure__pb_dot_v1_dot_members__pb2.EvidenceRequest.SerializeToString,
+                response_deserializer=dure__pb_dot_v1_dot_members__pb2.EvidenceResponse.FromString,
+                _registered_method=True)
 
 
 class MembersServiceServicer:
@@ -75,6 +80,13 @@ class MembersServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Evidence(self, request, context):
+        """Where to find what an exchange's sums were opened from, for members of that exchange; uploads and blobs then come by Pull.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MembersServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_MembersServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=dure__pb_dot_v1_dot_members__pb2.ReportRequest.FromString,
                     response_serializer=dure__pb_dot_v1_dot_members__pb2.ReportResponse.SerializeToString,
+            ),
+            'Evidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evidence,
+                    request_deserializer=dure__pb_dot_v1_dot_members__pb2.EvidenceRequest.FromString,
+                    response_serializer=dure__pb_dot_v1_dot_members__pb2.EvidenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class MembersService:
             '/dure_pb.v1.MembersService/Report',
             dure__pb_dot_v1_dot_members__pb2.ReportRequest.SerializeToString,
             dure__pb_dot_v1_dot_members__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dure_pb.v1.MembersService/Evidence',
+            dure__pb_dot_v1_dot_members__pb2.EvidenceRequest.SerializeToString,
+            dure__pb_dot_v1_dot_members__pb2.EvidenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

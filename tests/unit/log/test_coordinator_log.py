@@ -85,6 +85,7 @@ async def test_statements_from_before_the_log_are_taken_in_when_a_database_is_up
             "drop table log_head",
             "drop table log_parties",
             "drop index ix_statements_digest",
+            *(f"alter table uploads drop column {name}" for name in ("keep_until", "pinned", "removed")),
             "update alembic_version set version_num='0001'",
         ):
             db.execute(line)
