@@ -106,7 +106,7 @@ def test_a_run_halted_before_anything_was_asked_is_finished_at_once() -> None:
     assert (world.state.phase, world.state.reason) == (RunPhase.FINISHED, "stopped before its first round: wrong app")
 
 
-def test_a_halted_run_whose_members_are_gone_does_not_wait_for_them() -> None:
+def test_a_halted_run_whose_members_are_gone_waits_for_them_no_longer_than_for_anyone() -> None:
     world = ready_world(4)
     reply = world.exchange(1, "train", world.first_weights())
     for member in world.members[:2]:
@@ -114,7 +114,10 @@ def test_a_halted_run_whose_members_are_gone_does_not_wait_for_them() -> None:
     world.ask(2, "evaluate", reply.blob)
     settle(world)
     world.apply(Halt("enough"))
+    since = world.now
+    world.run_until(lambda w: w.state.phase is RunPhase.FINISHED)
     assert world.state.phase is RunPhase.FINISHED
+    assert world.now - since < world.state.patience.gone_grace_s + 1
 
 
 def test_a_paused_run_can_be_halted_and_aborted() -> None:

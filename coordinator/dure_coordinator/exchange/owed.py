@@ -135,7 +135,7 @@ def _times(state: RunState) -> list[float]:
     if state.phase is RunPhase.EPOCH and state.epoch is not None:
         return [state.epoch.began + limits.epoch, *gone_wakeups(state, state.epoch.members)]
     if state.phase is RunPhase.IDLE and state.epoch is not None and state.epoch.phase is EpochPhase.READY:
-        if state.renew:
+        if state.renew or state.halting:
             return gone_wakeups(state, tuple(state.approvals))
         return [] if state.paused else [state.epoch.started + facts.epoch_max_s]
     exchange = in_flight(state)
