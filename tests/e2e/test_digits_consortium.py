@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dure_demo.consortium import Consortium
+from dure_participant.store import NodeStore
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "digits"
 LIMIT_S = 180.0
@@ -39,7 +41,11 @@ def consortium(tmp_path):
 
 @pytest.mark.timeout(300)
 def test_a_run_survives_sigkill_of_a_node_and_of_the_coordinator(consortium):
-    """The node is left out of the exchanges it misses and counted again later; the coordinator goes on where it was."""
+    """The node is left out of the exchanges it misses and counted again later; the coordinator goes on where it was.
+
+    Afterwards a member adds up again what it accepted before and after; another site did so before it accepted anything.
+    """
+    consortium.configure("bora", {"recompute": "always"})
     consortium.serve()
     for member in consortium.members:
         consortium.start_node(member)
@@ -63,3 +69,26 @@ def test_a_run_survives_sigkill_of_a_node_and_of_the_coordinator(consortium):
     tensors = load_file(out / "model.safetensors")
     assert tensors
     assert all(np.isfinite(t).all() for t in tensors.values())
+    assert recomputed(consortium, "ara", run, "--exchange", "1") == [("scales", "agrees"), ("update", "agrees")]
+    assert recomputed(consortium, "ara", run) == [("scalars", "agrees")]
+    gave = json.loads(consortium.dure("node", "gave", "--json", "--dir", consortium.dir_of("ara/node")))
+    assert {e["exchange"] for e in gave["exchanges"] if e.get("recomputed") == "recomputed: agrees"} == {1, 8}
+    assert sums_recomputed_first(consortium, "bora", run) == 4 * (2 + 1)
+    assert sums_recomputed_first(consortium, "ara", run) == 0
+    assert consortium.run_show(run)["uploads"]["uploads"] >= 2 * 4 * 4, "scales and updates stay for the challenge window"
+
+
+def recomputed(consortium: Consortium, member: str, run: str, *options: str) -> list[tuple[str, str]]:
+    """What `dure node recompute` says of each sum."""
+    node = consortium.dir_of(f"{member}/node")
+    said = json.loads(consortium.dure("node", "recompute", run[:12], *options, "--json", "--dir", node, timeout_s=60.0))
+    return [(s["purpose"], s["finding"]) for s in said["sums"]]
+
+
+def sums_recomputed_first(consortium: Consortium, member: str, run: str) -> int:
+    """How many sums a member's acceptances say it added up again before."""
+    store = NodeStore(consortium.dir_of(f"{member}/node") / "node.sqlite")
+    try:
+        return sum(len(accepted.recomputed) for accepted in store.accepted(bytes.fromhex(run)).values())
+    finally:
+        store.close()

@@ -274,7 +274,8 @@ def test_a_dispute_in_a_members_name_that_it_did_not_sign_is_refused_by_the_node
     settle(world)
     forged = world.state.disputes[0]
     stranger = world.nodes["m02"].site
-    for pair in ((forged.envelope, stranger.delegation), (world.signed["aggregate/1/update/0"], forged.delegation)):
+    other = world.state.exchange.instances[-1].aggregate_envelope  # type: ignore[union-attr]
+    for pair in ((forged.envelope, stranger.delegation), (other, forged.delegation)):
         shown = replace(world.shown["m00"], documents={"disputes": tlv.encode(pair)})
         before = world.state_of("m00")
         node = world.nodes["m00"]
