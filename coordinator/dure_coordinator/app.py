@@ -41,6 +41,7 @@ from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.flower.launch import ProcessConfig, ServerAppProcess
 from dure_coordinator.journals import Journals
+from dure_coordinator.log.charter import enter_charter
 from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.log.witnesses import HttpWitness, Witnesses
@@ -256,6 +257,7 @@ class Coordinator:
 
     async def start(self) -> None:
         """Publish the log and let all open runs go on."""
+        await enter_charter(self.store, self.folder)
         self.publishing = asyncio.create_task(self.publisher.run(), name="log")
         await self.fleet.start()
 

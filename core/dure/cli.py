@@ -18,6 +18,8 @@ SUMMARIES = {
     "charter": "Administrator: draft, propose, publish, show the charter.",
     "coordinator": "Administrator: set up and serve the coordinator.",
     "run": "Administrator: plan, start, watch, export training runs.",
+    "log": "The consortium's log: look, prove, check; evidence against it.",
+    "audit": "Auditor: export a bundle, check one offline.",
     "settings": "Which settings are in force, and where each comes from.",
     "demo": "A whole consortium on this machine, in a few minutes.",
 }

@@ -22,7 +22,7 @@ from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
 from dure.secagg.ids import InstanceId
 from dure.statements.statement import Chain
-from dure.tlog.files import LogFiles
+from dure.tlog.files import CHECKPOINT, LogFiles
 from dure.wire.messages import Directive, ReportKind
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
@@ -45,6 +45,8 @@ AGAIN_S = 1.0
 """Before an action that could not be done now is tried again."""
 BROKEN_TRIES = 3
 """Tries of an action that fails in a way nobody foresaw, before the exchange logic is told."""
+LEARN_S = 2.0
+"""How often this node asks for the newest head that the quorum cosigned, for its mirror."""
 POINTS = {
     ReportKind.KEM: Point.KEM_PERSISTED,
     ReportKind.SHARE: Point.SHARE_PERSISTED,
@@ -92,6 +94,8 @@ def mirror_of(identity: NodeIdentity, store: NodeStore, clock: Callable[[], floa
         log=log_key(terms),
         name=witness_name(identity.charter.member(identity.member).host),
         key=identity.witness_key,
+        witnesses=witness_keys(terms),
+        quorum=witness_quorum(terms),
         own=identity.key.public_key().public_bytes_raw(),
         store=store,
         folder=identity.directory,
@@ -185,13 +189,25 @@ class Agent:
         async def answer(request: bytes) -> tuple[int, bytes]:
             return await self._mirror.add_checkpoint(request, line.entries)
 
-        while True:
-            try:
-                await self._courier.flush()
-                await line.witness(answer)
-            except DureError as error:
-                log.info("log.waits", reason=str(error)[:300])
-            await asyncio.sleep(AGAIN_S)
+        async def learn() -> None:
+            while True:
+                await asyncio.sleep(LEARN_S)
+                try:
+                    await self._mirror.learn(await line.log_file(CHECKPOINT))
+                except DureError as error:
+                    log.debug("log.no_head", reason=str(error)[:300])
+
+        learning = asyncio.create_task(learn())
+        try:
+            while True:
+                try:
+                    await self._courier.flush()
+                    await line.witness(answer)
+                except DureError as error:
+                    log.info("log.waits", reason=str(error)[:300])
+                await asyncio.sleep(AGAIN_S)
+        finally:
+            learning.cancel()
 
     def _say_away(self, reason: str, attempt: int) -> None:
         with contextlib.suppress(Unavailable):  # a full disk is no reason to end: the log has it

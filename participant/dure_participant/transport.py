@@ -133,6 +133,15 @@ class Line:
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
 
+    async def log_file(self, path: str) -> bytes:
+        """A file of the log as the coordinator has it; `Unavailable` if there is none now."""
+        try:
+            return bytes((await self._log.File(log_pb.FileRequest(path=path), timeout=CALL_DEADLINE_S)).data)
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        except grpc.aio.UsageError:
+            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
+
     async def witness(self, answer: Callable[[bytes], Awaitable[tuple[int, bytes]]]) -> None:
         """Be this member's witness until the stream ends (`Unavailable`): each head asked about gets its answer."""
         call = self._log.Witness()

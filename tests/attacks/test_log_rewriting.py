@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -11,7 +13,7 @@ from dure.statements.statement import Chain, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import LogFiles
 from dure.tlog.merkle import Frontier, consistency_proof, leaf_hash
-from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, SignatureLine, sign
+from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, SignatureLine, cosign, sign
 from dure.tlog.witness import AddCheckpoint
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.log import mirror as mirrors
@@ -71,6 +73,8 @@ def mirror(tmp_path):
         log=LOG,
         name="ara.titan/witness",
         key=WITNESS,
+        witnesses=(NoteKey("ara.titan/witness", COSIGNATURE_V1, WITNESS.public_key().public_bytes_raw()),),
+        quorum=1,
         own=OWN.public_key().public_bytes_raw(),
         store=store,
         folder=tmp_path,
@@ -92,6 +96,22 @@ async def test_a_log_that_grows_honestly_is_mirrored_and_cosigned(mirror):
         assert key in Note(Checkpoint(ORIGIN, size, log.roots[size]).text(), (line,)).verify([key])
     assert list(mirror.files.tree(8).entries()) == log.entries
     assert evidence(mirror) == []
+
+
+async def test_a_cosigned_head_is_kept_only_if_it_is_of_the_mirrors_own_history(mirror):
+    log, fork = Log([*THEIRS[:3], MINE[0]]), Log([*THEIRS[5:8], MINE[0]])
+    status, line = await mirror.add_checkpoint(log.request(0), log.fetch)
+    assert status == 200
+
+    def cosigned(of, line):
+        note = Note.from_bytes(AddCheckpoint.from_bytes(of.request(0)).checkpoint)
+        return note.with_signatures([line]).to_bytes()
+
+    assert await mirror.learn(cosigned(log, SignatureLine.parse(line.decode().rstrip("\n"))))
+    text = Checkpoint(ORIGIN, 4, fork.roots[4]).text()
+    assert not await mirror.learn(cosigned(fork, cosign(text, mirror.name, WITNESS, 1_700_000_000)))
+    with pytest.raises(DureError):
+        await mirror.learn(AddCheckpoint.from_bytes(log.request(0)).checkpoint)
 
 
 async def test_a_head_of_another_history_is_not_cosigned_and_kept_as_evidence(mirror):
@@ -160,7 +180,7 @@ async def test_a_mirror_goes_on_after_a_restart(mirror, tmp_path):
     log = Log([MINE[0], *THEIRS[:5], MINE[1], *THEIRS[5:9]])
     assert (await mirror.add_checkpoint(log.request(0, 4), log.fetch))[0] == 200
     mirror.store.set_fact(mirrors.FACT, {"size": 1, "own": 0})  # a note of before the crash
-    again = Mirror(LogFiles(tmp_path / "log", LOG), LOG, mirror.name, WITNESS, mirror.own, mirror.store, tmp_path)
+    again = replace(mirror, files=LogFiles(tmp_path / "log", LOG))
     assert (await again.add_checkpoint(log.request(4, 11), log.fetch))[0] == 200
     assert again.store.fact(mirrors.FACT)["own"] == 2
 

@@ -294,9 +294,22 @@ class NodeDelegation:
     not_after: Counter
 
 
+@dataclass(frozen=True)
+class CharterVersion:
+    """A charter version is in force from this entry on; its own signatures are in its file."""
+
+    kind: ClassVar[str] = "charter"
+    version: Annotated[int, Range(1, 1_000_000)]
+    charter_sha256: Digest
+    """SHA-256 of its signed bytes, the digest that is pinned and named in plans."""
+    file_sha256: Digest
+    """SHA-256 of the file, signatures and all."""
+
+
 KINDS: dict[str, type] = {
     kind.kind: kind
     for kind in (
+        CharterVersion,
         RunPlan,
         RunApproval,
         InstanceOpen,

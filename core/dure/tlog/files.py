@@ -22,6 +22,8 @@ from dure.tlog.note import NoteKey
 from dure.tlog.tiles import WIDTH, Tile, TileBuilder, TiledTree, partial_tiles, tiles_between
 
 CHECKPOINT = "checkpoint"
+COSIGNED = "cosigned"
+"""In a member's mirror: the newest head it knows to be cosigned by a quorum; `checkpoint` there is the one it cosigned itself."""
 SYNC_EVERY = 4096
 """Entries between two syncs while many are written at once."""
 

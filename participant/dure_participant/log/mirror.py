@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dure.errors import DureError
 from dure.identity.files import write_atomic
 from dure.statements.dsse import Envelope, key_id
-from dure.tlog.checkpoint import Checkpoint
-from dure.tlog.files import LogFiles
-from dure.tlog.merkle import Frontier, frontier_at, leaf_hash
+from dure.tlog.checkpoint import Checkpoint, open_checkpoint
+from dure.tlog.files import COSIGNED, LogFiles
+from dure.tlog.merkle import Frontier, frontier_at, leaf_hash, root_at
 from dure.tlog.note import Note, NoteKey, SignatureLine
 from dure.tlog.tiles import MAX_ENTRY_BYTES
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
@@ -47,6 +47,8 @@ class Mirror:
     name: str
     """The witness's key name."""
     key: Ed25519PrivateKey
+    witnesses: tuple[NoteKey, ...]
+    quorum: int
     own: bytes
     """This node's public key: whose statements must not be missing."""
     store: NodeStore
@@ -76,6 +78,22 @@ class Mirror:
                 if refused.status == 409 and refused.size is not None and not refused.evidence:
                     return 409, b"%d\n" % refused.size
                 return refused.status, f"{refused.why}\n".encode()
+
+    async def learn(self, raw: bytes) -> bool:
+        """Keeps a head that a quorum cosigned, once it is one of this mirror's own history; False for one that is not, or not yet.
+
+        Raises:
+            NoteRefused, CheckpointRefused: not a head of this log with a quorum.
+        """
+        head = open_checkpoint(raw, self.log, self.witnesses, quorum=self.quorum)
+        size = head.checkpoint.size
+        if size > self.seen.size or await asyncio.to_thread(self._root_at, size) != head.checkpoint.root:
+            return False
+        await asyncio.to_thread(write_atomic, self.files.folder / COSIGNED, raw)
+        return True
+
+    def _root_at(self, size: int) -> bytes:
+        return root_at(self.files.tree(self.seen.size).node, size)
 
     async def _cosign(self, request: AddCheckpoint, fetch: Fetch) -> bytes:
         checkpoint, _ = judge(request, {self.log.name: self.log}, {self.log.name: self.seen})
