@@ -1,0 +1,242 @@
+"""One real run's bundle, audited offline; and hundreds of bundles derived from it, none of which verifies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dure.audit.bundle import Bundle, PartMissing
+from dure.audit.level1 import ClockOff, WrongPin, verify
+from dure.audit.places import log_of
+from dure.charter.log_keys import log_key, origin_of
+from dure.errors import DureError
+from dure.identity.keys import load_signing_key
+from dure.statements.dsse import Envelope, seal_payload
+from dure.tlog.checkpoint import Checkpoint
+from dure.tlog.note import Note, cosign, sign
+from dure.tlog.tiles import TileBuilder, TiledTree
+from dure_demo.consortium import Consortium, dure_command, node_environment
+
+APP = Path(__file__).resolve().parents[2] / "apps" / "digits"
+MEMBERS = ("ara", "bora", "chan", "dan")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """(consortium after one round, a member's bundle, the pin)."""
+    from e2e.test_digits_consortium import wait_for
+
+    consortium = Consortium(tmp_path_factory.mktemp("audit") / "c", MEMBERS)
+    consortium.found()
+    try:
+        consortium.serve()
+        for member in MEMBERS:
+            consortium.start_node(member)
+        run, plan = consortium.run_start(APP, rounds=1, settings={}, outer_step="average")
+        for member in MEMBERS:
+            consortium.allow(member, plan)
+        wait_for(consortium, run, lambda s: s["state"] == "finished")
+        hub = log_of(consortium.dir_of("coordinator"))
+        wait_for(consortium, run, lambda _s: _accepts(hub) >= 6)
+    finally:
+        consortium.stop()
+    bundle = consortium.root / "bundle"
+    told = json.loads(consortium.dure("audit", "export", "--dir", consortium.dir_of("coordinator"), "--out", bundle, "--json"))
+    return consortium, bundle, told["root_sha256"]
+
+
+def _accepts(place) -> int:
+    try:
+        return sum(b"exchange-accept" in Envelope.from_bytes(e).payload for e in place.tree().entries())
+    except DureError:
+        return 0
+
+
+def audit(bundle: Path, pin: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = ["audit", "verify", str(bundle), "--root-sha256", pin, *arguments]
+    return subprocess.run([*dure_command(), *words], capture_output=True, text=True, timeout=120, env=node_environment(), check=False)
+
+
+@pytest.mark.timeout(300)
+def test_an_auditor_verifies_a_bundle_and_a_member_proves_its_part_without_the_coordinator(played, tmp_path):
+    consortium, bundle, pin = played
+    done = audit(bundle, pin, "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["holds"], told["findings"]) == (0, True, [])
+    assert told["runs"][0]["exchanges_summed"] == 2
+    assert set(told["runs"][0]["counted"]) == set(MEMBERS)
+    assert told["entries"]["exchange-accept"] >= 6
+    mine = tmp_path / "mine"
+    consortium.dure("audit", "export", "--dir", consortium.dir_of("ara/node"), "--out", mine)
+    assert json.loads(audit(mine, pin, "--json").stdout)["holds"]
+    words = audit(bundle, pin).stdout
+    assert all(label in words for label in ("proved", "signed", "self-declared", "not checked", "all of level 1 holds"))
+
+
+def test_the_same_log_gives_the_same_bundle_to_the_byte(played, tmp_path):
+    consortium, bundle, _ = played
+    consortium.dure("audit", "export", "--dir", consortium.dir_of("coordinator"), "--out", tmp_path / "again")
+    one, other = ({p.relative_to(r): p.read_bytes() for p in r.rglob("*") if p.is_file()} for r in (bundle, tmp_path / "again"))
+    assert one == other
+
+
+def test_a_wrong_pin_and_a_missing_file_have_their_own_exit_codes_and_words(played, tmp_path):
+    _, bundle, pin = played
+    wrong = audit(bundle, "00" * 32)
+    assert (wrong.returncode, "another consortium" in wrong.stderr) == (WrongPin.exit_code, True)
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    (copy / "trust/1.root.json").unlink()
+    gone = audit(copy, pin)
+    assert (gone.returncode, "trust/1.root.json is not in the bundle" in gone.stderr) == (PartMissing.exit_code, True)
+
+
+def test_a_clock_a_day_behind_the_witnesses_is_named(played):
+    _, bundle, pin = played
+    with pytest.raises(ClockOff, match="days from now"):
+        verify(Bundle.open(bundle), bytes.fromhex(pin), now=1_000_000_000)
+
+
+# -- tampered twins ------------------------------------------------------------------------------------------------------
+
+
+def holds(folder: Path, pin: str) -> bool:
+    try:
+        return verify(Bundle.open(folder), bytes.fromhex(pin)).holds
+    except DureError:
+        return False
+
+
+def twin(bundle: Path, folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(bundle, folder)
+    return folder
+
+
+def changed(data: bytes) -> Iterator[bytes]:
+    """A file changed in many small ways."""
+    for at in range(0, len(data), max(1, len(data) // 40)):
+        yield data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    yield data[:-1]
+    yield data[: len(data) // 2]
+    yield data + b"\n"
+    yield b""
+
+
+@pytest.mark.timeout(600)
+def test_no_byte_of_any_file_can_change_unseen(played, tmp_path):
+    _, bundle, pin = played
+    copy, tried = twin(bundle, tmp_path / "t"), 0
+    assert holds(copy, pin)
+    for path in sorted(p for p in copy.rglob("*") if p.is_file()):
+        good = path.read_bytes()
+        for bad in changed(good):
+            path.write_bytes(bad)
+            assert not holds(copy, pin), (path.relative_to(copy), len(bad))
+            tried += 1
+        path.unlink()
+        assert not holds(copy, pin), f"{path.name} is gone"
+        path.write_bytes(good)
+    (copy / "log" / "extra").write_bytes(b"")
+    assert not holds(copy, pin)
+    assert tried > 150
+
+
+class Forger:
+    """Has the coordinator's and the log's keys, and as many witnesses as the charter's c: one."""
+
+    def __init__(self, played, folder: Path) -> None:
+        self.consortium, bundle, self.pin = played
+        self.folder = twin(bundle, folder)
+        place = log_of(self.consortium.dir_of("coordinator"))
+        self.terms, self.entries = place.charter.terms, list(TiledTree(self.read, place.head().checkpoint.size).entries())
+        hub = self.consortium.dir_of("coordinator")
+        self.log, self.signing = load_signing_key(hub / "log.key"), load_signing_key(hub / "signing.key")
+
+    def read(self, path: str) -> bytes:
+        return (self.folder / "log" / path).read_bytes()
+
+    def witness(self, member: str) -> Ed25519PrivateKey:
+        return load_signing_key(self.consortium.dir_of(f"{member}/member") / "witness.key")
+
+    def write(self, entries, witnesses) -> Path:
+        """The bundle over these entries, its head signed by the log and these members' witnesses."""
+        shutil.rmtree(self.folder / "log")
+        builder = TileBuilder()
+        files = [pair for entry in entries for pair in builder.append(entry)]
+        for tile, data in [*files, *builder.partial()]:
+            path = self.folder / "log" / tile.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        text = Checkpoint(origin_of(self.terms), builder.size, builder.frontier.root()).text()
+        lines = [sign(text, log_key(self.terms).name, self.log)]
+        lines += [cosign(text, f"{m}.titan/witness", self.witness(m), 1_700_000_000) for m in witnesses]
+        (self.folder / "log" / "checkpoint").write_bytes(Note(text, tuple(lines)).to_bytes())
+        return self.folder
+
+    def index(self, kind: str, nth: int = 0) -> int:
+        return [i for i, e in enumerate(self.entries) if f"urn:dure:{kind}:v1".encode() in Envelope.from_bytes(e).payload][nth]
+
+
+@pytest.fixture
+def forger(played, tmp_path):
+    return Forger(played, tmp_path / "forged")
+
+
+QUORUM = MEMBERS[:3]
+
+
+def test_the_forgers_tools_make_a_good_bundle_of_good_entries(forger):
+    """So what the tests below refuse is the forgery and not the tool."""
+    assert holds(forger.write(forger.entries, QUORUM), forger.pin)
+
+
+def test_a_rewritten_history_without_the_quorum_is_refused(forger):
+    assert not holds(forger.write(forger.entries[:-1], MEMBERS[:2]), forger.pin)
+
+
+def test_even_with_every_witness_what_the_members_signed_cannot_be_rewritten(forger):
+    """All witnesses colluding still cannot make a member have said what it did not."""
+    kinds = ("run-approval", "instance-commit", "instance-survivors", "instance-aggregate", "instance-open", "usage", "charter", "run-plan")
+    for kind in kinds:
+        at = forger.index(kind)
+        without = [*forger.entries[:at], *forger.entries[at + 1 :]]
+        assert not holds(forger.write(without, MEMBERS), forger.pin), f"{kind} left out"
+        twice = [*forger.entries[: at + 1], forger.entries[at], *forger.entries[at + 1 :]]
+        assert not holds(forger.write(twice, MEMBERS), forger.pin), f"{kind} twice"
+        by_stranger = seal_payload(Envelope.from_bytes(forger.entries[at]).payload, Ed25519PrivateKey.generate()).to_bytes()
+        swapped = [*forger.entries[:at], by_stranger, *forger.entries[at + 1 :]]
+        assert not holds(forger.write(swapped, MEMBERS), forger.pin), f"{kind} signed by a stranger"
+        later = Envelope.from_bytes(forger.entries[at]).payload.replace(b'"time":1', b'"time":2')
+        by_coordinator = seal_payload(later, forger.signing).to_bytes()
+        resigned = [*forger.entries[:at], by_coordinator, *forger.entries[at + 1 :]]
+        assert not holds(forger.write(resigned, MEMBERS), forger.pin), f"{kind} signed anew"
+
+
+def test_entries_in_another_order_are_refused(forger):
+    commit, survivors = forger.index("instance-commit"), forger.index("instance-survivors")
+    moved = [e for i, e in enumerate(forger.entries) if i != commit]
+    moved.insert(survivors, forger.entries[commit])
+    assert not holds(forger.write(moved, MEMBERS), forger.pin)
+    assert not holds(forger.write(forger.entries[::-1], MEMBERS), forger.pin)
+
+
+def test_entries_of_another_consortium_are_refused(forger):
+    stranger = seal_payload(b'{"_type":"https://in-toto.io/Statement/v1"}', forger.signing).to_bytes()
+    result = verify(Bundle.open(forger.write([*forger.entries, stranger], MEMBERS)), bytes.fromhex(forger.pin))
+    assert not result.holds
+    assert result.findings[0].where == f"entry {len(forger.entries)}"
+
+
+def test_a_statement_of_an_unknown_version_is_reported_and_not_skipped(forger):
+    payload = Envelope.from_bytes(forger.entries[-1]).payload.replace(b":v1", b":v2")
+    newer = seal_payload(payload, forger.signing).to_bytes()
+    result = verify(Bundle.open(forger.write([*forger.entries, newer], MEMBERS)), bytes.fromhex(forger.pin))
+    assert (result.holds, len(result.unknown)) == (False, 1)
+    assert "v2" in result.unknown[0].why
