@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import sqlite3
 import time
@@ -49,7 +50,7 @@ class Stage:
     @classmethod
     def set_up(cls, folder: Path, members: tuple[str, ...] = ("ara", "bora", "chan", "dan")) -> Stage:
         made = Consortium(folder / "c", members)
-        made.found()
+        made.found(edit_charter=lambda text: text.replace("allow_unrecomputed_bases = false", "allow_unrecomputed_bases = true"))
         (made.dir_of("coordinator") / "coordinator.toml").write_text(SETTINGS)
         return cls(made)
 
@@ -88,6 +89,14 @@ class Stage:
         except Exception:
             raise AssertionError(f"{role} never came to its fail point:\n{self.consortium.log_tail(role, 20)}") from None
         assert code == -signal.SIGKILL, self.consortium.log_tail(role, 20)
+
+    def kill_serverapp(self) -> None:
+        """SIGKILL the ServerApp process of the one run that is going on: a child of the coordinator."""
+        coordinator = self.consortium.processes["coordinator"].pid
+        children = [int(pid) for path in Path(f"/proc/{coordinator}/task").glob("*/children") for pid in path.read_text().split()]
+        apps = [pid for pid in children if b"dure_coordinator.flower.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(apps) == 1, children
+        os.kill(apps[0], signal.SIGKILL)
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
