@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -28,7 +29,7 @@ from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.site import History, Site
 from dure_participant.exchange.state import NodeRunState
-from dure_participant.exchange.step import begin, owed, step
+from dure_participant.exchange.step import Step, begin, owed, step
 from dure_participant.hands import Hands, Run
 from dure_participant.log.courier import Courier
 from dure_participant.log.mirror import Mirror
@@ -296,13 +297,7 @@ class Agent:
     async def _feed(self, run: Run, given: inputs.Input) -> None:
         async with self._turn:
             before = run.state
-            result = await asyncio.to_thread(step, self._site, self._history, self._chain, before, given, self._clock(), os.urandom)
-            due = await asyncio.to_thread(owed, self._site, result.state)
-            if result.state != before or result.chain != self._chain or result.records or result.note:
-                await asyncio.to_thread(
-                    self._store.commit, run.run, result.state.to_bytes(), result.chain, result.records, result.note, result.statements
-                )
-                reach_persisted(due)
+            result, due = await asyncio.to_thread(self._decide, run, given)
             run.state, self._chain = result.state, result.chain
             self._history = self._history.with_records(result.records)
             if result.note:
@@ -312,8 +307,33 @@ class Agent:
             if run.state.finished and run.worker is not None:
                 await self._hands.let_go(run)
             self._arrange(run, due, result.actions)
+        if run.unsaved and (run.saving is None or run.saving.done()):
+            run.saving = asyncio.create_task(self._save_soon(run))
         if run.state.finished or number_of(run.state) != number_of(before) or run.state.last_closed != before.last_closed:
             await self._closed(run)
+
+    def _decide(self, run: Run, given: inputs.Input) -> tuple[Step, tuple[act.Action, ...]]:
+        """The step and what is owed after it, persisted. One visit to a thread: the way there costs more than most steps."""
+        result = step(self._site, self._history, self._chain, run.state, given, self._clock(), os.urandom)
+        due = owed(self._site, result.state)
+        if result.state != run.state or result.chain != self._chain or result.records or result.note:
+            if only_told(run.state, result) and result.chain == self._chain:
+                run.unsaved = True
+                return result, due
+            self._commit(run, result)
+            reach_persisted(due)
+        return result, due
+
+    def _commit(self, run: Run, result: Step) -> None:
+        run.unsaved = False
+        self._store.commit(run.run, result.state.to_bytes(), result.chain, result.records, result.note, result.statements)
+
+    async def _save_soon(self, run: Run) -> None:
+        """A wait that lasts is for the operator to see: `dure node status` reads the store."""
+        await asyncio.sleep(AGAIN_S)
+        async with self._turn:
+            if run.unsaved:
+                await asyncio.to_thread(self._commit, run, Step(run.state, self._chain, (), (), ""))
 
     def _arrange(self, run: Run, due: tuple[act.Action, ...], fresh: tuple[act.Action, ...] = ()) -> None:
         """Start what is owed, cancel what is not."""
@@ -381,6 +401,11 @@ def in_json(given: inputs.Recomputed) -> dict[str, Any]:
         "recomputed_leaf": finding.recomputed.hex() if finding.recomputed else None,
         "words": finding.words,
     }
+
+
+def only_told(before: NodeRunState, result: Step) -> bool:
+    """Whether nothing changed but what the coordinator asks or says now. After a restart it says that again: it need not be durable."""
+    return not result.records and not result.note and before == replace(result.state, kind=before.kind, status=before.status)
 
 
 def number_of(state: NodeRunState) -> int:

@@ -71,6 +71,11 @@ class Run:
     streams: dict[bytes, Stream] = field(default_factory=dict)
     """By upload id."""
     worker: WorkerHost | None = None
+    app: App | None = None
+    """As unpacked; it does not change."""
+    unsaved: bool = False
+    """The state differs from the stored one in what the coordinator will say again."""
+    saving: asyncio.Task[None] | None = None
     pulled_bytes: int = 0
     """Of blobs, since the last usage statement; a restart forgets them."""
 
@@ -256,7 +261,9 @@ class Hands:
                 timeout_s=self._settings.task_timeout_s, threads=self._settings.threads, max_log_bytes=self._settings.worker_log_bytes
             )
             run.worker = WorkerHost(app_dir, self._folder(run) / "scratch", settings=limits)
-        return await asyncio.to_thread(read_app, app_dir), run.worker
+        if run.app is None:
+            run.app = await asyncio.to_thread(read_app, app_dir)
+        return run.app, run.worker
 
     # -- uploading -------------------------------------------------------------------------------------------------
 
@@ -449,7 +456,7 @@ class Hands:
         """Stop everything that goes on for a run, its worker included; all of it can be taken up again."""
         for stream in run.streams.values():
             stream.cancel()
-        tasks = [*run.tasks.values(), *run.jobs.values(), *(s.sending for s in run.streams.values())]
+        tasks = [*run.tasks.values(), *run.jobs.values(), *(s.sending for s in run.streams.values()), *([run.saving] if run.saving else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -49,7 +49,6 @@ def summed(state: RunState, result: Mapping[str, bytes], now: float) -> RunState
         tag=tag,
         aggregate_statement=statement,
         dropouts=dropouts_of(state, instance),
-        began=now,
     )
 
 

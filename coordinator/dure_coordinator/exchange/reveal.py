@@ -61,7 +61,7 @@ def advance_reveal(state: RunState, now: float) -> RunState:
             return abort(state, f"exchange cannot be opened: {e}")
         else:
             if not found.not_opening:
-                return with_instance(state, phase=InstancePhase.SUM, recovered=found, unopened=(), began=now)
+                return with_instance(state, phase=InstancePhase.SUM, recovered=found)
             if found.not_opening != instance.unopened:
                 return with_instance(state, unopened=found.not_opening)
             why = f"the bundles of {names(found.not_opening)} do not open, and survivors have not given their pair secrets"

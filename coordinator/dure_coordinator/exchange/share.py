@@ -100,7 +100,7 @@ def advance_share(state: RunState, now: float) -> RunState:
     except PairMismatch as e:  # nobody can say which of the two lies: keys are agreed anew, and if it recurs the operators decide
         return fail_exchange(replace(with_instance(state, phase=InstancePhase.FAILED, reason=str(e)), renew=True), str(e))
     statement = _open_statement(state, exchange, instance, now)
-    return with_instance(state, phase=InstancePhase.OPEN, open_statement=statement, began=now)
+    return with_instance(state, phase=InstancePhase.OPEN, open_statement=statement)
 
 
 def restart_without(state: RunState, out: set[str], reason: str, now: float) -> RunState:

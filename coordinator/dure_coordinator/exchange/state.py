@@ -136,7 +136,7 @@ class InstanceState:
     threshold: int
     phase: InstancePhase
     began: float
-    """Start of the current phase, unix seconds."""
+    """When members were asked for what they are asked now, unix seconds; a phase in which only the coordinator works keeps it."""
     shares: Mapping[str, bytes] = field(default_factory=dict)
     open_statement: Any = None
     open_envelope: bytes = b""

@@ -63,7 +63,7 @@ def advance_survivors(state: RunState, now: float) -> RunState:
         survivors=tuple(Survivor(m, hashes[m]) for m in instance.survivors),
         certificate=tuple(SurvivorSignature(m, instance.signatures[m]) for m in sorted(instance.signatures)),
     )
-    return with_instance(state, phase=InstancePhase.CERTIFY, survivors_statement=statement, began=now)
+    return with_instance(state, phase=InstancePhase.CERTIFY, survivors_statement=statement)
 
 
 def certified(state: RunState, envelope: bytes, now: float) -> RunState:

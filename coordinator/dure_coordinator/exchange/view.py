@@ -179,8 +179,9 @@ def _sum_documents(instance: InstanceState) -> dict[str, bytes]:
 def _of_instance(
     make: _Maker, state: RunState, exchange: ExchangeState, instance: InstanceState, member: str, where: dict[str, Any]
 ) -> Directive:
+    # While the coordinator signs or sums there is nothing new to ask: a directive that stays the same costs the nodes nothing.
     limits, began = state.facts.plan.deadlines, instance.began
-    if instance.phase is InstancePhase.SHARE:
+    if instance.phase in (InstancePhase.SHARE, InstancePhase.OPEN):
         documents = {}
         if instance.purpose == "update" and exchange.scales is not None:
             documents = {f"scales_{name}": value for name, value in _sum_documents(exchange.scales).items()}
@@ -188,10 +189,10 @@ def _of_instance(
     if instance.phase is InstancePhase.UPLOAD:
         documents = {"open": instance.open_envelope}
         return make(DirectiveKind.OPEN, parts=instance.shares, documents=documents, deadline=began + limits.upload, **where)
-    if instance.phase is InstancePhase.SURVIVORS and member in instance.survivors:
+    if instance.phase in (InstancePhase.SURVIVORS, InstancePhase.CERTIFY) and member in instance.survivors:
         commits = {m: instance.commits[m] for m in instance.survivors}
         return make(DirectiveKind.SURVIVORS, parts=commits, deadline=began + limits.survivors, **where)
-    if instance.phase is InstancePhase.REVEAL:
+    if instance.phase in (InstancePhase.REVEAL, InstancePhase.SUM, InstancePhase.AGGREGATE):
         documents = {"survivors": instance.survivors_envelope, "proof": instance.survivors_proof}
         return make(DirectiveKind.REVEAL, members=instance.unopened, documents=documents, deadline=began + limits.reveal, **where)
     if instance.phase is InstancePhase.VOID:

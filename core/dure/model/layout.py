@@ -13,7 +13,7 @@ import bisect
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from math import prod
 from typing import Any
@@ -189,6 +189,10 @@ class Layout:
     @classmethod
     def from_json(cls, data: bytes) -> Layout:
         """The layout these bytes are the canonical JSON of; anything else is `LayoutRefused`."""
+        return _parsed(bytes(data))
+
+    @classmethod
+    def _parse(cls, data: bytes) -> Layout:
         if len(data) > MAX_LAYOUT_BYTES:
             raise LayoutRefused(f"more than {MAX_LAYOUT_BYTES} bytes of JSON")
         try:
@@ -212,6 +216,12 @@ class Layout:
         for longer, where in ((self, "here"), (other, "there")):
             if len(longer.entries) > common:
                 raise LayoutDiffers(longer.entries[common].name, f"is only {where}")
+
+
+@lru_cache(maxsize=8)
+def _parsed(data: bytes) -> Layout:
+    """The same few layouts are read at every step of an exchange."""
+    return Layout._parse(data)
 
 
 def _judge(name: str, dtype: str, shape: Sequence[int]) -> None:
