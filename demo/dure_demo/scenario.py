@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dure.errors import BadInput, Unavailable
 from dure_coordinator.watch import Watch, dropout_line
+from dure_demo.audit import audit, wait_for_mirror
 from dure_demo.consortium import Consortium
 from dure_demo.table import show_members
 
@@ -78,6 +79,7 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
         head("training: masked sums, nobody reads another's update")
         shown = _watch(scenario, consortium, run, console)
         consortium.export(run, scenario.directory / "model")
+        wait_for_mirror(consortium, scenario.members[0])
     finally:
         consortium.stop()
     outcome = _outcome(scenario, shown)
@@ -89,6 +91,8 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
         _compare(scenario, texts, outcome, console, say)
     else:
         outcome["metrics"] = dict(shown["metrics"])
+    head("audit, offline: nothing of the coordinator's is believed")
+    outcome |= audit(consortium, scenario.members[0], scenario.directory / "bundle", say)
     head(f"the joint model: {outcome['model']}")
     return outcome
 

@@ -201,7 +201,8 @@ def _aggregate(history: History, signed: Signed[kinds.InstanceAggregate]) -> Non
 
 def _dropout(history: History, signed: Signed[kinds.InstanceDropout]) -> None:
     instance = history.instance_of(signed.fact.instance)
-    must(signed.fact.member in instance.cohort, "member", "is not in the cohort")
+    # Whoever was lost before the freeze is in no cohort, and is named all the same.
+    must(signed.fact.member in history.run_of(instance.id.run).plan.roster, "member", "is not in the run's roster")
     must(signed.fact.member not in instance.survivors, "member", "is in the sum, and said to have dropped out")
     instance.dropouts[signed.fact.member] = signed.fact.reason
 

@@ -1,0 +1,69 @@
+"""The demo's last act: a member exports the log from its own mirror, and an auditor checks it offline; then one bit is flipped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dure.errors import Unavailable
+from dure_demo.consortium import Consortium, StepFailed
+
+MIRRORED_S = 20.0
+"""How long the member's mirror may take to have what the coordinator has."""
+
+
+def wait_for_mirror(consortium: Consortium, member: str) -> None:
+    """Until this member's node knows the coordinator's newest cosigned head; both still run."""
+    deadline = time.monotonic() + MIRRORED_S
+    hub, node = consortium.dir_of("coordinator"), consortium.dir_of(f"{member}/node")
+    while _size(consortium, node) < _size(consortium, hub):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{member}'s mirror did not catch up in {MIRRORED_S:.0f} s; logs are in {consortium.root / 'logs'}")
+        time.sleep(0.5)
+
+
+def _size(consortium: Consortium, directory: Path) -> int:
+    try:
+        return int(json.loads(consortium.dure("log", "show", "--json", "--dir", directory))["size"])
+    except StepFailed:
+        return 0  # no head there yet
+
+
+def audit(consortium: Consortium, member: str, bundle: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Exports, verifies, and shows that a bundle with one flipped bit does not verify. Adds bundle, root_sha256, audit_holds.
+
+    Raises:
+        StepFailed: the bundle does not verify, or the flipped one does.
+    """
+    shutil.rmtree(bundle, ignore_errors=True)
+    told = json.loads(consortium.dure("audit", "export", "--dir", consortium.dir_of(f"{member}/node"), "--out", bundle, "--json"))
+    pin = told["root_sha256"]
+    say(f"{member}'s own mirror: {told['entries']} entries in {bundle}")
+    found = json.loads(consortium.dure("audit", "verify", bundle, "--root-sha256", pin, "--json", timeout_s=120))
+    for row in found["table"]:
+        say(f"{row['how']:<14} {row['claim']}: {row['detail']}")
+    say(f"one flipped bit: {_flipped(consortium, bundle, pin)}")
+    return {"bundle": str(bundle), "root_sha256": pin, "audit_holds": bool(found["holds"])}
+
+
+def _flipped(consortium: Consortium, bundle: Path, pin: str) -> str:
+    """What the audit says of the bundle with one bit of its first entries changed."""
+    twin = bundle.with_name(f"{bundle.name}-flipped")
+    shutil.rmtree(twin, ignore_errors=True)
+    shutil.copytree(bundle, twin)
+    path = next(p for p in sorted((twin / "log" / "tile" / "entries").rglob("*")) if p.is_file())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    try:
+        consortium.dure("audit", "verify", twin, "--root-sha256", pin, timeout_s=120)
+    except StepFailed as failed:
+        line = next((line.strip() for line in str(failed).splitlines() if "entry " in line), str(failed).splitlines()[-1].strip())
+        return line.removeprefix("NOT ")
+    finally:
+        shutil.rmtree(twin, ignore_errors=True)
+    raise StepFailed("a bundle with one flipped bit verified: the audit is broken")
