@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dure.charter.model import check_current
 from dure.console import DEFAULT_DIR, AsJson, Dir, Metrics, Yes, first_use, one_line_errors, say, show_json
 from dure.errors import BadInput
 from dure.identity import tls
@@ -147,6 +148,8 @@ def allow(
                 say(f"{row['plan']}  {row['decision']}")
         return
     run_id = _digest(digest, list(plans))
+    if not refuse and store.decision(run_id) is None:
+        check_current(identity.charter, time.time())
     history = store.history()
     if run_id in plans and not as_json:
         plan = open_statement(plans[run_id], RunPlan, [identity.charter.terms.coordinator.signing_key]).fact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def refused(ran: Ran, *words: str) -> str:
     for word in words:
         assert word in lines[0], (word, lines[0])
     return lines[0]
+
+
+SHIFTED = """
+import sys, time
+real, shift = time.time, float(sys.argv[1])
+time.time = lambda: real() + shift
+from dure.cli import main
+main(sys.argv[2:], prog_name="dure")
+"""
+
+
+def shifted(seconds: float) -> list[str]:
+    """How to start `dure` on a machine whose clock is so far ahead (or, negative, behind)."""
+    return [sys.executable, "-c", SHIFTED, str(seconds)]
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -62,9 +63,10 @@ def propose(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     terms = terms_from(folder)
     version = len(folder.versions()) + 1
     path = folder.root_path(version)
+    now = datetime.fromtimestamp(time.time(), UTC)
     before = read(path, "the earlier proposal") if path.exists() else None
     # The same terms keep the same proposal: signatures over it may be on their way already.
-    raw = before if before is not None and root.terms_of(root.parse(before)) == terms else root.propose(terms, version, datetime.now(UTC))
+    raw = before if before is not None and root.terms_of(root.parse(before)) == terms else root.propose(terms, version, now)
     write_atomic(path, raw)
     digest = root.digest(root.parse(raw)).hex()
     if as_json:
@@ -114,4 +116,4 @@ def show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     for line in describe(charter.terms, charter.version, charter.digest):
         say(line)
     say(f"in force until {datetime.fromtimestamp(charter.expires, UTC):%Y-%m-%d}")
-    check_current(charter, datetime.now(UTC).timestamp())
+    check_current(charter, time.time())

@@ -68,7 +68,12 @@ def take_allowed(turn: Turn, given: Allowed) -> None:
     if not given.allowed:
         turn.change(decision="refused", refusal=plain(given.reason or "refused by the operator", 900))
         return
-    judge_plan(turn, turn.plan)
+    try:
+        judge_plan(turn, turn.plan)  # again: the charter may have expired while the operator thought about it
+    except DureError as e:
+        turn.change(decision="refused", refusal=plain(f"refused by this node: {e}", 900))
+        turn.note(f"refuses the plan {turn.plan.name}: {e}")
+        return
     approval = turn.seal(RunApproval(state.run, turn.site.member, turn.site.node)).to_bytes()
     turn.change(decision="allowed", refusal="", approval=approval)
     turn.note(f"approved {turn.plan.name}")
