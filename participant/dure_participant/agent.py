@@ -18,13 +18,13 @@ import structlog
 
 from dure.blobs import BlobStore
 from dure.charter.log_keys import log_key, witness_keys, witness_name, witness_quorum
-from dure.errors import DureError, Unavailable
+from dure.errors import DureError, NotAuthorised, Unavailable
 from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
 from dure.secagg.ids import InstanceId
 from dure.statements.statement import Chain
 from dure.tlog.files import CHECKPOINT, LogFiles
-from dure.wire.messages import Directive, ReportKind
+from dure.wire.messages import Directive, DirectiveKind, ReportKind
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.site import History, Site
@@ -42,6 +42,8 @@ from dure_participant.transport import Line, pause
 log = structlog.get_logger()
 
 CLOCK_LIMIT_S = 300.0
+MAX_WAITING = 64
+"""Plans that wait for the operator at a time; a coordinator that offers more is asked to come again."""
 AGAIN_S = 1.0
 """Before an action that could not be done now is tried again."""
 BROKEN_TRIES = 3
@@ -55,6 +57,10 @@ POINTS = {
     ReportKind.REVEAL: Point.REVEAL_PERSISTED,
     ReportKind.ACCEPT: Point.ACCEPT_PERSISTED,
 }
+
+
+class Halted(NotAuthorised):
+    """Rule 7: this node's key has signed what its store does not remember. It does nothing any more, in no run."""
 
 
 class ClocksApart(Unavailable):
@@ -80,6 +86,7 @@ def site_of(identity: NodeIdentity, settings: NodeSettings) -> Site:
         log_key=log_key(terms),
         witnesses=witness_keys(terms),
         witness_quorum=witness_quorum(terms),
+        w_max=terms.w_max,
         allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
         challenge_window_s=terms.challenge_window_s,
         recompute_first=settings.recompute == "always",
@@ -140,13 +147,17 @@ class Agent:
 
         Raises:
             ClocksApart: at the first connection of this process: whoever started it is looking.
+            Halted: this node was restored from an older copy of itself and must not go on.
         """
         attempt = 0
         asked = asyncio.create_task(self._recomputations(), name="recomputations")
         try:
             while True:
                 try:
+                    self._check_halted()
                     attempt = await self._follow(attempt)
+                except Halted:
+                    raise
                 except DureError as error:
                     self._say_away(str(error)[:300], attempt)
                     if isinstance(error, ClocksApart) and not self._connected_once:
@@ -225,11 +236,39 @@ class Agent:
             raise Unavailable("not connected")
         return self._line
 
+    def _check_halted(self) -> None:
+        if why := next((run.state.stopped for run in self._runs.values() if run.state.stopped), ""):
+            for task in [task for run in self._runs.values() for task in run.tasks.values()]:
+                task.cancel()
+            raise Halted(why)
+
     async def _directed(self, directive: Directive) -> None:
-        run = self._runs.get(directive.run)
+        run = self._runs.get(directive.run) or self._offered(directive)
         if run is None:
-            run = self._runs[directive.run] = Run(directive.run, begin(directive.run))
-        await self.feed(run, inputs.Directed(directive))
+            return
+        try:
+            await self.feed(run, inputs.Directed(directive))
+        except DureError:
+            raise
+        except Exception as error:  # our own mistake, which a peer found: nothing was decided or stored, the node goes on
+            log.error("directive.broke", run=run.label, kind=directive.kind.value, reason=f"{type(error).__name__}: {error}"[:300])
+        self._check_halted()
+        if not run.state.plan_envelope:
+            self._runs.pop(directive.run, None)
+
+    def _offered(self, directive: Directive) -> Run | None:
+        """A run this node has not heard of: it begins with its plan, and only so many wait for the operator at a time."""
+        waiting = sum(run.state.decision == "ask" and not run.state.finished for run in self._runs.values())
+        if directive.kind is not DirectiveKind.APPROVE or waiting >= MAX_WAITING:
+            if directive.kind is not DirectiveKind.FINISHED:
+                log.warning("directive.ignored", run=directive.run.hex()[:12], kind=directive.kind.value, waiting=waiting)
+            return None
+        seen: dict[str, int] = {}
+        for run in self._runs.values():
+            for member, generation in run.state.generations.items():
+                seen[member] = max(generation, seen.get(member, 0))
+        run = self._runs[directive.run] = Run(directive.run, begin(directive.run, seen))
+        return run
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
@@ -316,7 +355,7 @@ class Agent:
         """The step and what is owed after it, persisted. One visit to a thread: the way there costs more than most steps."""
         result = step(self._site, self._history, self._chain, run.state, given, self._clock(), os.urandom)
         due = owed(self._site, result.state)
-        if result.state != run.state or result.chain != self._chain or result.records or result.note:
+        if result.state != run.state or result.chain != self._chain or result.records or (result.note and run.state.plan_envelope):
             if only_told(run.state, result) and result.chain == self._chain:
                 run.unsaved = True
                 return result, due

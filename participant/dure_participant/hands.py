@@ -182,7 +182,8 @@ class Hands:
             base = await self._base(run, action.weights)
             found = await asyncio.to_thread(lambda: weights_id(open_flat(base, arrays.layout), arrays.layout))
             if found != arrays.weights_id:
-                return inputs.TrainResult(problem="the base's weights are not those the instruction names")
+                wrong = "the base's weights are not those the instruction names"
+                return inputs.TrainResult(problem=wrong, told=wrong)
         out = self._local(run, action.exchange)
         out.parent.mkdir(parents=True, exist_ok=True)
         task = Task(
@@ -213,14 +214,16 @@ class Hands:
     async def _judged(self, action: act.Train, result: TaskResult, base: Path | None, found: bytes, spent_ms: int) -> inputs.TrainResult:
         """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""
         if result.status != "ok":
-            return inputs.TrainResult(problem=result.error[:400])
+            return inputs.TrainResult(problem=result.error[:400], told=result.told[:400])
         arrays, update = action.instruction.arrays, bytes(32)
         if result.flat_path is not None:
             assert base is not None and arrays is not None
             local = result.flat_path
             problem = await asyncio.to_thread(why_not, base, local, arrays.layout, weight=result.num_examples, w_max=action.w_max)
             if problem:
-                return inputs.TrainResult(problem=problem[:400])
+                return inputs.TrainResult(
+                    problem=problem[:400], told=f"{problem.partition(':')[0][:200]}: cannot be summed; its operator sees why"
+                )
             update = await asyncio.to_thread(file_sha256, local)
         return inputs.TrainResult(
             weights_id=found,

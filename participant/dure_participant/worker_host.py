@@ -226,6 +226,7 @@ class WorkerHost:
         return TaskResult(
             status="error",
             error=f"{why or 'the worker is gone'}; see {self.log_path}",
+            told=why or "the worker is gone",
             usage=Usage(seconds=time.monotonic() - started),
             killed=code is not None and code < 0,
         )

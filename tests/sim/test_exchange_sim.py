@@ -225,13 +225,16 @@ def test_a_node_that_missed_exchanges_takes_the_base_its_peers_accepted() -> Non
     assert any("accepted from peers" in note for note in world.nodes["m01"].notes)
 
 
-def test_a_node_with_new_keys_rejoins_in_a_new_epoch() -> None:
+def test_a_node_with_new_keys_rejoins_in_a_new_epoch_on_the_next_base() -> None:
+    """What its older key sent on the base of exchange 1 is not known to it (rule 7), so that one it leaves to the others."""
     world = ready_world(5)
     weights = world.exchange(1, "train", world.first_weights()).blob
     world.kill("m04")
     world.nodes["m04"] = world._node("m04", generation=2)
     world.connect("m04")
     reply = world.exchange(2, "train", weights)
+    assert reply.status == "ok" and "m04" not in reply.survivors and "younger than the run" in reply.errors["m04"]
+    reply = world.exchange(3, "train", reply.blob)
     assert reply.status == "ok" and "m04" in reply.survivors, world.nodes["m04"].notes
     assert world.state.epochs >= 2
     old = world.state.present["m04"]

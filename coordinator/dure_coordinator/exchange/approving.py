@@ -82,12 +82,12 @@ def take_approval(state: RunState, member: str, report: Report, now: float) -> T
 
 
 def take_refusal(state: RunState, member: str, report: Report, now: float) -> Taken:
-    """The operator said no; may be taken back by an approval later."""
+    """The operator said no; may be taken back by an approval later. The first reason stays."""
     if member in state.approvals:
         return Taken(state, refuse("kind", "this member has approved already"))
-    reason = report.body.decode("utf-8", "replace")[:500]
-    if state.refusals.get(member) == reason:
+    if member in state.refusals:
         return Taken(state)
+    reason = report.body.decode("utf-8", "replace")[:500]
     return Taken(replace(state, refusals={**state.refusals, member: reason}))
 
 

@@ -15,6 +15,8 @@ from dure_coordinator.exchange.approving import candidates
 from dure_coordinator.exchange.common import OK, Taken, in_flight, is_lost, json_body, names, refusal_of, refuse, sit_out
 from dure_coordinator.exchange.state import EpochPhase, EpochState, RunPhase, RunState
 
+LOST_TWICE = 2
+"""How often in a row a member may give an epoch up before the others go on without it."""
 _NEXT = {EpochPhase.ADVERT: EpochPhase.KEM, EpochPhase.KEM: EpochPhase.GROUP, EpochPhase.GROUP: EpochPhase.JOIN}
 
 
@@ -67,7 +69,8 @@ def _take_joined(state: RunState, epoch: EpochState, member: str) -> Taken:
         return Taken(state)
     if epoch.phase not in (EpochPhase.JOIN, EpochPhase.READY):
         return Taken(state, refuse("kind", f"the epoch is in its phase {epoch.phase}"))
-    return Taken(replace(state, epoch=replace(epoch, joined=tuple(sorted({*epoch.joined, member})))))
+    lost = {m: times for m, times in state.lost.items() if m != member}
+    return Taken(replace(state, lost=lost, epoch=replace(epoch, joined=tuple(sorted({*epoch.joined, member})))))
 
 
 def _table(epoch: EpochState, kind: ReportKind) -> Mapping[str, bytes]:
@@ -106,9 +109,17 @@ def take_lost(state: RunState, member: str, report: Report, now: float) -> Taken
         state = replace(state, convicted={**state.convicted, guilty: str(said["reason"])[:500]})
     if in_flight(state) is not None:
         return Taken(sit_out(replace(state, renew=True), member, "keys", str(said["reason"])))
-    if state.phase is RunPhase.EPOCH and len(candidates(state)) >= state.facts.u_min:
+    if state.phase is not RunPhase.EPOCH:
+        return Taken(replace(state, renew=True))
+    if member in state.left_out:  # said already; too few others are there to go on
+        return Taken(state)
+    times = state.lost.get(member, 0) + 1
+    state = replace(state, lost={**state.lost, member: min(times, LOST_TWICE)})
+    if times >= LOST_TWICE:  # nobody can say who lies: the others go on without whoever says it again, and both stand named
+        state = replace(state, left_out=tuple(sorted({*state.left_out, member})))
+    if len(candidates(state)) >= state.facts.u_min:
         return Taken(start_epoch(state, now))
-    return Taken(replace(state, renew=True))
+    return Taken(replace(state, renew=True, reason=f"{member} cannot complete epoch {epoch.number}: {said['reason']}"[:500]))
 
 
 def _convicted(epoch: EpochState, said: Mapping[str, str]) -> str | None:

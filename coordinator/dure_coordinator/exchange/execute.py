@@ -29,6 +29,7 @@ from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, Ready,
 
 _READY = {"content_id": str, "weights_id": str, "layout": str, "metrics": list, "protocol": int, "seq": int, "prev": str}
 MAX_METRICS = 64
+MAX_METRIC_CHARS = 128
 
 
 def take_ready(state: RunState, member: str, report: Report, now: float) -> Taken:
@@ -40,13 +41,12 @@ def take_ready(state: RunState, member: str, report: Report, now: float) -> Take
         return Taken(state, refuse("member", "is not asked in this exchange"))
     try:
         ready = decode_ready(report.body)
-        why = _differs(state, exchange, member, ready)
     except DureError as e:
         return Taken(state, refusal_of(e))
-    if why is not None:
+    if (kept := exchange.ready.get(member)) is not None:  # one per exchange: each one kept is one in the log
+        return Taken(state, OK if kept == ready else refuse("body", "another ready was kept; a node is ready once in an exchange"))
+    if (why := _differs(state, exchange, member, ready)) is not None:
         return Taken(state, refuse(*why))
-    if exchange.ready.get(member) == ready:
-        return Taken(state)
     if exchange.phase is not ExchangePhase.EXECUTE:
         return Taken(state, refuse("exchange", "the cohort is frozen"))
     if member in exchange.sat_out:
@@ -58,7 +58,9 @@ def take_ready(state: RunState, member: str, report: Report, now: float) -> Take
 def decode_ready(body: bytes) -> Ready:
     data = json_body(body, _READY, tuple(_READY))
     metrics = data["metrics"]
-    if not all(isinstance(m, str) and m for m in metrics) or metrics != sorted(set(metrics)) or len(metrics) > MAX_METRICS:
+    if not all(isinstance(m, str) and 0 < len(m) <= MAX_METRIC_CHARS and m.isprintable() for m in metrics):
+        raise Refused("metrics", f"must be names of 1 to {MAX_METRIC_CHARS} printable characters")
+    if metrics != sorted(set(metrics)) or len(metrics) > MAX_METRICS:
         raise Refused("metrics", f"must be at most {MAX_METRICS} distinct names in order")
     if data["protocol"] != PROTOCOL_VERSION:
         raise Refused("protocol", f"is {data['protocol']}, this side speaks {PROTOCOL_VERSION}")

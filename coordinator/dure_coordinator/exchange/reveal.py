@@ -28,9 +28,17 @@ def take_reveal(state: RunState, member: str, report: Report, now: float) -> Tak
         said = _check(state, instance, member, report.body)
     except DureError as e:
         return Taken(state, refusal_of(e))
-    if member in instance.reveals and not set(instance.unopened) <= set(said.pair_secrets):
+    if member in instance.reveals and not _adds(state, instance, member, said):
         return Taken(state, refuse("body", "another reveal was kept"))
     return Taken(with_instance(state, reveals={**instance.reveals, member: report.body}))
+
+
+def _adds(state: RunState, instance: InstanceState, member: str, said: recover.Reveal) -> bool:
+    """Whether this second reveal is the first one and the pair secrets asked for since: nothing else may change."""
+    before = _check(state, instance, member, instance.reveals[member])
+    same = (before.own, before.self_shares, before.bundle_shares) == (said.own, said.self_shares, said.bundle_shares)
+    wanted = set(instance.unopened)
+    return same and bool(wanted - set(before.pair_secrets)) and wanted <= set(said.pair_secrets)
 
 
 def _check(state: RunState, instance: InstanceState, member: str, body: bytes) -> recover.Reveal:

@@ -250,6 +250,8 @@ class RunState:
     """Epoch numbers used."""
     left_out: tuple[str, ...] = ()
     """Members an epoch went on without; considered again once they reconnect or the exchange is over."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """How often in a row each member gave up an epoch that was being agreed."""
     renew: bool = False
     """A new epoch is due as soon as no exchange is in flight."""
     exchange: ExchangeState | None = None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import grpc
 
 from dure.blobs import BlobId
 from dure.errors import Refused
@@ -33,19 +37,41 @@ FOLLOW_IDLE_S = 60.0
 """A quiet stream looks again after so long, in case a change was missed."""
 
 
+class Pace:
+    """How often one member may arrive in a minute; beyond that it hears "later"."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock = per_minute, clock
+        self._times: dict[str, deque[float]] = {}
+
+    def allow(self, member: str) -> bool:
+        times, now = self._times.setdefault(member, deque(maxlen=self._most)), self._clock()
+        if len(times) == self._most and now - times[0] < 60.0:
+            return False
+        times.append(now)
+        return True
+
+    async def take(self, member: str, context: Any) -> None:
+        if not self.allow(member):
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"at most {self._most} times a minute; try again later")
+
+
 class Members(rpc.MembersServiceServicer):
     """Every method runs below the interceptor, so `CALLER` is set."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: Fleet, *, write_s: float = 60.0, arrivals_per_minute: int = 30) -> None:
+        self._fleet, self._write_s = fleet, write_s
+        self._hellos, self._follows = Pace(arrivals_per_minute), Pace(arrivals_per_minute)
         self.draining = asyncio.Event()
 
     async def Hello(self, request: pb.HelloRequest, context: Any) -> pb.HelloResponse:
+        await self._hellos.take(CALLER.get().member, context)
         async with answering(context):
             return encode_hello_reply(await self._fleet.hello(CALLER.get(), decode_hello(request)))
 
-    async def Follow(self, _request: pb.FollowRequest, context: Any) -> AsyncIterator[pb.FollowResponse]:
+    async def Follow(self, _request: pb.FollowRequest, context: Any) -> None:
         caller = CALLER.get()
+        await self._follows.take(caller.member, context)
         async with answering(context):
             self._fleet.session(caller)
             token = await self._fleet.arrive(caller.member)
@@ -56,11 +82,19 @@ class Members(rpc.MembersServiceServicer):
                 for run, directive in self._fleet.directives(caller.member).items():
                     if sent.get(run) != directive:
                         sent[run] = directive
-                        yield encode_directive(directive)
+                        await self._write(encode_directive(directive), context)
                 await self._fleet.changes.wait(seen, FOLLOW_IDLE_S)
         finally:
             # The stream may end by cancellation; that the member left must be noted all the same.
             await asyncio.shield(asyncio.ensure_future(self._fleet.leave(caller.member, token)))
+
+    async def _write(self, message: pb.FollowResponse, context: Any) -> None:
+        """One that takes nothing, though its connection lives, holds its directives in our memory for so long and no longer."""
+        try:
+            async with asyncio.timeout(self._write_s):
+                await context.write(message)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no directive taken for {self._write_s:g} s")
 
     async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
         async with answering(context):

@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 
 from dure.errors import BadInput, Unavailable
+from dure.wire.bulk import MAX_FRAME_BYTES
+from dure.wire.control import MAX_BODY_BYTES
 from dure.wire.messages import MAX_CONTROL_BYTES
 from dure_coordinator.callers import Roster
 from dure_coordinator.fleet import Fleet
@@ -21,6 +23,8 @@ from dure_coordinator.rpc.members import Members, MembersBulk
 from dure_pb.v1 import log_pb2_grpc, members_pb2_grpc
 
 SLACK_BYTES = 64 * 1024
+MOST_UP_BYTES = max(MAX_FRAME_BYTES, *MAX_BODY_BYTES.values())
+"""The largest message a member may send. Down go directives, which are larger: MAX_CONTROL_BYTES."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Limits:
 
     calls_per_member: int = 32
     bulk_streams_per_member: int = 4
+    handshake_s: float = 10.0
+    """A stranger who has not shown a member's certificate by then is gone."""
+    follow_write_s: float = 60.0
+    """A node that takes no directive for so long loses its Follow stream."""
+    arrivals_per_minute: int = 30
+    """Greetings of one member, and Follow streams; each one is written to the database."""
     keepalive_s: float = 30.0
     """The server pings a silent connection after so long; a node may ping every third of it."""
 
@@ -61,7 +71,7 @@ def members_port(
     """
     interceptor = Authorise(roster, calls_per_member=limits.calls_per_member)
     server = grpc.aio.server(interceptors=[interceptor], options=_options(limits))
-    members = Members(fleet)
+    members = Members(fleet, write_s=limits.follow_write_s, arrivals_per_minute=limits.arrivals_per_minute)
     members_pb2_grpc.add_MembersServiceServicer_to_server(members, server)
     if log is not None:
         log_pb2_grpc.add_LogServiceServicer_to_server(log, server)
@@ -119,10 +129,11 @@ def _options(limits: Limits) -> list[tuple[str, Any]]:
     ping_ms = int(limits.keepalive_s * 1000)
     return [
         ("grpc.so_reuseport", 0),  # a second coordinator on this port is an error, not a lottery
-        ("grpc.max_receive_message_length", MAX_CONTROL_BYTES + SLACK_BYTES),
+        ("grpc.max_receive_message_length", MOST_UP_BYTES + SLACK_BYTES),
         ("grpc.max_send_message_length", MAX_CONTROL_BYTES + SLACK_BYTES),
         ("grpc.max_concurrent_streams", limits.calls_per_member),
         ("grpc.max_metadata_size", 8192),
+        ("grpc.server_handshake_timeout_ms", int(limits.handshake_s * 1000)),
         ("grpc.keepalive_time_ms", ping_ms),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

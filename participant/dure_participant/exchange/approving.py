@@ -23,10 +23,10 @@ def follow_approve(turn: Turn, directive: Directive) -> None:
     plan = open_statement(envelope, RunPlan, [turn.site.coordinator_key])
     same("plan", plan.envelope.payload_sha256, turn.state.run, "is not the plan this run is named after")
     app = document(directive.documents, "app").decode("ascii", "replace")
+    same("app", app, plan.fact.app_blob, "is not the plan's")
     turn.change(plan_envelope=envelope, app_blob=app, kind="approve")
     try:
         judge_plan(turn, plan.fact)
-        same("app", app, plan.fact.app_blob)
     except DureError as e:
         turn.change(decision="refused", refusal=plain(f"refused by this node: {e}", 900))
         turn.note(f"refuses the plan {plan.fact.name}: {e}")
@@ -51,6 +51,8 @@ def judge_plan(turn: Turn, plan: RunPlan) -> None:
     same("u_min", plan.u_min, needed, f"must be {needed} for {len(roster)} members and c = {site.colluders}")
     if len(roster) < needed:
         raise Refused("roster", f"{len(roster)} members are too few, {needed} are needed")
+    if plan.w_max > site.w_max:
+        raise Refused("w_max", f"{plan.w_max} is above the charter's {site.w_max}")
     if plan.outer_step.name == "none" and not (plan.allow_unrecomputed_bases and site.allow_unrecomputed_bases):
         raise Refused("outer_step", "none needs allow_unrecomputed_bases in charter and plan: the coordinator would pick every base")
     if plan.outer_step.name != "none":

@@ -9,7 +9,7 @@ from dure.errors import Refused
 from dure.secagg import epoch as keys
 from dure.secagg import messages
 from dure.secagg.errors import Convicted, PairMismatch
-from dure.statements.kinds import NodeDelegation
+from dure.statements.kinds import NodeDelegation, RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import Directive
 from dure_participant.exchange.state import EpochWork, NodeRunState
@@ -63,6 +63,8 @@ def follow_kem(turn: Turn, directive: Directive) -> None:
             return  # a directive that was under way when the epoch was complete
         if not epoch.kem:
             node_keys = delegated_keys(turn, epoch.members, directive.documents)
+            if turn.state.above is None and younger_than_run(turn):
+                turn.change(above=reached(turn, epoch.members, directive.parts, node_keys))
             secret, kem = keys.encapsulate(keys.EpochSecret.from_bytes(epoch.secret), directive.parts, node_keys, turn.rng)
             hashes = {m: messages.message_hash(directive.parts[m], keys.ADVERT) for m in epoch.members}
             epoch = replace(epoch, secret=secret.to_bytes(), kem=kem, node_keys=node_keys, advert_sha256=hashes)
@@ -87,6 +89,24 @@ def delegated_keys(turn: Turn, members: tuple[str, ...], documents: Mapping[str,
         found[member] = word.node_key
     same(f"delegation/{turn.site.member}", found[turn.site.member], turn.site.node_key.public_key().public_bytes_raw())
     return found
+
+
+YOUNG_S = 300
+"""How far apart the clocks of a member and of the coordinator may be: a key delegated so long before the plan counts as younger than it."""
+
+
+def younger_than_run(turn: Turn) -> bool:
+    """Whether this node's key was delegated after the run began, in the place of another: then that one's history is not known here."""
+    if turn.site.generation <= 1:
+        return False
+    word = open_statement(turn.site.delegation, NodeDelegation, [turn.site.members[turn.site.member]])
+    return word.time + YOUNG_S >= open_statement(turn.state.plan_envelope, RunPlan, [turn.site.coordinator_key]).time
+
+
+def reached(turn: Turn, members: tuple[str, ...], adverts: Mapping[str, bytes], node_keys: Mapping[str, bytes]) -> int:
+    """X of rule 7: the highest exchange that c + 1 adverts say they accepted; one of these is honest, c alone cannot raise it."""
+    said = [keys.verify_advert(adverts[m], member=m, node_keys=node_keys).last_accepted for m in members if m in adverts]
+    return sorted(said, reverse=True)[turn.site.colluders] if len(said) > turn.site.colluders else 0
 
 
 def follow_group(turn: Turn, directive: Directive) -> None:

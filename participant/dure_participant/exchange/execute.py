@@ -17,13 +17,14 @@ from dure.statements.kinds import ExchangeAccept, RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import PROTOCOL_VERSION, Directive
 from dure_participant.exchange.inputs import Trained, TrainResult
-from dure_participant.exchange.rules import may_begin, take_voids
+from dure_participant.exchange.rules import first_weights, may_begin, sent_bytes, take_voids
 from dure_participant.exchange.state import EpochWork, ExchangeWork, TrainedWork
-from dure_participant.exchange.turn import Turn, advance_chains, document, joined_epoch, lose, report_body, same, sit_out
+from dure_participant.exchange.turn import Turn, advance_chains, document, joined_epoch, lose, own_word, plain, report_body, same, sit_out
 
 WINDOW = 16
 """No exchange number so far above the last closed one is taken (secure-aggregation.md §2)."""
 NO_ID = bytes(32)
+UNTOLD = "brought nothing that can be sent; this node's operator sees why"
 
 
 def follow_execute(turn: Turn, directive: Directive) -> None:
@@ -39,24 +40,46 @@ def follow_execute(turn: Turn, directive: Directive) -> None:
     last = max(state.last_closed, state.exchange.number if state.exchange else 0)
     if directive.exchange <= last:
         raise Refused("exchange", f"{directive.exchange} is over; this node has been in {last}")
-    if directive.exchange > min(state.last_closed + WINDOW, turn.plan.max_exchanges):
-        raise Refused(
-            "exchange", f"{directive.exchange} is too far ahead of {state.last_closed}, or above the plan's {turn.plan.max_exchanges}"
-        )
     epoch = joined_epoch(state, directive.epoch)
     if epoch is None:
         lose(turn, directive.epoch, f"this node has no keys of epoch {directive.epoch}")
         return
     fresh = _judge(turn, directive, epoch)
+    _close_what_is_over(turn, directive, epoch)
+    last_closed = turn.state.last_closed
+    if directive.exchange > min(last_closed + WINDOW, turn.plan.max_exchanges):
+        raise Refused("exchange", f"{directive.exchange} is too far ahead of {last_closed}, or above the plan's {turn.plan.max_exchanges}")
     _leave_behind(turn)
     turn.change(exchange=fresh, kind="execute", old_epoch=None if state.epoch is epoch else state.old_epoch)
     if state.frozen:
         sit_out(turn, f"is frozen here: {state.frozen}")
         return
     try:
+        _may_take_part(turn, fresh)
         may_begin(turn, fresh)
     except Refused as e:
         sit_out(turn, str(e))
+
+
+def _may_take_part(turn: Turn, exchange: ExchangeWork) -> None:
+    """`Refused` where this node contributes to nothing of this kind, whatever the base."""
+    if turn.state.frozen:
+        raise Refused("run", f"is frozen here: {turn.state.frozen}")
+    above = turn.state.above
+    if above is not None and (not exchange.base_record or BaseRecord.from_json(exchange.base_record).exchange <= above):
+        raise Refused("base", f"this node's key is younger than the run: it contributes on bases made after exchange {above} only (rule 7)")
+
+
+def _close_what_is_over(turn: Turn, directive: Directive, epoch: EpochWork) -> None:
+    """Closed for this node: u_min others accepted it or a later one; or this node sent no byte in it and its deadline is past (§2)."""
+    state, found = turn.state, turn.state.last_closed
+    said = sorted((word.exchange for word in _accepts(turn, directive, epoch).values()), reverse=True)
+    if len(said) >= turn.u_min:
+        found = max(found, said[turn.u_min - 1])
+    old = state.exchange
+    if old is not None and 0 < old.deadline_ms < turn.now * 1000 and not any(sent_bytes(turn.history, i.instance) for i in old.instances):
+        found = max(found, old.number)
+    turn.change(last_closed=found)
 
 
 def _same_again(exchange: ExchangeWork, directive: Directive) -> None:
@@ -137,6 +160,7 @@ def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id:
             same("weights_id", weights_id, state.base_weights_id, "are not the weights this node computed")
         return
     if not state.base_record and record.exchange == 0:
+        same("weights_id", weights_id, first_weights(turn, weights_id), "are not the first weights this node contributed on in this run")
         expected = BaseRecord(record.weights, None, first_step(plan), None, 0)
         same("base", raw, expected.to_json(), "is not the first base of this plan")
         return
@@ -150,18 +174,28 @@ def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id:
 
 def _accepted_by_others(turn: Turn, directive: Directive, record: BaseRecord, epoch: EpochWork) -> None:
     """A node that missed exchanges takes a base only with u_min acceptances of it (ledger.md §5)."""
-    agreed = 0
-    for member in turn.plan.roster:
-        envelope = directive.documents.get(f"accept/{member}")
-        if envelope is None or member not in epoch.node_keys:
-            continue
-        try:
-            word = open_statement(envelope, ExchangeAccept, [epoch.node_keys[member]]).fact
-        except DureError:
-            continue
-        agreed += (word.run, word.exchange, word.member, word.base_id) == (turn.state.run, record.exchange, member, record.id)
+    words = _accepts(turn, directive, epoch, "accept")
+    agreed = sum((word.exchange, word.base_id) == (record.exchange, record.id) for word in words.values())
     if agreed < turn.u_min:
         raise Refused("base", f"{agreed} members accepted it, {turn.u_min} are needed where this node did not compute it itself")
+
+
+def _accepts(turn: Turn, directive: Directive, epoch: EpochWork, *names: str) -> dict[str, ExchangeAccept]:
+    """Each member's acceptance in this run that is in the directive: of the base, or (`closed`) of the newest exchange that ended."""
+    found: dict[str, ExchangeAccept] = {}
+    for member in turn.plan.roster:
+        for name in names or ("accept", "closed"):
+            envelope = directive.documents.get(f"{name}/{member}")
+            if envelope is None or member not in epoch.node_keys:
+                continue
+            try:
+                signed = open_statement(envelope, ExchangeAccept, [epoch.node_keys[member]])
+            except DureError:
+                continue
+            own_word(turn, signed)
+            if (signed.fact.run, signed.fact.member) == (turn.state.run, member):
+                found[member] = signed.fact
+    return found
 
 
 def _leave_behind(turn: Turn) -> None:
@@ -189,6 +223,12 @@ def take_trained(turn: Turn, given: Trained) -> None:
     exchange = turn.state.exchange
     if exchange is None or given.exchange != exchange.number or exchange.trained is not None or exchange.sat_out:
         return
+    if given.result.problem:
+        told = given.result.told or UNTOLD
+        if told != given.result.problem:
+            turn.note(plain(f"app: {given.result.problem}"))
+        sit_out(turn, f"app: {told}")
+        return
     try:
         trained = judge_result(turn.plan, exchange, given.result)
     except Refused as e:
@@ -213,8 +253,6 @@ def take_trained(turn: Turn, given: Trained) -> None:
 
 def judge_result(plan: RunPlan, exchange: ExchangeWork, result: TrainResult) -> TrainedWork:
     """What the worker brought as integers that may be summed; `Refused` names what does not fit."""
-    if result.problem:
-        raise Refused("app", result.problem)
     same("weights", result.weights_id, exchange.weights_id, "the blob does not hold the weights the instruction names")
     pair = exchange.category == "train" and bool(exchange.layout)
     if result.has_arrays != pair:
@@ -222,8 +260,8 @@ def judge_result(plan: RunPlan, exchange: ExchangeWork, result: TrainResult) -> 
             "reply", "has no arrays, and a train reply needs them" if pair else "has arrays, and only train replies to arrays may"
         )
     names = tuple(sorted(result.metrics))
-    if len(names) > 64 or any(not n or len(n) > 128 for n in names):
-        raise Refused("metrics", "at most 64, with names of 1 to 128 characters")
+    if len(names) > 64 or any(not n or len(n) > 128 or not n.isprintable() for n in names):
+        raise Refused("metrics", "at most 64, with names of 1 to 128 printable characters")
     try:
         weight = encode.weight_of(result.weight, plan.w_max)
         encode.check_metrics(weight, result.metrics, len(plan.roster))

@@ -43,7 +43,9 @@ class TrainResult:
     milliseconds: int = 0
     device: str = ""
     problem: str = ""
-    """In words, naming tensor or metric: app error, NaN or infinity, |x·ŵ| >= 2^6, base not as promised."""
+    """In words for the operator, naming tensor or metric: app error, NaN or infinity, |x·ŵ| >= 2^6, base not as promised."""
+    told: str = ""
+    """What the coordinator is told of it: no value of this site's, no word of the app's, no path."""
 
 
 @dataclass(frozen=True)

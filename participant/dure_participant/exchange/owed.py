@@ -21,6 +21,8 @@ from dure_participant.exchange.verify import lifted
 
 def owed_in(site: Site, state: NodeRunState) -> tuple[Action, ...]:
     """Actions of the directive followed now, and what is doubted. Long ones (Train, Upload, Verify, Recompute) run once under their id."""
+    if state.stopped:
+        return ()
     found = _followed(site, state)
     known = {a.id for a in found if not isinstance(a, Note)}
     return (*found, *(a for a in owed_disputes(site, state) if isinstance(a, Note) or a.id not in known))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from dure.errors import DureError, Refused
 from dure.secagg import thresholds
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceVoid
-from dure.statements.statement import open_statement
+from dure.statements.statement import open_statement, read_verified
 from dure_participant.exchange.site import History, Sent
 from dure_participant.exchange.state import ExchangeWork, InstanceWork
-from dure_participant.exchange.turn import Turn, secret_of, unpack
+from dure_participant.exchange.turn import Turn, own_word, secret_of, unpack
+
+MAX_VOIDS = 1024
+"""Void statements looked at in one directive: more is somebody's attempt to keep this node checking signatures."""
 
 
 def counting(history: History, exchange: ExchangeWork, purpose: str) -> list[Sent]:
@@ -34,6 +38,16 @@ def may_send(turn: Turn, exchange: ExchangeWork, purpose: str, instance: bytes =
         if sent.instance != instance:
             where = f"exchange {sent.exchange}" + ("" if sent.run == turn.state.run else f" of run {sent.run.hex()[:12]}")
             raise Refused("weights", f"this node has sent {what} in {where} already ({sent.outcome}); a second sum could single it out")
+
+
+def first_weights(turn: Turn, offered: bytes) -> bytes:
+    """The weights a run with a plan-named step began from, as far as this node is bound to them; `offered` before it is.
+
+    Until this node has accepted an exchange it knows no base of its own, and the first is "as sent". Without this check a coordinator
+    that withholds the result of the first sum could show the same weights again, one bit apart, without one member.
+    """
+    mine = (s.weights_id for s in turn.history.sent if s.run == turn.state.run and s.weights_id != bytes(32) and s.outcome != "void")
+    return next(mine, offered)
 
 
 def may_begin(turn: Turn, exchange: ExchangeWork) -> None:
@@ -72,29 +86,33 @@ def mark(turn: Turn, instance: bytes, outcome: str) -> None:
 
 def take_voids(turn: Turn, envelopes: bytes) -> None:
     """Voids of other members: V of an instance's own cohort free its base. A node that has revealed in it takes none."""
-    known: list[InstanceWork] = list(turn.state.past)
-    known += turn.state.exchange.instances if turn.state.exchange else ()
+    known: dict[bytes, InstanceWork] = {work.instance: work for work in turn.state.past}
+    known |= {work.instance: work for work in (turn.state.exchange.instances if turn.state.exchange else ())}
     by_instance: dict[bytes, set[str]] = {}
-    for raw in unpack(envelopes, "voids"):
-        for work in known:
-            if (member := _void_of(work, raw)) is not None:
-                by_instance.setdefault(work.instance, set()).add(member)
-    for work in known:
+    raws = unpack(envelopes, "voids")
+    if len(raws) > MAX_VOIDS:
+        raise Refused("voids", f"at most {MAX_VOIDS} at a time, are {len(raws)}")
+    for raw in raws:
+        if (word := _void_in(turn, known, raw)) is not None:
+            by_instance.setdefault(word.instance, set()).add(word.member)
+    for work in known.values():
         given = by_instance.get(work.instance, set()) | ({turn.site.member} if work.void else set())
         if len(given) >= thresholds.voids_needed(len(work.cohort), turn.site.colluders) and not work.reveal:
             _freed(turn, work)
 
 
-def _void_of(work: InstanceWork, raw: bytes) -> str | None:
-    """The cohort member whose valid void of this instance these bytes are."""
-    for member in work.cohort:
-        try:
-            word = open_statement(raw, InstanceVoid, [work.node_keys[member]]).fact
-        except (DureError, KeyError):
-            continue
-        if (word.instance, word.member) == (work.instance, member):
-            return member
-    return None
+def _void_in(turn: Turn, known: Mapping[bytes, InstanceWork], raw: bytes) -> InstanceVoid | None:
+    """The void in these bytes, if it is of an instance this node knows, by a member of that instance's own cohort, under its node key."""
+    try:
+        claimed = read_verified(raw, InstanceVoid)
+        work = known.get(claimed.instance)
+        if work is None or claimed.member not in work.cohort:
+            return None
+        signed = open_statement(raw, InstanceVoid, [work.node_keys[claimed.member]])
+    except DureError:
+        return None
+    own_word(turn, signed)
+    return signed.fact
 
 
 def _freed(turn: Turn, work: InstanceWork) -> None:

@@ -12,6 +12,9 @@ from dure_participant.exchange.state import EpochWork, ExchangeWork, InstanceWor
 from dure_participant.exchange.turn import Turn, document, epoch_keys, instance_id, joined_epoch, lose, same, secret_of
 from dure_participant.exchange.verify import take_aggregate
 
+MAX_ATTEMPTS = 32
+"""Of one instance's share phase: no honest coordinator needs more, and each is kept here until the exchange is over."""
+
 
 def follow_share(turn: Turn, directive: Directive) -> None:
     """Deals for this cohort; asked again, the identical bytes; another cohort needs another attempt."""
@@ -68,6 +71,10 @@ def _judge(turn: Turn, exchange: ExchangeWork, epoch: EpochWork, directive: Dire
         )
     if turn.site.member not in cohort or not set(cohort) <= set(epoch.members) or len(cohort) < turn.u_min:
         raise Refused("members", f"must be at least {turn.u_min} members of epoch {epoch.number} with this one among them")
+    if doubted := [m for m in cohort if turn.state.doubted.get(m) == epoch.number]:
+        raise Refused("members", f"{doubted[0]} is refused for epoch {epoch.number}: its node's key signed two histories (rule 7)")
+    if where.attempt >= MAX_ATTEMPTS:
+        raise Refused("instance.attempt", f"must be below {MAX_ATTEMPTS}")
     for earlier in exchange.instances:
         if earlier.purpose == purpose:
             if where.attempt <= earlier.attempt:

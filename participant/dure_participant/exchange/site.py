@@ -39,6 +39,8 @@ class Site:
     """How many of them make a head that counts."""
     charter_expires: float = float("inf")
     """Unix seconds; past it no plan is approved, while runs that began go on."""
+    w_max: int = 2**40
+    """The charter's largest weight; a plan may allow less."""
     allow_unrecomputed_bases: bool = False
     """The charter's word; without it a plan whose step is `none` is refused."""
     challenge_window_s: int = 0

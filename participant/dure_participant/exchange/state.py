@@ -204,7 +204,13 @@ class NodeRunState:
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Metric names seen frozen per category."""
     seqs: Mapping[str, Number] = field(default_factory=dict)
-    """Highest statement number seen per node key (hex): rule 7."""
+    """Highest number of a commit judged, per node key (hex): rule 7."""
+    latest: Mapping[str, Digest] = field(default_factory=dict)
+    """Payload digest of that commit: another one of the same number is a second history."""
+    doubted: Mapping[str, Number] = field(default_factory=dict)
+    """Per member the epoch for which it is refused: its key signed two histories (rule 7)."""
+    above: Number | None = None
+    """This node's key is younger than the run: it contributes only on bases made by an exchange above this one (rule 7)."""
     generations: Mapping[str, Number] = field(default_factory=dict)
     """Highest generation seen per member; a lower one is refused (rule 7)."""
     frozen: Note = ""
@@ -212,6 +218,8 @@ class NodeRunState:
     own_disputes: Annotated[tuple[OwnDispute, ...], Items(0, 256)] = ()
     """One per instance; sent whenever the coordinator is there, also when the run is over."""
     disputes: Annotated[tuple[SeenDispute, ...], Items(0, 64)] = ()
+    stopped: Note = ""
+    """Why this node does nothing any more in any run: its own key was ahead of its memory (rule 7)."""
     finished: bool = False
     status: Note = ""
     """Last words of the coordinator about the run."""

@@ -5,7 +5,7 @@ approving · epoch · execute · share · upload (open) · survivors (and reveal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dure.errors import DureError, Refused
@@ -18,7 +18,7 @@ from dure_participant.exchange.inputs import Allowed, Directed, Failed, Input, R
 from dure_participant.exchange.owed import owed_in
 from dure_participant.exchange.site import History, Sent, Site
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
-from dure_participant.exchange.turn import Turn, plain, sit_out
+from dure_participant.exchange.turn import AheadOfMe, Turn, plain, sit_out
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Step:
     """Envelopes signed in this step, in order; kept for ever, and delivered to the log before anything that refers to them."""
 
 
-def begin(run: bytes) -> NodeRunState:
-    """The state before the run's first directive."""
-    return NodeRunState(run=run)
+def begin(run: bytes, generations: Mapping[str, int] | None = None) -> NodeRunState:
+    """The state before the run's first directive. `generations`: the highest this node has seen of each member, in any run."""
+    return NodeRunState(run=run, generations=dict(generations or {}))
 
 
 _FOLLOW: dict[DirectiveKind, Callable[[Turn, Directive], None]] = {
@@ -66,9 +66,13 @@ def step(site: Site, history: History, chain: Chain, state: NodeRunState, given:
         now: unix seconds.
         rng: n fresh random bytes.
     """
+    if state.stopped:
+        return Step(state, chain, (), (), "")
     turn = Turn(site, history, chain, state, now, rng)
     try:
         _take(turn, given)
+    except AheadOfMe as e:
+        return Step(replace(state, stopped=plain(str(e))), chain, (), (Note(plain(str(e))),), plain(str(e)))
     except DureError as e:
         return Step(state, chain, (), (Note(plain(f"refused: {e}", 900)),), plain(f"refused: {e}", 900))
     before = () if isinstance(given, Directed) else tuple(a.id for a in owed_in(site, state) if not isinstance(a, Note))
@@ -156,7 +160,8 @@ def _failed(turn: Turn, given: Failed) -> None:
         return
     if not _concerns(exchange, given.what):
         return  # what an earlier exchange left behind is no reason to miss this one
-    sit_out(turn, given.reason)
+    # The reason may hold paths, values or the app's own words: those are the operator's, not the coordinator's.
+    sit_out(turn, f"{given.what.split('/')[0]}: could not be done at this node; its operator sees why")
 
 
 def _doubted(state: NodeRunState, given: Failed) -> InstanceWork | None:

@@ -7,19 +7,33 @@ from dataclasses import replace
 from dure.secagg import instance as sums
 from dure.secagg.certificate import verify_certificate
 from dure.statements.kinds import InstanceCommit, InstanceSurvivors
-from dure.statements.statement import open_statement
+from dure.statements.statement import Signed, open_statement
 from dure.tlog.proof import TlogProof
 from dure.wire.messages import Directive
 from dure_participant.exchange.rules import mark
 from dure_participant.exchange.state import InstanceWork
-from dure_participant.exchange.turn import Turn, document, find_instance, instance_id, same, secret_of
-from dure_participant.exchange.upload import shape_of
+from dure_participant.exchange.turn import Turn, document, find_instance, instance_id, own_word, same, secret_of
+from dure_participant.exchange.upload import shape_of, trailer_length
+
+
+class _TwoHistories(Exception):
+    """One node key signed two statements of one number, or went back: that member is refused for the epoch (rule 7)."""
+
+    def __init__(self, member: str, why: str) -> None:
+        super().__init__(f"{member} is refused for this epoch: {why} (rule 7)")
+        self.member = member
 
 
 def follow_survivors(turn: Turn, directive: Directive) -> None:
-    """Checks every commit, then signs the set they make."""
+    """Checks every commit, then signs the set they make. One that shows two histories of its node's key stops the signing, for good."""
     work = find_instance(turn.state.exchange, directive.instance)
-    hashes = {m: _judge_commit(turn, work, m, raw) for m, raw in directive.parts.items()}
+    same("instance", work.instance, turn.exchange.instances[-1].instance, "is over; this node deals in a later one")
+    try:
+        hashes = {m: _judge_commit(turn, work, m, raw) for m, raw in directive.parts.items()}
+    except _TwoHistories as e:
+        turn.change(doubted={**turn.state.doubted, e.member: turn.exchange.epoch}, kind="survivors")
+        turn.note(str(e))
+        return
     same("parts", [m for m in hashes if m not in work.cohort], [], "name somebody who is not in the cohort")
     secret, signature = sums.sign_survivors(secret_of(work), ctx=work.ctx, commits=hashes, u_min=turn.u_min, node_key=turn.site.node_key)
     turn.put_instance(replace(work, secret=secret.to_bytes(), signature=signature, survivors=tuple(sorted(hashes))))
@@ -35,10 +49,21 @@ def _judge_commit(turn: Turn, work: InstanceWork, member: str, raw: bytes) -> by
     same(f"parts.{member}.ctx", commit.ctx, work.ctx, "saw another instance-open")
     same(f"parts.{member}.member", commit.member, member)
     same(f"parts.{member}.length", commit.length, shape_of(turn.exchange, work.purpose)[0])
-    same(f"parts.{member}.trailer", len(commit.trailer), 1 if work.purpose == "scales" else 3 + len(work.metrics))
-    seen = turn.state.seqs.get(key.hex(), 0)
-    turn.change(seqs={**turn.state.seqs, key.hex(): max(seen, signed.seq)})
+    same(f"parts.{member}.trailer", len(commit.trailer), trailer_length(work))
+    own_word(turn, signed)
+    _judge_number(turn, member, signed)
     return signed.envelope.payload_sha256
+
+
+def _judge_number(turn: Turn, member: str, signed: Signed[InstanceCommit]) -> None:
+    """Rule 7: a node's numbers only rise, and each is given to one statement."""
+    key, digest = signed.key.hex(), signed.envelope.payload_sha256
+    seen, latest = turn.state.seqs.get(key, -1), turn.state.latest.get(key)
+    if signed.seq < seen:
+        raise _TwoHistories(member, f"its statements went back from {seen} to {signed.seq}")
+    if signed.seq == seen and digest != latest:
+        raise _TwoHistories(member, f"it signed two statements {seen}")
+    turn.change(seqs={**turn.state.seqs, key: signed.seq}, latest={**turn.state.latest, key: digest})
 
 
 def judge_survivors(turn: Turn, work: InstanceWork, said: InstanceSurvivors) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from dure.secagg.instance import InstanceSecret
 from dure.statements.dsse import Envelope, canonical_json
 from dure.statements.kinds import RunPlan
 from dure.statements.schema import decode
-from dure.statements.statement import Chain, seal
+from dure.statements.statement import Chain, Signed, seal
 from dure_participant.exchange.site import History, Sent, Site
 from dure_participant.exchange.state import EpochWork, ExchangeWork, InstanceWork, NodeRunState
 
@@ -108,6 +108,19 @@ def document(documents: Mapping[str, bytes], name: str) -> bytes:
     if name not in documents:
         raise Refused(name, "is absent from the directive")
     return documents[name]
+
+
+class AheadOfMe(Exception):
+    """This node's own key has signed what this node does not remember: it was restored from an older copy (rule 7)."""
+
+
+def own_word(turn: Turn, signed: Signed[Any]) -> None:
+    """`AheadOfMe` where a statement under this node's own key has a number this node has not given out yet."""
+    if signed.key == turn.site.node_key.public_key().public_bytes_raw() and signed.seq >= turn.chain.seq:
+        raise AheadOfMe(
+            f"this node's own statement {signed.seq} is known to others and it remembers {turn.chain.seq}: it was restored from an older "
+            "copy; make a new node under a higher generation (`dure node init`)"
+        )
 
 
 def find_instance(exchange: ExchangeWork | None, instance: bytes) -> InstanceWork:

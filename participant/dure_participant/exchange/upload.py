@@ -38,6 +38,11 @@ def shape_of(exchange: ExchangeWork, purpose: str) -> tuple[int, int]:
     return summing.shape_of(purpose, elements_of(exchange, purpose))
 
 
+def trailer_length(work: InstanceWork) -> int:
+    """[1] of scales; else 1, ŵ_int, clip count and the metrics frozen at open."""
+    return 1 if work.purpose == "scales" else 3 + len(work.metrics)
+
+
 def e_bump(exchange: ExchangeWork) -> int:
     """What is added to every e_b: scales of an earlier exchange count higher, since what is summed was trained again."""
     return E_BUMP if exchange.scales is not None and exchange.scales.exchange != exchange.number else 0
@@ -75,8 +80,7 @@ def follow_open(turn: Turn, directive: Directive) -> None:
     metrics = () if work.purpose == "scales" else opened.fact.metrics
     work = replace(work, secret=secret.to_bytes(), open_envelope=envelope, ctx=ctx, rounding_key=rounding_key, metrics=metrics)
     turn.put_instance(work)
-    seqs = {work.node_keys[m.member].hex(): m.seq for m in opened.fact.cohort}
-    turn.change(kind="open", seqs={**turn.state.seqs, **seqs})
+    turn.change(kind="open")
     turn.record(record_of(turn, exchange, work))
 
 

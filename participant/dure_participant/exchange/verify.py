@@ -21,7 +21,7 @@ from dure_participant.exchange.rules import mark, payload_sha256
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, OpenedScales
 from dure_participant.exchange.survivors import judge_survivors
 from dure_participant.exchange.turn import Turn, advance_chains, document, find_instance, find_known, pack, same, secret_of, sit_out
-from dure_participant.exchange.upload import shape_of
+from dure_participant.exchange.upload import shape_of, trailer_length
 
 NO_ID = bytes(32)
 
@@ -48,7 +48,10 @@ def take_aggregate(turn: Turn, survivors: bytes, aggregate: bytes, blob: str, *,
     same("aggregate.survivors_sha256", said.survivors_sha256, payload_sha256(survivors))
     length, _ = shape_of(turn.exchange, work.purpose)
     same("aggregate.length", said.length, length)
-    if length:
+    same("aggregate.trailer", len(said.trailer), trailer_length(work), "has another number of entries than the instance was opened with")
+    if not length:
+        same("sum", blob, "", "is named where there is none")
+    else:
         same("sum", (BlobId.parse(blob).root, BlobId.parse(blob).length), (said.root, length), "is not the blob the aggregate names")
     turn.put_known(
         replace(

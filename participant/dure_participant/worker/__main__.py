@@ -41,7 +41,7 @@ from flwr.clientapp import ClientApp
 from dure.apps import read_app
 from dure.errors import DureError
 from dure_participant.worker import private
-from dure_participant.worker.execute import execute
+from dure_participant.worker.execute import AppFailed, execute
 from dure_participant.worker.protocol import MAX_ERROR_CHARS, PREFIX, Task, TaskResult, encode
 
 
@@ -78,8 +78,11 @@ def _load(app_dir: Path) -> ClientApp | BaseException:
 def _error(error: BaseException) -> TaskResult:
     cause = error.__cause__ if type(error).__name__ == "LoadClientAppError" and error.__cause__ else error
     said = " ".join(str(cause).split())
-    text = said if isinstance(cause, DureError) else f"{type(cause).__name__}: {said}"  # ours say enough by themselves
-    return TaskResult(status="error", error=text.encode(errors="replace").decode()[:MAX_ERROR_CHARS])
+    ours = isinstance(cause, DureError)  # ours say enough by themselves, and quote nothing of the app's
+    text = said if ours else f"{type(cause).__name__}: {said}"
+    told = said if ours and not isinstance(cause, AppFailed) else f"{type(cause).__name__}; this node's operator sees the rest"
+    plain_text, plain_told = (t.encode(errors="replace").decode()[:MAX_ERROR_CHARS] for t in (text, told))
+    return TaskResult(status="error", error=plain_text, told=plain_told)
 
 
 def _read_frames(tasks: BinaryIO, waiting: queue.SimpleQueue[dict[str, Any]]) -> None:

@@ -24,6 +24,10 @@ USAGE_PREFIX = "dure."
 USAGE_METRICS = ("dure.tokens", "dure.steps")
 
 
+class AppFailed(DureError):
+    """The app said itself that it failed; the reason is in its words."""
+
+
 class ReplyRefused(DureError):
     """The app's reply cannot be summed; the message names the first thing that is wrong."""
 
@@ -56,7 +60,7 @@ def execute(app: ClientApp, task: Task) -> TaskResult:
     if not isinstance(reply, Message):
         raise ReplyRefused(f"the app returned a {type(reply).__name__}, not a flwr.app.Message")
     if reply.has_error():
-        raise ReplyRefused(f"the app replied with error {reply.error.code}: {reply.error.reason}")
+        raise AppFailed(f"the app replied with error {reply.error.code}: {reply.error.reason}")
     result = _result(reply.content, instruction, task)
     _save_state(task.state_path, task.exchange, context.state)
     return result

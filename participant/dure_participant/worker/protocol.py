@@ -81,7 +81,9 @@ class TaskResult:
 
     status: Literal["ok", "error"]
     error: str = ""
-    """One line: type and message of the exception, or what the host saw (timeout, exit, garbage)."""
+    """One line for the operator: type and message of the exception, or what the host saw (timeout, exit, garbage)."""
+    told: str = ""
+    """The same for the coordinator: no word of the app's own, which may quote data, and no path of this machine."""
     flat_path: Path | None = None
     """Local *weights* (not the update), flat, in the instruction's layout; None if the reply has no arrays."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class TaskResult:
         return {
             "status": self.status,
             "error": self.error[:MAX_ERROR_CHARS],
+            "told": self.told[:MAX_ERROR_CHARS],
             "arrays": self.flat_path is not None,
             "metrics": dict(self.metrics),
             "num_examples": self.num_examples,
@@ -109,13 +112,15 @@ class TaskResult:
         Raises:
             WorkerMisbehaved: naming the field that is absent, unknown, of another type or out of range.
         """
-        names = ("status", "error", "arrays", "metrics", "num_examples", "tokens", "steps")
+        names = ("status", "error", "told", "arrays", "metrics", "num_examples", "tokens", "steps")
         if not isinstance(data, dict) or set(data) != set(names):
             raise WorkerMisbehaved(f"worker result has not exactly the fields {', '.join(names)}")
-        if not isinstance(data["error"], str) or len(data["error"]) > MAX_ERROR_CHARS:
-            raise WorkerMisbehaved("worker result: error is not a short string")
+        for name in ("error", "told"):
+            if not isinstance(data[name], str) or len(data[name]) > MAX_ERROR_CHARS:
+                raise WorkerMisbehaved(f"worker result: {name} is not a short string")
         if data["status"] == "error":
-            return cls(status="error", error=_one_line(data["error"]) or "unknown error", usage=Usage(seconds=seconds))
+            error = _one_line(data["error"]) or "unknown error"
+            return cls(status="error", error=error, told=_one_line(data["told"]), usage=Usage(seconds=seconds))
         if data["status"] != "ok":
             raise WorkerMisbehaved("worker result: status is not ok or error")
         if type(data["arrays"]) is not bool:
