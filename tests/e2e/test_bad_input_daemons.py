@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.commands import Ran, files, refused, shifted
+from support.commands import Ran, files, founded, refused, shifted
 from support.echo_app import echo_app
 
 from dure.charter.root import LIFE
@@ -49,16 +49,16 @@ def served(tmp_path_factory):
         made.stop()
 
 
-def test_a_port_in_use_is_named_and_the_folder_stays_as_it_was(served, tmp_path):
-    other = Consortium(tmp_path / "c", MEMBERS)
+def test_a_port_in_use_is_named_and_the_folder_stays_as_it_was(tmp_path):
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", other.port))
+        holder.bind(("127.0.0.1", 0))
         holder.listen()
-        other.found()
-        keys = {path: digest for path, digest in files(other.dir_of("coordinator")).items() if not path.startswith("coordinator.sqlite")}
-        said = ran(dure_command(), "coordinator", "serve", "--dir", other.dir_of("coordinator"))
-    refused(said, f"port 127.0.0.1:{other.port}", "already in use", "--listen")
-    assert keys.items() <= files(other.dir_of("coordinator")).items()
+        port = holder.getsockname()[1]
+        hub = founded(tmp_path, MEMBERS, port=port)
+        before = files(hub)
+        said = ran(dure_command(), "coordinator", "serve", "--dir", hub)
+    refused(said, f"port 127.0.0.1:{port}", "already in use", "--listen")
+    assert before.items() <= files(hub).items()
 
 
 def test_a_second_coordinator_and_a_second_node_on_one_folder_are_refused(served):
@@ -89,9 +89,7 @@ def test_a_node_whose_clock_is_ten_minutes_off_says_so_and_ends(served, off, mon
 
 
 def test_a_coordinator_whose_clock_is_behind_its_own_folder_does_not_serve(tmp_path):
-    made = Consortium(tmp_path / "c", MEMBERS)
-    made.found()
-    said = ran(shifted(-TEN_MINUTES), "coordinator", "serve", "--dir", made.dir_of("coordinator"))
+    said = ran(shifted(-TEN_MINUTES), "coordinator", "serve", "--dir", founded(tmp_path, MEMBERS))
     refused(said, "this machine's clock is", "before", "set it (NTP)")
 
 
