@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from dure.blobs import BlobId, BlobStore
 from dure.charter.coordinator import CoordinatorFolder
 from dure.charter.log_keys import log_key, origin_of, witness_keys, witness_name, witness_quorum
 from dure.charter.model import Charter, expired
+from dure.environments import place
+from dure.environments.runtime import command_in
 from dure.errors import BadInput, DureError, Unavailable
 from dure.identity.keys import public_bytes
 from dure.logs import configure_logs
@@ -39,7 +41,7 @@ from dure_coordinator.exchange.events import Abort, Done, TakenUp, Tick, decode_
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_coordinator.fleet import Fleet
-from dure_coordinator.flower.launch import ProcessConfig, ServerAppProcess
+from dure_coordinator.flower.launch import FLAGS, OWN_INTERPRETER, ProcessConfig, ServerAppProcess
 from dure_coordinator.journals import Journals
 from dure_coordinator.log.charter import enter_charter
 from dure_coordinator.log.intake import Intake
@@ -229,7 +231,7 @@ class Coordinator:
                 per_node_keys=tuple(facts.plan.per_node_config),
                 linear_strategy=tuple(app.dure.linear_strategy),
             )
-            process = ServerAppProcess(config, run_dir / "serverapp.log")
+            process = ServerAppProcess(config, run_dir / "serverapp.log", await self._launcher(facts.plan))
             watch = asyncio.create_task(self._stop_when_over(engine, process))
             try:
                 ended = await process.run()
@@ -244,6 +246,18 @@ class Coordinator:
         except DureError as error:
             log.error("serverapp.failed", run=engine.run.hex()[:12], reason=str(error))
             await engine.submit(Abort(f"the ServerApp could not be started: {error}"[:500]))
+
+    async def _launcher(self, plan: RunPlan) -> Sequence[str]:
+        """How the ServerApp is started: in the plan's environment, once it is prepared here."""
+        if plan.env_sha256 is None:
+            return OWN_INTERPRETER
+        said = False
+        while (found := place.prepared(self.folder.directory, plan.env_sha256)) is None:
+            if not said:
+                log.warning("serverapp.waits", environment=plan.env_sha256.hex(), next="dure coordinator env prepare APP --wheels FOLDER")
+            said = True
+            await asyncio.sleep(1.0)
+        return await asyncio.to_thread(command_in, found, FLAGS)
 
     async def _stop_when_over(self, engine: RunEngine, process: ServerAppProcess) -> None:
         while not engine.ended:

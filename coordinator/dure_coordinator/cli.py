@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dure.charter.coordinator import CoordinatorFolder
 from dure.console import DEFAULT_DIR, AsJson, Dir, first_use, one_line_errors, say, show_json
+from dure.environments.cli import environments
+from dure.errors import BadInput
 from dure.identity import keys
 from dure_coordinator.serve_cli import register
 
@@ -43,4 +46,11 @@ def init(
     say("next: collect join requests and `dure charter draft *.join.json`")
 
 
+def _app_folder(_directory: Path, app_name: str) -> Path:
+    if not Path(app_name).is_dir():
+        raise BadInput(f"{app_name} is not an app's folder")
+    return Path(app_name)
+
+
+app.add_typer(environments(_app_folder), name="env")
 register(app)

@@ -97,6 +97,7 @@ def make_plan(
         app_blob=app_blob,
         app_name=app.name,
         app_version=app.version,
+        env_sha256=app.env_sha256,
         roster=roster,
         rounds=rounds,
         max_exchanges=app.dure.max_exchanges or 2 * needed + 16,

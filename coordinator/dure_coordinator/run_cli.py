@@ -10,9 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from dure.apps import pack_app
+from dure.apps import pack_app, read_app
 from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, out, say, show_json
+from dure.environments.lock import LOCK_NAMES, read_lock
+from dure.environments.wheels import lock_of, read_wheels
 from dure.errors import BadInput, Unavailable
+from dure.identity.files import write_atomic
 from dure_coordinator.admin_client import call
 from dure_coordinator.run_steer_cli import register
 from dure_coordinator.watch import follow, kept_line, render
@@ -67,6 +70,7 @@ def plan(
         show_json(found)
         return
     say(f"app {found['app']}, code digest {found['app_sha256']}")
+    say(f"environment: packages by lock {found['env_sha256']}" if found["env_sha256"] else "environment: each site's own interpreter")
     n, need = len(found["members"]), found["must_finish"]
     say(f"{n} members, {need} must finish an exchange, {found['may_drop_out']} may drop out")
     say(f"connected now: {', '.join(found['connected_now']) or 'nobody'}")
@@ -138,6 +142,33 @@ def watch(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> 
     ended = _watched(directory, run, as_json)
     if as_json:
         show_json(ended)
+
+
+@app.command()
+@one_line_errors
+def lock(
+    folder: AppDir,
+    wheels: Annotated[Path, typer.Option(help="Folder with every wheel the app runs with.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write an app's lock, `requirements.lock`, from a folder of wheels: each by version and SHA-256. The same wheels give the same lock.
+
+    Example: dure run lock apps/mine --wheels wheels
+
+    Plans of the app then name this environment; every site prepares it: `dure node env prepare`, `dure coordinator env prepare`.
+    """
+    read_app(folder)
+    path = folder / LOCK_NAMES[0]
+    if (folder / LOCK_NAMES[1]).exists():
+        raise BadInput(f"{folder} has {LOCK_NAMES[1]} already; an app has one lock")
+    text = lock_of(read_wheels(wheels)).encode()
+    found = read_lock(path.name, text)
+    write_atomic(path, text)
+    if as_json:
+        show_json({"lock": str(path), "env_sha256": found.sha256.hex(), "packages": {p.name: p.version for p in found.pins}})
+        return
+    say(f"{path}: {len(found.pins)} packages, lock digest {found.sha256.hex()}")
+    say(f"next: dure coordinator env prepare {folder} --wheels {wheels}, and the same at every node")
 
 
 @app.command("list")

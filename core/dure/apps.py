@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dure.environments.lock import LOCK_NAMES, Lock, read_lock
 from dure.errors import BadInput
 
 MAX_FILES = 2000
@@ -84,6 +85,8 @@ class App:
     config: Mapping[str, ConfigValue]
     """`[tool.flwr.app.config]`, nested tables flattened with dots, as Flower does."""
     dure: DureTable
+    env_sha256: bytes | None = None
+    """SHA-256 of the lock in its folder (docs/spec/environments.md); None: it runs with what the site's own interpreter has."""
 
     @property
     def rounds_key(self) -> str | None:
@@ -140,7 +143,21 @@ def read_app(folder: Path) -> App:
         clientapp=references["clientapp"],
         config=_flatten(_table(flower.get("config", {}), f"{path}: [tool.flwr.app.config]"), str(path)),
         dure=_dure_table(tool.get("dure", {}), f"{path}: [tool.dure]"),
+        env_sha256=None if (lock := app_lock(folder)) is None else lock.sha256,
     )
+
+
+def app_lock(folder: Path) -> Lock | None:
+    """The lock in an app's folder; None where it has none.
+
+    Raises:
+        AppRefused: two of them.
+        LockRefused: as `read_lock`.
+    """
+    found = [name for name in LOCK_NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise AppRefused(f"{folder} has {' and '.join(found)}; an app has one lock")
+    return read_lock(found[0], (folder / found[0]).read_bytes()) if found else None
 
 
 def pack_app(folder: Path) -> PackedApp:

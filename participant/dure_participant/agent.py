@@ -388,7 +388,7 @@ class Agent:
 
     async def _perform(self, run: Run, action: act.Action, name: str) -> None:
         """Do one action, again and again while it cannot be done *now*; what can never be done is told to the exchange logic."""
-        broken = 0
+        broken, waits = 0, ""
         try:
             while True:
                 try:
@@ -396,7 +396,9 @@ class Agent:
                     run.done.add(name)
                     return
                 except Unavailable as error:
-                    log.info("action.waits", run=run.label, action=type(action).__name__, reason=str(error)[:300])
+                    if str(error) != waits:
+                        log.info("action.waits", run=run.label, action=type(action).__name__, reason=str(error)[:300])
+                    waits = str(error)
                 except DureError as error:
                     await self._fail(run, action, name, str(error))
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +12,15 @@ import typer
 
 from dure.charter.model import check_current
 from dure.console import DEFAULT_DIR, AsJson, Dir, Metrics, Yes, first_use, one_line_errors, say, show_json
-from dure.errors import BadInput
+from dure.environments import place
+from dure.environments.cli import environments
+from dure.errors import BadInput, Unavailable
 from dure.identity import tls
 from dure.identity.node import create_node, load_node
 from dure.model.outer import lineage
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement, read_verified
-from dure_participant import policy, recompute_cli, settings
+from dure_participant import environment, policy, recompute_cli, settings
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.store import NodeStore
 
@@ -25,6 +28,22 @@ app = typer.Typer(no_args_is_help=True, help="A node in your data centre: it onl
 config = typer.Typer(no_args_is_help=True, help="Site-only settings; they never leave this machine.")
 app.add_typer(config, name="config")
 recompute_cli.register(app)
+
+
+def _app_folder(directory: Path, app: str) -> Path:
+    """An app's folder, or that of a plan this node was offered."""
+    if Path(app).is_dir():
+        return Path(app)
+    if not re.fullmatch(r"[0-9a-fA-F]{4,64}", app):
+        raise BadInput(f"{app} is neither an app's folder nor the digest of a plan")
+    run = _digest(app, list(_store(directory).plans()))
+    folder = directory / "runs" / run.hex()[:16] / "app"
+    if not folder.is_dir():
+        raise Unavailable(f"the code of plan {run.hex()[:16]}… is not here yet; it comes while `dure node run` is connected")
+    return folder
+
+
+app.add_typer(environments(_app_folder), name="env")
 
 
 def _store(directory: Path) -> NodeStore:
@@ -128,6 +147,7 @@ def allow(
         str | None, typer.Argument(help="The plan's digest, from the administrator or `--list`; a unique beginning is enough.")
     ] = None,
     refuse: Annotated[str, typer.Option(help="Refuse instead, for this reason; the coordinator is told.")] = "",
+    env: Annotated[str, typer.Option(help="Run it in this environment (`env list`), where the plan names none.")] = "",
     list_plans: Annotated[bool, typer.Option("--list", help="Plans offered and what was decided.")] = False,
     directory: Dir = DEFAULT_DIR,
     yes: Yes = False,
@@ -136,6 +156,8 @@ def allow(
     """See a run's plan in words and allow it; the node then signs its approval.
 
     Example: dure node allow 3f9a12
+
+    The app's code lies in the node's folder, under runs/, from the moment the plan is offered: read it first.
     """
     identity, store = load_node(directory), _store(directory)
     plans = store.plans()
@@ -151,17 +173,21 @@ def allow(
     if not refuse and store.decision(run_id) is None:
         check_current(identity.charter, time.time())
     history = store.history()
-    if run_id in plans and not as_json:
+    chosen = bytes.fromhex(place.named(directory, env).env_sha256) if env else None
+    if run_id in plans:
         plan = open_statement(plans[run_id], RunPlan, [identity.charter.terms.coordinator.signing_key]).fact
-        for line in policy.in_words(plan, run_id, history):
+        if chosen is not None and plan.env_sha256 is not None:
+            raise BadInput(f"--env: plan {run_id.hex()[:16]}… names its environment ({plan.env_sha256.hex()[:16]}…); leave --env out")
+        words = policy.in_words(plan, run_id, history, environment.in_words(directory, plan, run_id, chosen))
+        for line in words if not as_json else ():
             say(line)
     elif not as_json:
         say(f"plan {run_id.hex()} has not been offered to this node yet; deciding ahead")
     if not yes and not typer.confirm("Refuse it?" if refuse else "Allow this plan on this node?"):
         raise BadInput("nothing decided")
-    store.decide(run_id, allowed=not refuse, reason=refuse, how="operator")
+    store.decide(run_id, allowed=not refuse, reason=refuse, how="operator", env_sha256=chosen)
     if as_json:
-        show_json({"plan": run_id.hex(), "allowed": not refuse})
+        show_json({"plan": run_id.hex(), "allowed": not refuse, "env_sha256": chosen.hex() if chosen else None})
     else:
         say(f"plan {run_id.hex()[:16]}… {'refused' if refuse else 'allowed'}; a running node acts on it within a second")
 

@@ -20,7 +20,7 @@ import structlog
 
 from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
-from dure.errors import BadInput, Refused, Unavailable
+from dure.errors import BadInput, DureError, Refused, Unavailable
 from dure.failpoints import Point, reach
 from dure.model.base import BaseRecord
 from dure.model.content import flower_node_id, flower_run_id
@@ -34,6 +34,7 @@ from dure.statements.statement import open_statement
 from dure.wire.messages import ReportKind
 from dure_participant import policy
 from dure_participant.bulk import BulkRefused, pull_blob, push_upload
+from dure_participant.environment import NotPrepared, env_of, launcher
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.dispute import known_instances
@@ -56,6 +57,8 @@ DECISION_POLL_S = 0.5
 STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID, ReportKind.DISPUTE}
 """Reports that bring signed statements: those are in the log first."""
 E_B_LIMIT_BYTES = 1 << 28
+SAY_BEFORE_S = 2.0
+"""Before an exchange's deadline a node that waits for its environment says why it sits out."""
 
 
 @dataclass
@@ -76,6 +79,8 @@ class Run:
     unsaved: bool = False
     """The state differs from the stored one in what the coordinator will say again."""
     saving: asyncio.Task[None] | None = None
+    waited: bool = False
+    """An exchange passed while the environment was missing: the next one is not waited through."""
     pulled_bytes: int = 0
     """Of blobs, since the last usage statement; a restart forgets them."""
 
@@ -144,16 +149,27 @@ class Hands:
     async def _ask(self, run: Run, action: act.AskOperator) -> None:
         await asyncio.to_thread(self._store.offer, run.run, action.plan_envelope, action.app_blob)
         plan = self._plan(action.plan_envelope)
+        await self._show_code(run, plan)
         decision = await asyncio.to_thread(self._store.decision, run.run)
         if decision is None:
             rule = await asyncio.to_thread(self._rule, run, plan)
             if rule is not None:
-                await asyncio.to_thread(self._store.decide, run.run, allowed=True, reason="", how=rule.named)
+                env = bytes.fromhex(rule.env_sha256) if rule.env_sha256 else None
+                await asyncio.to_thread(self._store.decide, run.run, allowed=True, reason="", how=rule.named, env_sha256=env)
             else:
                 log.info("plan.waits", run=run.label, plan=run.run.hex(), next=f"dure node allow {run.run.hex()[:16]}")
         while (decision := await asyncio.to_thread(self._store.decision, run.run)) is None:  # noqa: ASYNC110  # another process writes it
             await asyncio.sleep(DECISION_POLL_S)
         await self._feed(run, inputs.Allowed(run.run, decision.allowed, decision.reason))
+
+    async def _show_code(self, run: Run, plan: RunPlan) -> None:
+        """The app's code on this disk: it can be read, and its environment prepared, before anybody allows it."""
+        try:
+            await self._app(run, plan)
+        except Unavailable:
+            raise
+        except DureError as error:
+            await asyncio.to_thread(self._store.note, f"the plan's code cannot be shown: {error}", run.run)
 
     def _rule(self, run: Run, plan: RunPlan) -> policy.Rule | None:
         """The site rule that consents; a file that does not parse allows nothing, and the operator hears of it."""
@@ -176,7 +192,10 @@ class Hands:
 
     async def _execute(self, run: Run, action: act.Train) -> inputs.TrainResult:
         plan = self._plan(run.state.plan_envelope)
-        app, worker = await self._worker(run, plan)
+        try:
+            app, worker = await self._worker(run, plan)
+        except NotPrepared as error:
+            return await self._unprepared(run, action, error)
         arrays, base, found = action.instruction.arrays, None, bytes(32)
         if arrays is not None:
             base = await self._base(run, action.weights)
@@ -249,7 +268,17 @@ class Hands:
                 run.pulled_bytes += blob.length
         self._pulls.pop(str(blob), None)
 
-    async def _worker(self, run: Run, plan: RunPlan) -> tuple[App, WorkerHost]:
+    async def _unprepared(self, run: Run, action: act.Train, why: NotPrepared) -> inputs.TrainResult:
+        """Waits through one exchange for the operator, and says so before its deadline; later ones go on without this node at once."""
+        if not await asyncio.to_thread(self._store.has_note, str(why), run.run):
+            await asyncio.to_thread(self._store.note, str(why), run.run)
+        if not run.waited and (not action.deadline_ms or self._clock() < action.deadline_ms / 1000 - SAY_BEFORE_S):
+            raise why
+        run.waited = True
+        return inputs.TrainResult(problem=str(why)[:400])
+
+    async def _app(self, run: Run, plan: RunPlan) -> Path:
+        """The folder of the plan's app, fetched and unpacked once."""
         app_dir = self._folder(run) / "app"
         if not app_dir.exists():
             blob = BlobId.parse(plan.app_blob)
@@ -259,13 +288,21 @@ class Hands:
             shutil.rmtree(fresh, ignore_errors=True)
             await asyncio.to_thread(unpack_app, archive, fresh, digest=plan.app_sha256)
             fresh.rename(app_dir)  # whole or not at all
+        return app_dir
+
+    async def _worker(self, run: Run, plan: RunPlan) -> tuple[App, WorkerHost]:
+        app_dir = await self._app(run, plan)
+        if run.app is None:
+            run.app = await asyncio.to_thread(read_app, app_dir)
+        if run.app.env_sha256 != plan.env_sha256:
+            raise Refused("env_sha256", "is not the lock in the plan's app")
         if run.worker is None:
+            decision = await asyncio.to_thread(self._store.decision, run.run)
+            start = await asyncio.to_thread(launcher, self._dir, env_of(plan, decision), run.run)
             limits = WorkerSettings(
                 timeout_s=self._settings.task_timeout_s, threads=self._settings.threads, max_log_bytes=self._settings.worker_log_bytes
             )
-            run.worker = WorkerHost(app_dir, self._folder(run) / "scratch", settings=limits)
-        if run.app is None:
-            run.app = await asyncio.to_thread(read_app, app_dir)
+            run.worker = WorkerHost(app_dir, self._folder(run) / "scratch", launcher=start, settings=limits)
         return run.app, run.worker
 
     # -- uploading -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     [[allow]]
     app = "pretrain*"          # app name, shell pattern
     app_sha256 = "ab12…"       # or exactly this app; at least one of the two
+    env_sha256 = "cd34…"       # the environment, by its lock: the plan's own or, where the plan names none, the one to run it in
     run = "titan-*"            # run name, shell pattern
     max_rounds = 100
     max_weight = 65536         # the plan's w_max at most
@@ -16,6 +17,7 @@ then a person must look (rule 2). Everything else waits for `dure node allow PLA
 from __future__ import annotations
 
 import fnmatch
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ FILE = "site-policy.toml"
 KEYS = {
     "app": str,
     "app_sha256": str,
+    "env_sha256": str,
     "run": str,
     "max_rounds": int,
     "max_weight": int,
@@ -47,6 +50,7 @@ class Rule:
     """Its place in the file, from one."""
     app: str | None = None
     app_sha256: str | None = None
+    env_sha256: str | None = None
     run: str | None = None
     max_rounds: int | None = None
     max_weight: int | None = None
@@ -62,6 +66,7 @@ class Rule:
         return (
             (self.app is None or fnmatch.fnmatchcase(plan.app_name, self.app))
             and (self.app_sha256 is None or plan.app_sha256.hex() == self.app_sha256)
+            and (self.env_sha256 is None or plan.env_sha256 is None or plan.env_sha256.hex() == self.env_sha256)
             and (self.run is None or fnmatch.fnmatchcase(plan.name, self.run))
             and (self.max_rounds is None or plan.rounds <= self.max_rounds)
             and (self.max_weight is None or plan.w_max <= self.max_weight)
@@ -94,6 +99,9 @@ def _rule(path: Path, number: int, table: Any) -> Rule:
     for key, value in table.items():
         if key not in KEYS or type(value) is not KEYS[key]:
             raise BadInput(f"{path}: rule {number}: {key} is unknown or of the wrong type; keys are {', '.join(KEYS)}")
+    for key in ("app_sha256", "env_sha256"):
+        if key in table and not re.fullmatch(r"[0-9a-f]{64}", table[key]):
+            raise BadInput(f"{path}: rule {number}: {key} is not 64 lower-case hex digits")
     if "app" not in table and "app_sha256" not in table:
         raise BadInput(f"{path}: rule {number}: needs app or app_sha256")
     if table.get("allow_when_no_earlier_runs") is False:
@@ -108,13 +116,14 @@ def consent(rules: tuple[Rule, ...], plan: RunPlan, history: History, settings: 
     return next((rule for rule in rules if rule.admits(plan, settings)), None)
 
 
-def in_words(plan: RunPlan, digest: bytes, history: History) -> list[str]:
-    """A plan for the person who must decide on it."""
+def in_words(plan: RunPlan, digest: bytes, history: History, environment: str) -> list[str]:
+    """A plan for the person who must decide on it. `environment`: what it will run in here (environment.py)."""
     step = plan.outer_step.name
     settings = ", ".join(f"{k}={v}" for k, v in sorted(plan.settings.items())) or "defaults"
     lines = [
         f"plan {digest.hex()}",
         f"run {plan.name}: app {plan.app_name} {plan.app_version}, code digest {plan.app_sha256.hex()}",
+        environment,
         f"members: {', '.join(plan.roster)}; at least {plan.u_min} must finish an exchange",
         f"who could open a sum: more than {plan.colluders} members working together with the coordinator",
         f"{plan.rounds} rounds, at most {plan.max_exchanges} exchanges; settings: {settings}",

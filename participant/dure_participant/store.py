@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS runs (run BLOB PRIMARY KEY, state BLOB NOT NULL, upda
 CREATE TABLE IF NOT EXISTS chain (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, prev BLOB);
 CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY AUTOINCREMENT, instance BLOB UNIQUE NOT NULL, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (
-  plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL
+  plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL, env BLOB
 );
 CREATE TABLE IF NOT EXISTS plans (run BLOB PRIMARY KEY, envelope BLOB NOT NULL, app_blob TEXT NOT NULL, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, run BLOB, text TEXT NOT NULL);
@@ -44,9 +44,9 @@ CREATE TABLE IF NOT EXISTS recomputations (
   number INTEGER PRIMARY KEY AUTOINCREMENT, run BLOB NOT NULL, exchange INTEGER NOT NULL, asked REAL NOT NULL,
   done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '', result TEXT, ended REAL
 );
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 """
-VERSION = 4
+VERSION = 5
 KEEP_NOTES = 2_000
 
 
@@ -88,6 +88,8 @@ class Decision:
     reason: str
     how: str
     time: float
+    env_sha256: bytes | None = None
+    """The environment to run it in, where the plan names none; None: this node's own interpreter."""
 
 
 class NodeStore:
@@ -114,6 +116,8 @@ class NodeStore:
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if found > VERSION:
             raise BadInput(f"{path} is of a newer dure (format {found}, this one knows {VERSION}); upgrade this one")
+        if 0 < found < VERSION:
+            raise BadInput(f"{path} is of a dure before its first release (format {found}); make a new node with `dure node init`")
         if found < VERSION:
             self._db.executescript(SCHEMA)
 
@@ -223,20 +227,21 @@ class NodeStore:
         """Envelopes of every plan offered, by run."""
         return {bytes(run): bytes(envelope) for run, envelope in self._rows("SELECT run, envelope FROM plans ORDER BY time")}
 
-    def decide(self, plan: bytes, *, allowed: bool, reason: str, how: str) -> None:
+    def decide(self, plan: bytes, *, allowed: bool, reason: str, how: str, env_sha256: bytes | None = None) -> None:
         """Record the operator's word on a plan digest; a later word replaces it."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?)", (plan, int(allowed), reason, how, time.time()))
+            row = (plan, int(allowed), reason, how, time.time(), env_sha256)
+            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def decision(self, plan: bytes) -> Decision | None:
         """The word on a plan digest; None before there is one."""
-        rows = self._rows("SELECT allowed, reason, how, time FROM decisions WHERE plan = ?", plan)
-        return Decision(bool(rows[0][0]), rows[0][1], rows[0][2], rows[0][3]) if rows else None
+        rows = self._rows("SELECT allowed, reason, how, time, env FROM decisions WHERE plan = ?", plan)
+        return Decision(bool(rows[0][0]), *rows[0][1:]) if rows else None
 
     def decisions(self) -> dict[bytes, Decision]:
         """Every word so far, by plan digest."""
-        rows = self._rows("SELECT plan, allowed, reason, how, time FROM decisions ORDER BY time")
-        return {bytes(p): Decision(bool(a), r, h, t) for p, a, r, h, t in rows}
+        rows = self._rows("SELECT plan, allowed, reason, how, time, env FROM decisions ORDER BY time")
+        return {bytes(plan): Decision(bool(allowed), *rest) for plan, allowed, *rest in rows}
 
     # -- recomputations asked for ----------------------------------------------------------------------------------
 
@@ -276,6 +281,10 @@ class NodeStore:
         """One line for `dure node status`."""
         with self._transaction() as db:
             db.execute("INSERT INTO notes (time, run, text) VALUES (?, ?, ?)", (time.time(), run, text[:1000]))
+
+    def has_note(self, text: str, run: bytes | None = None) -> bool:
+        """Whether this line was said of this run before."""
+        return bool(self._rows("SELECT 1 FROM notes WHERE run IS ? AND text = ? LIMIT 1", run, text[:1000]))
 
     def notes(self, last: int = 10) -> list[tuple[float, bytes | None, str]]:
         """The newest lines, oldest first."""

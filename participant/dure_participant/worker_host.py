@@ -14,10 +14,11 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dure.environments.place import ISOLATED
 from dure.model.content import Instruction
 from dure_participant.worker.protocol import (
     MAX_RESULT_BYTES,
@@ -36,10 +37,12 @@ __all__ = ["Task", "TaskResult", "Usage", "UserValue", "WorkerHost", "WorkerMisb
 ENV_FIXED = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
+    # For what the app starts; the worker itself ignores Python's variables (-I).
     "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONUNBUFFERED": "1",
     "PYTHONNOUSERSITE": "1",
 }
+OWN_INTERPRETER = (sys.executable, *ISOLATED, "-m")
+"""The agent's interpreter; the working folder is the worker's to write, so nothing is imported from it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class WorkerHost:
     Args:
         app_dir: the unpacked, approved app.
         scratch_dir: HOME, TMPDIR and working folder of the worker; its log is `worker.log` there.
-        python: the interpreter, by default the agent's own.
+        launcher: how a module is run in the app's environment (environment.py); default: the agent's own interpreter.
     """
 
     def __init__(
@@ -82,10 +85,10 @@ class WorkerHost:
         app_dir: Path,
         scratch_dir: Path,
         *,
-        python: str = sys.executable,
+        launcher: Sequence[str] = OWN_INTERPRETER,
         settings: WorkerSettings | None = None,
     ) -> None:
-        self._app_dir, self._scratch_dir, self._python = app_dir.resolve(), scratch_dir.resolve(), python
+        self._app_dir, self._scratch_dir, self._launcher = app_dir.resolve(), scratch_dir.resolve(), tuple(launcher)
         self._settings = settings or WorkerSettings()
         self._process: asyncio.subprocess.Process | None = None
         self._log: asyncio.Task[None] | None = None
@@ -172,9 +175,7 @@ class WorkerHost:
             await self.kill()
         (self._scratch_dir / "tmp").mkdir(parents=True, exist_ok=True)
         self._process = await asyncio.create_subprocess_exec(
-            self._python,
-            "-P",  # the working folder is the worker's to write: never import from it
-            "-m",
+            *self._launcher,
             "dure_participant.worker",
             str(self._app_dir),
             stdin=asyncio.subprocess.PIPE,

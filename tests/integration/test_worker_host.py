@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,10 @@ def train(message, context):
         open(os.environ["HOME"] + "/child.pid", "w").write(str(child.pid)); time.sleep(60)
     if what == "flood":
         for _ in range(400): print("y" * 10000)
+        return reply(message)
+    if what == "200 MB":
+        block = ("z" * 99 + "\\n") * 10000
+        for _ in range(200): sys.stdout.write(block)
         return reply(message)
     if what == "env":
         open(os.environ["HOME"] + "/env", "w").write("\\n".join(f"{k}={v}" for k, v in os.environ.items())); return reply(message)
@@ -283,6 +288,24 @@ async def test_log_never_exceeds_its_limit(tricks, tmp_path):
     await host.kill()
     assert result.status == "ok", result.error
     assert sum(path.stat().st_size for path in (tmp_path / "scratch").glob("worker.log*")) <= 200_000
+
+
+@pytest.mark.timeout(240)
+async def test_a_worker_that_writes_hundreds_of_megabytes_neither_fills_the_disk_nor_holds_another_run_up(tricks, tmp_path):
+    loud = WorkerHost(tricks, tmp_path / "loud", settings=WorkerSettings(max_log_bytes=1 << 20))
+    calm = WorkerHost(tricks, tmp_path / "calm")
+    (tmp_path / "other").mkdir()
+    writing = asyncio.create_task(loud.run(task(tmp_path, "200 MB")))
+    done_meanwhile = 0
+    while not writing.done():
+        other = replace(task(tmp_path), out_path=tmp_path / "other" / "out.f32", state_path=tmp_path / "other" / "state")
+        assert (await calm.run(other)).status == "ok"
+        done_meanwhile += not writing.done()
+    assert writing.result().status == "ok", writing.result().error
+    assert done_meanwhile >= 1
+    for host in (loud, calm):
+        await host.kill()
+    assert sum(path.stat().st_size for path in (tmp_path / "loud").rglob("*") if path.is_file()) <= 1 << 20
 
 
 async def test_environment_is_scrubbed(tricks, tmp_path, monkeypatch):

@@ -84,6 +84,7 @@ def make_plan(members: tuple[str, ...], c: int, step_name: str, **changes: Any) 
         app_blob=str(blob_id(b"app")),
         app_name="app",
         app_version="1",
+        env_sha256=None,
         roster=tuple(sorted(members)),
         rounds=3,
         max_exchanges=40,

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ ENV_FIXED = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONUNBUFFERED": "1",
     "PYTHONNOUSERSITE": "1",
     "PYTHONHASHSEED": "0",  # set order of strings is the same when the journal is replayed
 }
+FLAGS = ("-P", "-s", "-B", "-u")
+"""As isolated as a worker, but that PYTHONHASHSEED counts."""
+OWN_INTERPRETER = (sys.executable, *FLAGS, "-m")
 EXIT_FINISHED, EXIT_FAILED, EXIT_COORDINATOR_GONE = 0, 3, 4
 """Exit codes of the process: reported Finish; reported Fail (do not restart); lost the coordinator (restart)."""
 
@@ -95,6 +97,8 @@ class ServerAppProcess:
 
     config: ProcessConfig
     log_path: Path
+    launcher: Sequence[str] = OWN_INTERPRETER
+    """How a module is run in the app's environment; default: the coordinator's own interpreter."""
     max_restarts: int = 5
     restart_wait_s: float = 1.0
     max_log_bytes: int = 8 << 20
@@ -139,9 +143,7 @@ class ServerAppProcess:
             return -signal.SIGKILL
         os.makedirs(self.config.run_dir, exist_ok=True)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
+            *self.launcher,
             "dure_coordinator.flower.process",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

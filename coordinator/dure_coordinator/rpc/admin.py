@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dure.apps import run_config, unpack_app
+from dure.environments import place
 from dure.errors import BadInput, DureError, world_error
 from dure.identity.keys import public_bytes
 from dure.model.outer import lineage
@@ -170,10 +171,17 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
     async def _plan(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
         _app, _blob, plan = await self._made(arguments, archive)
         awake = sorted(self._c.fleet.here)
-        return {**self._forecast(plan), "app": plan.app_name, "app_sha256": plan.app_sha256.hex(), "connected_now": awake}
+        env = plan.env_sha256.hex() if plan.env_sha256 else None
+        facts = {"app": plan.app_name, "app_sha256": plan.app_sha256.hex(), "env_sha256": env}
+        return {**self._forecast(plan), **facts, "connected_now": awake}
 
     async def _start(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
         _app, blob, plan = await self._made(arguments, archive)
+        if plan.env_sha256 is not None and place.prepared(self._c.folder.directory, plan.env_sha256) is None:
+            raise BadInput(
+                f"environment {plan.env_sha256.hex()[:16]}…, in which the ServerApp runs, is not prepared here; first: "
+                f"dure coordinator env prepare APP --wheels FOLDER --dir {self._c.folder.directory}"
+            )
         key = self._c.folder.signing_key
         performer: Any = self._c.fleet.performer
         async with performer.chain_lock:

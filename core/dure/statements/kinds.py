@@ -59,6 +59,8 @@ class RunPlan:
     app_blob: BlobId
     app_name: Name
     app_version: Annotated[str, Pattern(r"[^\x00-\x1f]{1,64}")]
+    env_sha256: Digest | None
+    """SHA-256 of the lock in the app's folder: its environment; null where it has none (environments.md)."""
     roster: Annotated[tuple[MemberId, ...], Items(3, 255)]
     rounds: Annotated[int, Range(1, 1_000_000)]
     max_exchanges: Annotated[int, Range(1, 10_000_000)]

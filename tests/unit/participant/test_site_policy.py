@@ -11,7 +11,7 @@ from dure_participant import policy
 from dure_participant.exchange.site import History, Sent
 from dure_participant.settings import NodeSettings, assign, load
 
-PLAN = SimpleNamespace(app_name="pretrain", app_sha256=b"\xab" * 32, name="titan-7", rounds=10, w_max=500)
+PLAN = SimpleNamespace(app_name="pretrain", app_sha256=b"\xab" * 32, env_sha256=b"\xcd" * 32, name="titan-7", rounds=10, w_max=500)
 NOTHING_SENT = History()
 
 
@@ -31,6 +31,8 @@ def test_without_a_file_nothing_is_allowed(tmp_path):
         ('app = "digits"', False),
         (f'app_sha256 = "{"ab" * 32}"', True),
         (f'app_sha256 = "{"ac" * 32}"', False),
+        (f'app = "*"\nenv_sha256 = "{"cd" * 32}"', True),
+        (f'app = "*"\nenv_sha256 = "{"ce" * 32}"', False),
         ('app = "*"\nrun = "titan-*"', True),
         ('app = "*"\nrun = "other"', False),
         ('app = "*"\nmax_rounds = 10', True),
@@ -44,6 +46,13 @@ def test_without_a_file_nothing_is_allowed(tmp_path):
 def test_every_condition_of_a_rule_must_hold(tmp_path, conditions, admits):
     found = consent(tmp_path, f"[[allow]]\n{conditions}\n")
     assert (found is not None) == admits
+
+
+def test_a_rule_may_name_the_environment_of_a_plan_that_names_none(tmp_path):
+    (tmp_path / policy.FILE).write_text(f'[[allow]]\napp = "*"\nenv_sha256 = "{"ce" * 32}"\n')
+    bare = SimpleNamespace(**{**vars(PLAN), "env_sha256": None})
+    found = policy.consent(policy.load(tmp_path), bare, NOTHING_SENT, NodeSettings())  # type: ignore[arg-type]
+    assert found is not None and found.env_sha256 == "ce" * 32
 
 
 def test_no_rule_consents_after_an_earlier_run(tmp_path):
@@ -60,6 +69,7 @@ def test_no_rule_consents_after_an_earlier_run(tmp_path):
         '[[allow]]\napp = "x"\ncolour = "red"\n',
         '[deny]\napp = "x"\n',
         '[[allow]]\napp = "x"\nallow_when_no_earlier_runs = false\n',
+        '[[allow]]\napp = "x"\nenv_sha256 = "CD"\n',
         "allow = 1\n",
     ],
 )

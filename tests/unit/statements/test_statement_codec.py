@@ -49,6 +49,7 @@ PLAN = RunPlan(
     app_blob="0" * 64 + ":12",
     app_name="pretrain",
     app_version="1.0",
+    env_sha256=D,
     roster=("a", "b", "c"),
     rounds=4,
     max_exchanges=24,
