@@ -134,6 +134,7 @@ class Duties:
             base=BaseRecord.from_json(duty.base_record),
             layout=Layout.from_json(duty.layout),
             outer_step=duty.outer_step,
+            averaged=duty.averaged,
             exchange=duty.exchange,
             **shared,
         )

@@ -8,10 +8,11 @@ from typing import Any
 
 from dure.apps import App, ConfigValue, plan_settings
 from dure.charter.model import Charter, check_current
-from dure.errors import BadInput
+from dure.errors import BadInput, Refused
 from dure.model.outer import StepRefused, parse_step
 from dure.model.per_node import permitted_of
 from dure.secagg.thresholds import dropouts_survived, share_threshold, u_min
+from dure.statements import schema
 from dure.statements.kinds import Deadlines, OuterStep, RunPlan
 
 DEFAULT_W_MAX = 65_536
@@ -45,7 +46,11 @@ def outer_step(app: App, chosen: str | None) -> OuterStep:
             raise StepRefused(next(iter(settings)), "none takes no settings")
     except StepRefused as error:
         raise BadInput(f"{where}: {error}; write {EXAMPLES.get(name, name)}") from None
-    return OuterStep(name, settings)
+    step = OuterStep(name, settings, app.dure.averaged if name in ("nesterov", "adam") else ())
+    try:
+        return schema.decode(OuterStep, schema.encode(step))
+    except Refused as error:
+        raise BadInput(f"[tool.dure] {error}; name a tensor, or the end, beginning or middle of names with a star: *running_var") from None
 
 
 def make_plan(

@@ -53,6 +53,8 @@ class DureTable:
 
     outer_step: Mapping[str, ConfigValue] | None = None
     """{"kind": "average" | "nesterov" | "adam", lr, momentum, …}, or None: the ServerApp computes the next base."""
+    averaged: tuple[str, ...] = ("*running_mean", "*running_var")
+    """Tensors, by name or pattern, that Nesterov and Adam do not touch: a momentum could make a variance negative. Integers never are."""
     w_max: int | None = None
     """Largest `num-examples` a node may report; None: the plan's default."""
     weight_key: str = "num-examples"
@@ -355,6 +357,7 @@ def _dure_table(raw: object, where: str) -> DureTable:
     messages = _table(table.pop("max-messages", {}), f"{where} max-messages")
     return DureTable(
         outer_step=None if step is None else _flatten(step, where),
+        averaged=_names(table.pop("averaged", list(DureTable.averaged)), f"{where}: averaged"),
         w_max=_count(table.pop("w-max", None), f"{where}: w-max"),
         weight_key=_text(table.pop("weight-key", "num-examples"), f"{where}: weight-key"),
         metrics=_names(table.pop("metrics", []), f"{where}: metrics"),

@@ -128,6 +128,8 @@ def in_words(plan: RunPlan, digest: bytes, history: History, environment: str) -
         f"who could open a sum: more than {plan.colluders} members working together with the coordinator",
         f"{plan.rounds} rounds, at most {plan.max_exchanges} exchanges; settings: {settings}",
         f"next base: {'' if step != 'none' else 'chosen by the app, '}{lineage(step)}",
+        *([f"averaged whatever the step: {', '.join(plan.outer_step.averaged)}, integers"] if plan.outer_step.averaged else []),
+        *(f"may differ per node, for everybody to see: {key}, of {', '.join(some)}" for key, some in sorted(plan.per_node_config.items())),
         f"masked: updates, losses and metrics. In the clear: that you took part, examples (at most {plan.w_max}), tokens, seconds, bytes",
         "first weights: as the coordinator sends them",
     ]

@@ -76,6 +76,7 @@ def _advanced(action: Verify, opened: BlobId, tag: int, store: BlobStore) -> Ver
             cohort_size=len(action.cohort),
             weight_sum=action.weight_sum,
             outer_step=action.outer_step,
+            averaged=action.averaged,
             exchange=action.exchange,
         )
     except Refused as error:

@@ -91,6 +91,8 @@ class Step:
     weight_sum: int
     """Σ ŵ_int."""
     outer_step: Mapping[str, str]
+    averaged: tuple[str, ...]
+    """Patterns of the tensors it does not touch; from the plan."""
     """Configuration as `parse_step` takes it; empty: not plan-named."""
 
 

@@ -118,6 +118,7 @@ def _step(state: RunState, exchange: ExchangeState) -> Step:
         cohort_size=len(instance.cohort),
         weight_sum=lifted(instance.trailer)[1],
         outer_step=step_config(state.facts),
+        averaged=state.facts.plan.outer_step.averaged,
     )
 
 

@@ -5,7 +5,7 @@ Everything is chunk by chunk, memory O(chunk). Source: architecture.md "Formats"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,8 +70,12 @@ def next_base(
     weight_sum: int,
     outer_step: Mapping[str, str],
     exchange: int,
+    averaged: Sequence[str] = (),
 ) -> NextBase:
     """Apply the plan-named outer step; weights and outer state go into the store.
+
+    Args:
+        averaged: the plan's patterns of tensors that the step does not touch.
 
     Raises:
         StepRefused: the result is not finite; nothing is stored.
@@ -81,7 +85,7 @@ def next_base(
     means = mean_chunks(store, opened, exponents(store, e_b, bump), cohort_size, weight_sum)
     before = np.frombuffer(store.map(base.weights), np.float32)
     state = np.frombuffer(store.map(base.outer_state), np.float32) if base.outer_state is not None else None
-    move = partial(step_model, step, taken=taken, base_D=before, state=state, mean_chunks=means, integers=layout.integers)
+    move = partial(step_model, step, taken=taken, base_D=before, state=state, mean_chunks=means, averaged=layout.averaged(averaged))
     with store.writer() as weights:
         if step.vectors:
             with store.writer() as vectors:

@@ -162,10 +162,12 @@ class Layout:
         end = bisect.bisect_left(self.converted, last, key=lambda e: e.offset)
         return self.converted[begin:end]
 
-    @cached_property
-    def integers(self) -> tuple[tuple[int, int], ...]:
-        """Elements [first, last) of each integer tensor, in order."""
-        return tuple((e.offset, e.offset + e.count) for e in self.converted if e.integer)
+    def averaged(self, patterns: Sequence[str] = ()) -> tuple[tuple[int, int], ...]:
+        """Elements [first, last) of the tensors no outer step but the average may move: integers, and those a pattern names.
+
+        A pattern is a name, or with a star at either end the end, beginning or middle of one.
+        """
+        return tuple((e.offset, e.offset + e.count) for e in self._filled if e.integer or any(_named(e.name, p) for p in patterns))
 
     def gaps(self) -> Iterable[tuple[int, int]]:
         """Padding as [first, last) ranges of elements, in order."""
@@ -222,6 +224,13 @@ class Layout:
 def _parsed(data: bytes) -> Layout:
     """The same few layouts are read at every step of an exchange."""
     return Layout._parse(data)
+
+
+def _named(name: str, pattern: str) -> bool:
+    middle = pattern.removeprefix("*").removesuffix("*")
+    if pattern.startswith("*"):
+        return middle in name if pattern.endswith("*") else name.endswith(middle)
+    return name.startswith(middle) if pattern.endswith("*") else name == middle
 
 
 def _judge(name: str, dtype: str, shape: Sequence[int]) -> None:

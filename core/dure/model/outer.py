@@ -155,7 +155,7 @@ def step_model(
     mean_chunks: Iterable[Floats],
     weights_out: Append,
     state_out: Append | None,
-    integers: Sequence[tuple[int, int]] = (),
+    averaged: Sequence[tuple[int, int]] = (),
 ) -> None:
     """The next base, chunk by chunk, memory O(chunk): `weights_out` and `state_out` take its bytes in order.
 
@@ -165,7 +165,7 @@ def step_model(
         state: float32 [vectors·D] as `state_out` got it one step ago: per chunk of 2^18 elements first all of the
             first vector's, then the second's; None for zeros.
         mean_chunks: decoded mean update, float32, chunk by chunk.
-        integers: elements [first, last) that are counts (`Layout.integers`): averaged under every rule, their state stays zero.
+        averaged: elements [first, last) that take the mean under every rule (`Layout.averaged`); their state stays zero.
 
     Raises:
         StepRefused: too few, too many or misshapen mean chunks, a state of another length, or a next base that is
@@ -185,7 +185,7 @@ def step_model(
             raise StepRefused("mean", f"chunk {first // CHUNK_ELEMENTS} must be float32[{len(w_C)}]")
         with np.errstate(all="ignore"):
             next_C, next_state = step.step_chunk(w_C, g_C, _state_of(state, step.vectors, first, len(w_C)), taken=taken)
-            for at in _within(integers, first, first + len(w_C)):
+            for at in _within(averaged, first, first + len(w_C)):
                 next_C[at] = w_C[at] + g_C[at]
                 for v_C in next_state:
                     v_C[at] = 0

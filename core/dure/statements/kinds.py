@@ -13,6 +13,8 @@ Name = Annotated[str, Pattern(r"[A-Za-z0-9._-]{1,64}")]
 Reason = Annotated[str, Pattern(r"[^\x00-\x1f]{0,500}")]
 Decimal = Annotated[str, Pattern(r"[0-9]{1,9}(\.[0-9]{1,24})?(e-?[0-9]{1,2})?")]
 """As docs/spec/formats.md, "Outer steps", writes them."""
+TensorPattern = Annotated[str, Pattern(r"\*?[\x21-\x29\x2b-\x7e]{1,64}\*?")]
+"""A tensor's name, or with a star at either end its end, beginning or middle."""
 Digest = Annotated[bytes, Hex(32)]
 Nonce = Annotated[bytes, Hex(16)]
 Instance = Annotated[bytes, Hex(most=512)]
@@ -43,6 +45,8 @@ class OuterStep:
 
     name: Annotated[str, Pattern("none|average|nesterov|adam")]
     settings: Annotated[Mapping[str, Decimal], Items(0, 8)]
+    averaged: Annotated[tuple[TensorPattern, ...], Items(0, 32)] = ()
+    """Tensors that are averaged whatever the step: running statistics, say, which a momentum could make negative. Integers always are."""
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,8 @@ class Verify:
     e_bump: int = 0
     outer_step: Mapping[str, str] = field(default_factory=dict)
     """update: as `parse_step` takes it; empty: nothing to step, the next base is shipped."""
+    averaged: tuple[str, ...] = ()
+    """update: the plan's patterns of tensors the step does not touch."""
 
     def tag_key(self) -> TagKey:
         """Its `ring_chunk` (update) or `field_chunk` (scales) of every chunk, summed, is `VerifyFacts.tag`; 0 for scalars."""

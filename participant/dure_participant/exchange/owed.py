@@ -177,4 +177,5 @@ def _verify(state: NodeRunState, exchange: ExchangeWork, work: InstanceWork) -> 
         e_b=exchange.scales.e_b if update and exchange.scales else "",
         e_bump=e_bump(exchange) if update else 0,
         outer_step=step_config(plan) if update else {},
+        averaged=plan.outer_step.averaged if update else (),
     )

@@ -155,7 +155,14 @@ def test_counts_are_averaged_under_every_outer_step(rule):
     step, out, state = parse_step(rule), bytearray(), bytearray()
     parts = [mean[i : i + CHUNK_ELEMENTS] for i in range(0, mean.size, CHUNK_ELEMENTS)]
     step_model(
-        step, taken=0, base_D=base, state=None, mean_chunks=parts, weights_out=out.extend, state_out=state.extend, integers=layout.integers
+        step,
+        taken=0,
+        base_D=base,
+        state=None,
+        mean_chunks=parts,
+        weights_out=out.extend,
+        state_out=state.extend,
+        averaged=layout.averaged(),
     )
     after = np.frombuffer(bytes(out), np.float32)
     count = slice(layout["count"].offset, layout["count"].offset + 4000)
@@ -194,3 +201,11 @@ def test_exported_safetensors_hold_every_dtype_as_torch_reads_it(tmp_path):
             assert read.dtype == getattr(torch, dtype) and tuple(read.shape) == shape
             mine = read.view(torch.int16) if dtype == "bfloat16" else read
             assert np.array_equal(mine.numpy(), unflatten(open_flat(tmp_path / "flat", layout), layout)[name])
+
+
+def test_tensors_are_named_by_their_ends_beginnings_and_middles():
+    layout = Layout.build([("a.running_var", "float32", (2,)), ("running_var.b", "float32", (3,)), ("w", "float32", (4,))])
+    spans = {e.name: (e.offset, e.offset + e.count) for e in layout.entries}
+    for pattern, names in (("*running_var", ["a.running_var"]), ("running_var*", ["running_var.b"]), ("w", ["w"]), ("x", [])):
+        assert layout.averaged([pattern]) == tuple(spans[n] for n in names)
+    assert layout.averaged(["*running_var*"]) == (spans["a.running_var"], spans["running_var.b"])
