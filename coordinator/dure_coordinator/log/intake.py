@@ -41,7 +41,8 @@ class Intake:
         following = await store.log_next_seq(party)
         known = await store.statement(party, signed.seq)
         if known and raw not in known:
-            await store.write(b"", With(statements=(StatementRow.of(raw),)))  # the evidence: two of one number
+            if len(known) == 1:  # the evidence: two of one number. A third says nothing more, and there is no end of them
+                await store.write(b"", With(statements=(StatementRow.of(raw),)))
             return f"another statement {signed.seq} of this key is there already: two histories of one node"
         if signed.seq > following:
             return f"statement {following} is missing before it"
