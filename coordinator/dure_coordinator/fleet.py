@@ -284,8 +284,8 @@ class Fleet:
         if engine is None or caller.member not in engine.state.facts.roster:
             return ReportReply(False, "run", "no run of this member; it may belong to another coordinator")
 
-        def also(_decision: Decided) -> With:
-            if report.kind not in ENVELOPES:
+        def also(decision: Decided) -> With:
+            if report.kind not in ENVELOPES or not decision.reply.accepted:  # a refused one may still have let the clock move the run
                 return NOTHING
             bodies = split_accept(report.body) if report.kind is ReportKind.ACCEPT else (report.body,)
             pin = read_verified(report.body, Dispute).instance if report.kind is ReportKind.DISPUTE else None
@@ -326,12 +326,12 @@ class Fleet:
         self.trouble = f"uploads wait for room: {error}"
 
     async def evidence(self, caller: Caller, query: EvidenceQuery) -> tuple[SumEvidence, ...]:
-        """What the sums of an exchange were opened from, for members of that exchange.
+        """What the sums of an exchange were opened from, for members of that exchange. Like a pull it needs no Hello:
+        a coordinator that was just restarted must not seem to withhold.
 
         Raises:
             NotAuthorised: no such run or exchange of this member.
         """
-        self.session(caller)
         engine = await self.engine(query.run)
         sums = view.opened_sums(engine.state, caller.member, query.exchange) if engine is not None else ()
         if not sums:

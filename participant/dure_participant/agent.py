@@ -287,11 +287,17 @@ class Agent:
         while True:
             try:
                 for asked in await asyncio.to_thread(self._store.recomputations, waiting=True):
-                    await self._recompute(asked)
+                    try:
+                        await self._recompute(asked)
+                    except DureError:
+                        raise
+                    except Exception as error:  # our own mistake; neither the end of the node nor asked for ever
+                        log.exception("recompute.broke")
+                        words = f"it could not be recomputed here: {type(error).__name__}: {error}"
+                        result = [{"purpose": "", "finding": "failed", "words": words[:300]}]
+                        await asyncio.to_thread(self._store.end_recomputation, asked.number, result)
             except DureError as error:
                 log.warning("recompute.waits", reason=str(error)[:300])
-            except Exception:  # our own mistake; never the end of the node
-                log.exception("recompute.broke")
             await asyncio.sleep(AGAIN_S)
 
     async def _recompute(self, asked: Recomputation) -> None:

@@ -40,6 +40,7 @@ from dure_participant.exchange import inputs
 from dure_participant.exchange.dispute import known_instances
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import NodeRunState
+from dure_participant.exchange.turn import plan_of
 from dure_participant.log.courier import Courier
 from dure_participant.recompute import Progress, Recomputer
 from dure_participant.settings import NodeSettings
@@ -421,6 +422,8 @@ class Hands:
         await self._feed(run, inputs.Recomputed(action.instance, action.aggregate_sha256, finding, action.dispute))
 
     async def _found(self, run: Run, action: act.Recompute) -> Finding:
+        if (why_not := self._no_judge_of(run)) is not None:
+            return why_not
         digest, by_exchange = action.aggregate_sha256, await asyncio.to_thread(self._store.accepted, run.run)
         accepted = next((a for a in by_exchange.values() if digest in a.aggregates), None)
         shown = any(w.instance == action.instance and w.aggregate_envelope for w in known_instances(run.state))
@@ -442,7 +445,7 @@ class Hands:
         """
         found: list[inputs.Recomputed] = []
         for digest, instance in zip(accepted.aggregates, self._instances(run, accepted), strict=True):
-            finding = await self.recomputer.find(
+            finding = self._no_judge_of(run) or await self.recomputer.find(
                 self._trust(run), accepted.exchange, digest, kept_until=self._kept_until(run, accepted), progress=progress
             )
             found.append(inputs.Recomputed(instance, digest, finding))
@@ -450,21 +453,32 @@ class Hands:
                 break
         return found
 
+    def _no_judge_of(self, run: Run) -> Finding | None:
+        """Why this node cannot judge a run's sums: it obeys another version of the charter by now, perhaps with other keys."""
+        version = plan_of(run.state.plan_envelope).charter_version
+        if version == self._site.charter_version:
+            return None
+        return Finding("gone", why=f"the run is of charter version {version}, this node's is {self._site.charter_version}")
+
     def _instances(self, run: Run, accepted: Accepted) -> list[bytes]:
-        """Instances of the aggregates of an exchange, by this node's own record of where it sent bytes."""
-        purposes = ("scales", "update") if len(accepted.aggregates) == 2 else ("scalars",)
-        mine = [s for s in self._store.history().sent if s.run == run.run and s.exchange <= accepted.exchange and s.outcome != "void"]
-        return [next(s.instance for s in reversed(mine) if s.purpose == purpose) for purpose in purposes]
+        """Instances of the aggregates of an exchange, by this node's own record of where it sent bytes: the last one's purpose and weights
+        say which scales were its own, perhaps those of an earlier exchange."""
+        mine = [s for s in reversed(self._store.history().sent) if s.run == run.run and s.outcome != "void"]
+        last = next(s for s in mine if s.exchange == accepted.exchange and s.purpose != "scales")
+        if len(accepted.aggregates) == 1:
+            return [last.instance]
+        same = (s for s in mine if s.exchange <= accepted.exchange and s.purpose == "scales" and s.weights_id == last.weights_id)
+        return [next(same).instance, last.instance]
 
     def _trust(self, run: Run) -> Trust:
         """What this node judges a run's sums by."""
-        site, plan = self._site, self._plan(run.state.plan_envelope)
+        site, plan = self._site, plan_of(run.state.plan_envelope)
         needed = thresholds.u_min(len(plan.roster), site.colluders)
         return Trust(site.consortium, run.run, site.coordinator_key, site.members, site.colluders, needed)
 
     def _kept_until(self, run: Run, accepted: Accepted) -> float | None:
         """Until when the coordinator must have the uploads of what was accepted; None for ever."""
-        forever = self._plan(run.state.plan_envelope).keep_uploads == "all"
+        forever = plan_of(run.state.plan_envelope).keep_uploads == "all"
         return None if forever else accepted.time + self._site.challenge_window_s
 
     # -- places ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dure.recompute.sums import AGREES, Finding, Recomputation, chunks_in, commi
 from dure.secagg.recover import Recovered
 from dure.statements.dsse import Envelope
 from dure.wire.messages import EvidenceQuery, SumEvidence
-from dure_participant.bulk import pull_bytes, pull_chunks, pull_manifest
+from dure_participant.bulk import BulkRefused, pull_bytes, pull_chunks, pull_manifest
 from dure_participant.transport import Line
 
 WINDOW = 32
@@ -74,10 +74,8 @@ class Recomputer:
             channel = self.line().channel
             evidence = await pull_bytes(channel, BlobId.parse(shown.evidence), limit=MAX_EVIDENCE_BYTES)
             seeds = await pull_bytes(channel, BlobId.parse(shown.seeds), limit=MAX_SEEDS_BYTES)
-        except Unavailable:
-            raise
         except DureError as e:
-            return Finding("withheld", why=str(e))
+            return Finding("withheld", why=_refusal(e))
         ready = await asyncio.to_thread(prepare, shown.aggregate, evidence, seeds, trust)
         if isinstance(ready, Finding):
             return ready
@@ -121,10 +119,8 @@ class Recomputer:
             for member in opened.survivors:
                 commit = opened.commits[member]
                 uploads[member] = committed_leaves(opened, member, await self._manifest(opened, BlobId(commit.root, commit.length)))
-        except Unavailable:
-            raise
         except DureError as e:
-            return Finding("withheld", member=member, why=str(e))
+            return Finding("withheld", member=member, why=_refusal(e))
         return Recomputation(opened, recovered, uploads, total)
 
     async def _manifest(self, opened: Opened, blob: BlobId) -> Manifest:
@@ -141,16 +137,26 @@ class Recomputer:
                 async with contextlib.aclosing(stream) as chunks:
                     async for k, data in chunks:
                         await asyncio.to_thread(work.add, member, k, data)
-            except Unavailable:
-                work.forget()
-                raise
             except DureError as e:
-                return Finding("withheld", chunk=k, member=member, why=str(e))
+                work.forget()
+                return Finding("withheld", chunk=k, member=member, why=_refusal(e))
         for k in window:
             found = await asyncio.to_thread(work.finish, k)
             if found is not None:
                 return found
         return None
+
+
+def _refusal(error: DureError) -> str:
+    """In words, what the coordinator refused, or got wrong; raises `Unavailable` where it was not asked at all, or says "later".
+
+    A certificate that ran out, or a port in front of the coordinator, ends a call with a status; the coordinator itself refuses in a frame.
+    """
+    if isinstance(error, Unavailable):
+        raise error
+    if isinstance(error, BulkRefused) and error.field == "stream":
+        raise Unavailable(str(error)) from error
+    return str(error)
 
 
 def _run_of(wanted: list[int], start: int) -> list[int]:

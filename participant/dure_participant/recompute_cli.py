@@ -14,7 +14,7 @@ from dure.identity.node import load_node
 from dure_participant.store import NodeStore, Recomputation
 
 LOOK_S = 0.3
-EXITS = {"agrees": 0, "gone": Unavailable.exit_code}
+EXITS = {"agrees": 0, "gone": Unavailable.exit_code, "failed": Unavailable.exit_code}
 """By finding; everything else speaks against the coordinator and exits with 1."""
 
 

@@ -184,7 +184,7 @@ class Line:
         try:
             return decode_evidence(await self._members.Evidence(encode_evidence_query(query), timeout=CALL_DEADLINE_S))
         except grpc.aio.AioRpcError as error:
-            if error.code() in REFUSED or error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            if error.code() in REFUSED - {grpc.StatusCode.UNAUTHENTICATED}:
                 raise NotAuthorised(f"the coordinator shows nothing: {error.details()}") from None
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
         except grpc.aio.UsageError:

@@ -71,6 +71,8 @@ class Desk:
     shown: SumEvidence
     upload: dict[str, str]
     """Member -> blob id text."""
+    strangers: list[str]
+    """Not empty: the node's certificate is refused, with these words."""
 
     async def find(self, **how: Any) -> Any:
         return await self.recomputer.find(self.made.trust, EXCHANGE, Envelope.from_bytes(self.made.aggregate).payload_sha256, **how)
@@ -97,7 +99,14 @@ async def desk(tmp_path, made: Instance, *, aggregate: bytes | None = None, tota
     shown = SumEvidence(made.aggregate, str(blobs.put_bytes(made.evidence.to_bytes())), str(blobs.put_bytes(made.seeds)))
     policy = Policy(blobs, spools, uploads, cut)
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((BulkService(policy, lambda _: "m0", BulkSettings()).handler(),))  # type: ignore[arg-type]
+    strangers: list[str] = []
+
+    def identify(_context: Any) -> str:
+        if strangers:
+            raise NotAuthorised(strangers[0])
+        return "m0"
+
+    server.add_generic_rpc_handlers((BulkService(policy, identify, BulkSettings()).handler(),))  # type: ignore[arg-type]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -111,7 +120,7 @@ async def desk(tmp_path, made: Instance, *, aggregate: bytes | None = None, tota
                 return (found.shown,)
 
         line: Any = Line()
-        found = Desk(made, policy, Recomputer(BlobStore(tmp_path / "here"), lambda: line), shown, names)
+        found = Desk(made, policy, Recomputer(BlobStore(tmp_path / "here"), lambda: line), shown, names, strangers)
         try:
             yield found
         finally:
@@ -205,6 +214,13 @@ async def test_evidence_that_is_refused_or_lies_is_a_finding_and_a_lost_connecti
             assert (await at.find()).kind == "withheld"
         at.policy.faults = {len(at.policy.pulls) + n: Unavailable("later") for n in (1, 2, 3)}
         with pytest.raises(Unavailable):
+            await at.find()
+
+
+async def test_a_certificate_that_ran_out_is_no_word_of_the_coordinator_about_a_sum(tmp_path):
+    async with desk(tmp_path, open_instance(n=3, elements=5000)) as at:
+        at.strangers.append("certificate: not valid at this time")
+        with pytest.raises(Unavailable, match="UNAUTHENTICATED"):
             await at.find()
 
 

@@ -16,6 +16,7 @@ from dure.statements.kinds import Dispute, ExchangeAccept
 from dure.statements.statement import read_verified, seal
 from dure.wire.messages import Report, ReportKind
 from dure_coordinator.exchange import view
+from dure_coordinator.exchange.accept import aggregate_digests
 from dure_coordinator.exchange.duties import Sum
 from dure_coordinator.exchange.events import Reported
 from dure_coordinator.exchange.state import RunPhase
@@ -306,6 +307,24 @@ def test_a_site_that_recomputes_first_never_accepts_a_sum_with_a_forged_tag(monk
     settle(world)
     assert "wrong at chunk 0" in world.state_of("m01").frozen
     assert not any(m == "m01" for m, r in world.sent if r.kind is ReportKind.ACCEPT)
+
+
+def test_an_acceptance_that_says_it_recomputed_something_else_is_refused() -> None:
+    world, said = World(4), []
+
+    def accept(w: World) -> None:
+        exchange, node = w.state.exchange, w.nodes["m03"]
+        if exchange and exchange.phase == "step" and not said:
+            digests = aggregate_digests(exchange)
+            word = ExchangeAccept(w.run, exchange.number, "m03", digests, (b"x" * 32,), b"b" * 32)
+            envelope, _ = seal(word, node.site.node_key, node.chain, w.now)
+            body = tlv.encode(envelope.to_bytes(), b"")
+            said.append(
+                w.apply(Reported("m03", Report(w.run, ReportKind.ACCEPT, exchange.number, exchange.instances[-1].instance, 0, body)))
+            )
+
+    ready_world(world).exchange(1, "train", world.first_weights(), hook=accept)
+    assert (said[0].accepted, said[0].field) == (False, "accept.recomputed")
 
 
 def test_only_members_of_an_exchange_are_shown_what_its_sums_were_opened_from() -> None:

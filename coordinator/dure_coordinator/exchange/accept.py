@@ -47,6 +47,8 @@ def take_accept(state: RunState, member: str, report: Report, now: float) -> Tak
         return Taken(state, refuse("accept", "names another run, exchange or member"))
     if word.aggregates != aggregate_digests(exchange):
         return Taken(state, refuse("accept.aggregates", "are not those of this exchange"))
+    if not set(word.recomputed) <= set(word.aggregates):
+        return Taken(state, refuse("accept.recomputed", "names a sum that is not of this exchange"))
     if (word.base_id is not None) != makes_base(state, exchange):
         return Taken(state, refuse("accept.base_id", "is named exactly where members recompute the next base"))
     state = with_exchange(state, accepts={**exchange.accepts, member: envelope}, usages={**exchange.usages, member: usage})
