@@ -16,8 +16,8 @@ from dure.charter.draft import default_toml, joins, terms_from
 from dure.identity import keys, tls
 from dure.identity.member import MemberFolder
 from dure.identity.node import create_node
-from dure.wire.control import encode_hello, encode_report
-from dure.wire.messages import PROTOCOL_VERSION, Hello, Report, ReportKind
+from dure.wire.control import encode_evidence_query, encode_hello, encode_report
+from dure.wire.messages import PROTOCOL_VERSION, EvidenceQuery, Hello, Report, ReportKind
 from dure_coordinator.app import Coordinator
 from dure_coordinator.rpc.server import Limits, TlsFiles, members_port
 from dure_coordinator.settings import CoordinatorSettings
@@ -156,3 +156,15 @@ async def test_a_report_before_the_greeting_changes_nothing(port):
         with pytest.raises(grpc.aio.AioRpcError, match="Hello"):
             report = encode_report(Report(bytes(32), ReportKind.LOST))
             await members_pb2_grpc.MembersServiceStub(channel).Report(report, timeout=10)
+
+
+async def test_evidence_of_a_run_that_is_not_the_callers_is_not_shown(port):
+    """The same answer for a run that is not there, so that nobody learns which runs there are."""
+    address, ca, nodes, _ = port
+    node = nodes["ara"]
+    credentials = grpc.ssl_channel_credentials(ca, node.tls_key_pem, node.tls_certificate_pem)
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="in a run of this member") as refused:
+            query = encode_evidence_query(EvidenceQuery(b"\x05" * 32, 1))
+            await members_pb2_grpc.MembersServiceStub(channel).Evidence(query, timeout=10)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -71,7 +72,11 @@ def test_a_coordinator_that_serves_a_wrong_sum_is_found_and_named_by_its_members
             assert (word.finding, word.chunk, word.member) == ("sum", 0, member)
         shown = wait_for(lambda: (s := consortium.run_show(run))["disputes"] and s, "the coordinator shows the dispute")
         assert shown["disputes"][0]["chunk"] == 0
-        assert wait_for(lambda: consortium.run_show(run)["uploads"]["pinned"], "the evidence is kept") >= 3
+        pinned = wait_for(lambda: consortium.run_show(run)["uploads"]["pinned"], "the evidence is kept")
+        assert pinned == 3, "the update of each member"
+        gone = json.loads(consortium.dure("run", "let-go", run, "--json", "--dir", consortium.dir_of("coordinator")))
+        assert (gone["let_go"], gone["uploads"]["pinned"]) == (3, 0)
+        assert gone["uploads"]["uploads"] == 6, "the challenge window is open: scales and updates stay until it closes"
         assert shown["exchanges_closed"] == 1 and not any(m["exchanges_counted"] for m in shown["members"].values())
     finally:
         consortium.stop()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dure.wire import control
-from dure.wire.messages import Directive, DirectiveKind, Hello, HelloReply, Report, ReportKind, ReportReply
+from dure.wire.messages import Directive, DirectiveKind, EvidenceQuery, Hello, HelloReply, Report, ReportKind, ReportReply, SumEvidence
 from dure_pb.v1 import members_pb2 as pb
 
 MEMBERS = st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True)
@@ -108,3 +108,34 @@ def test_an_oversized_directive_is_refused_before_it_is_copied():
 
 def test_every_report_kind_has_a_size_limit():
     assert set(control.MAX_BODY_BYTES) == set(ReportKind)
+
+
+def test_evidence_and_its_question_survive_the_wire_unchanged():
+    query = EvidenceQuery(bytes(range(32)), 7)
+    assert control.decode_evidence_query(control.encode_evidence_query(query)) == query
+    sums = (SumEvidence(b"one", f"{'a' * 64}:5", f"{'b' * 64}:0"), SumEvidence(b"two", f"{'c' * 64}:5", f"{'d' * 64}:9"))
+    assert control.decode_evidence(control.encode_evidence(sums)) == sums
+    assert control.decode_evidence(pb.EvidenceResponse()) == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("sums", lambda m: m.sums.extend([m.sums[0]] * 2)),
+        ("aggregate", lambda m: setattr(m.sums[0], "aggregate", bytes(32_769))),
+        ("evidence", lambda m: setattr(m.sums[0], "evidence", "../" * 20)),
+        ("seeds", lambda m: setattr(m.sums[0], "seeds", "")),
+    ],
+)
+def test_evidence_out_of_form_is_refused_by_its_field(field, change):
+    message = control.encode_evidence((SumEvidence(b"one", f"{'a' * 64}:5", f"{'b' * 64}:0"),))
+    change(message)
+    with pytest.raises(control.WireRefused) as refused:
+        control.decode_evidence(message)
+    assert refused.value.field == field
+
+
+def test_a_question_for_evidence_names_a_whole_run():
+    with pytest.raises(control.WireRefused) as refused:
+        control.decode_evidence_query(pb.EvidenceRequest(run=bytes(31), exchange=1))
+    assert refused.value.field == "run"
