@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import secrets
+import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -29,9 +31,11 @@ from dure.errors import BadInput, DureError, Unavailable
 from dure.identity.keys import public_bytes
 from dure.logs import configure_logs
 from dure.model.content import flower_run_id
+from dure.model.layout import Layout
 from dure.scrape import serve_metrics
 from dure.statements.kinds import RunPlan
 from dure.tlog.files import LogFiles
+from dure_coordinator.bases import Start
 from dure_coordinator.callers import Member, Roster
 from dure_coordinator.duties_done import Duties
 from dure_coordinator.engine import Changes, Logic, RunEngine
@@ -42,6 +46,7 @@ from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.flower.launch import FLAGS, OWN_INTERPRETER, ProcessConfig, ServerAppProcess
+from dure_coordinator.flower.probe import probe
 from dure_coordinator.journals import Journals
 from dure_coordinator.log.charter import enter_charter
 from dure_coordinator.log.intake import Intake
@@ -56,7 +61,7 @@ from dure_coordinator.rpc.serverapp import ServerAppGrid
 from dure_coordinator.settings import CoordinatorSettings, load
 from dure_coordinator.sockets import prepare_socket
 from dure_coordinator.spool import Spools
-from dure_coordinator.storage.store import RunRow, Store
+from dure_coordinator.storage.store import BlobRow, RunRow, Store
 from dure_pb.v1 import admin_pb2_grpc, serverapp_pb2_grpc
 
 log = structlog.get_logger()
@@ -205,6 +210,53 @@ class Coordinator:
             await asyncio.to_thread(unpack_app, archive, app_dir, digest=plan.app_sha256)
         return read_app(app_dir)
 
+    async def start_rows(self, run: bytes, start: Start) -> tuple[BlobRow, ...]:
+        """What `_base_of` finds again."""
+        layout = await asyncio.to_thread(self.blobs.put_bytes, start.layout.to_json())
+        return (BlobRow(run, "from", str(start.blob)), BlobRow(run, "from-layout", str(layout)))
+
+    async def _base_of(self, plan: RunPlan, run: bytes) -> dict[str, str]:
+        """`ProcessConfig`'s fields of the weights the plan starts from; none where it names none."""
+        if plan.base is None:
+            return {}
+        rows = {r.purpose: BlobId.parse(r.blob) for r in await self.store.blobs(run) if r.purpose in ("from", "from-layout")}
+        flat, layout = (str(self.blobs.path(rows[name])) for name in ("from", "from-layout"))
+        return {"base_flat": flat, "base_layout": layout, "base_origin": plan.base.origin}
+
+    async def probe(self, plan: RunPlan, archive: bytes, start: Start | None) -> Layout | None:
+        """The layout of the model the app would train under this plan; starts no run.
+
+        Raises:
+            BadInput: why the app cannot run so, in its own words; with `start`, the first tensor that differs.
+        """
+        self.check_environment(plan)
+        scratch = self.folder.directory.resolve() / "runs" / f"probe-{secrets.token_hex(8)}"
+        try:
+            app = await asyncio.to_thread(unpack_app, archive, scratch / "app", digest=plan.app_sha256)
+            config = self._config(app, plan, scratch / "app", scratch / "work", secrets.token_bytes(32))
+            config = replace(config, probe=True)
+            if start is not None:
+                layout = scratch / "layout.json"
+                await asyncio.to_thread(layout.write_bytes, start.layout.to_json())
+                config = replace(config, base_flat=str(self.blobs.path(start.blob)), base_layout=str(layout), base_origin=start.base.origin)
+            return await probe(config, await self._launcher(plan))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    def _config(self, app: App, plan: RunPlan, app_dir: Path, work_dir: Path, run: bytes) -> ProcessConfig:
+        return ProcessConfig(
+            run_dir=str(work_dir),
+            socket=str(work_dir / "grid.sock"),
+            app_dir=str(app_dir),
+            run_id=flower_run_id(run),
+            run_config=config_of_plan(app, plan.settings),
+            seed=int.from_bytes(run[:4], "little"),
+            quorum=plan.u_min,
+            members=len(plan.roster),
+            per_node_keys=tuple(plan.per_node_config),
+            linear_strategy=tuple(app.dure.linear_strategy),
+        )
+
     async def _serverapp(self, engine: RunEngine) -> None:
         facts: RunFacts = engine.state.facts
         run_dir = self.run_dir(engine.run)
@@ -219,17 +271,10 @@ class Coordinator:
                 max_bytes=GRID_MESSAGE_BYTES,
             )
             await server.start()
-            config = ProcessConfig(
-                run_dir=str(work_dir),
+            config = replace(
+                self._config(app, facts.plan, run_dir / "app", work_dir, engine.run),
                 socket=str(path),
-                app_dir=str(run_dir / "app"),
-                run_id=flower_run_id(engine.run),
-                run_config=config_of_plan(app, facts.plan.settings),
-                seed=int.from_bytes(engine.run[:4], "little"),
-                quorum=facts.u_min,
-                members=len(facts.roster),
-                per_node_keys=tuple(facts.plan.per_node_config),
-                linear_strategy=tuple(app.dure.linear_strategy),
+                **await self._base_of(facts.plan, engine.run),
             )
             process = ServerAppProcess(config, run_dir / "serverapp.log", await self._launcher(facts.plan))
             watch = asyncio.create_task(self._stop_when_over(engine, process))
@@ -246,6 +291,14 @@ class Coordinator:
         except DureError as error:
             log.error("serverapp.failed", run=engine.run.hex()[:12], reason=str(error))
             await engine.submit(Abort(f"the ServerApp could not be started: {error}"[:500]))
+
+    def check_environment(self, plan: RunPlan) -> None:
+        """`BadInput` where the environment in which the plan's ServerApp runs is not prepared here."""
+        if plan.env_sha256 is not None and place.prepared(self.folder.directory, plan.env_sha256) is None:
+            raise BadInput(
+                f"environment {plan.env_sha256.hex()[:16]}…, in which the ServerApp runs, is not prepared here; first: "
+                f"dure coordinator env prepare APP --wheels FOLDER --dir {self.folder.directory}"
+            )
 
     async def _launcher(self, plan: RunPlan) -> Sequence[str]:
         """How the ServerApp is started: in the plan's environment, once it is prepared here."""

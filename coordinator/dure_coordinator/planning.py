@@ -13,7 +13,7 @@ from dure.model.outer import StepRefused, parse_step
 from dure.model.per_node import permitted_of
 from dure.secagg.thresholds import dropouts_survived, share_threshold, u_min
 from dure.statements import schema
-from dure.statements.kinds import Deadlines, OuterStep, RunPlan
+from dure.statements.kinds import Deadlines, NamedBase, OuterStep, RunPlan
 
 DEFAULT_W_MAX = 65_536
 EXAMPLES = {"nesterov": "nesterov,lr=0.8,momentum=0.5", "adam": "adam,lr=0.01,beta1=0.9,beta2=0.99,eps=1e-3"}
@@ -67,6 +67,7 @@ def make_plan(
     deadlines: Mapping[str, int],
     now: float,
     keep_uploads: str = "none",
+    base: NamedBase | None = None,
 ) -> RunPlan:
     """The plan members approve.
 
@@ -111,7 +112,7 @@ def make_plan(
         stream="aes-256-ctr",
         recheck="off",
         keep_uploads=keep_uploads,
-        base="as-sent",
+        base=base,
         w_max=w_max,
         e_cap=6,
         colluders=c,

@@ -34,9 +34,19 @@ KeepUploads = Annotated[
 ]
 Members = Annotated[str | None, typer.Option(help="Comma-separated member ids; default: all members.")]
 
+From = Annotated[str | None, typer.Option("--from", metavar="RUN|FILE", help="Start from a run's model or a safetensors file.")]
+FromRound = Annotated[int | None, typer.Option("--round", min=0, help="With --from RUN: the model after this round; default: its newest.")]
+
 
 def _arguments(
-    folder: Path, rounds: int | None, sets: list[str] | None, step: str | None, members: str | None, keep_uploads: str
+    folder: Path,
+    rounds: int | None,
+    sets: list[str] | None,
+    step: str | None,
+    members: str | None,
+    keep_uploads: str,
+    source: str | None,
+    round_number: int | None,
 ) -> tuple[dict[str, Any], bytes]:
     packed = pack_app(folder)
     arguments: dict[str, Any] = {"app_sha256": packed.digest.hex(), "set": sets or [], "keep_uploads": keep_uploads}
@@ -46,6 +56,12 @@ def _arguments(
         arguments["outer_step"] = step
     if members:
         arguments["members"] = [m.strip() for m in members.split(",") if m.strip()]
+    if source is not None:
+        arguments["from"] = str(Path(source).resolve()) if Path(source).is_file() else source
+    if round_number is not None:
+        if source is None:
+            raise BadInput("--round says which model of a run to start from; give the run with --from")
+        arguments["round"] = round_number
     return arguments, packed.archive
 
 
@@ -58,6 +74,8 @@ def plan(
     outer_step: Step = None,
     members: Members = None,
     keep_uploads: KeepUploads = "none",
+    source: From = None,
+    round_number: FromRound = None,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +83,7 @@ def plan(
 
     Example: dure run plan apps/pretrain --rounds 100
     """
-    found = call(directory, "run-plan", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads))
+    found = call(directory, "run-plan", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number))
     if as_json:
         show_json(found)
         return
@@ -91,6 +109,8 @@ def start(
     outer_step: Step = None,
     members: Members = None,
     keep_uploads: KeepUploads = "none",
+    source: From = None,
+    round_number: FromRound = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
@@ -98,8 +118,12 @@ def start(
     """Plan and start a run. It opens once enough members' operators allowed the plan.
 
     Example: dure run start apps/pretrain --rounds 4 --set seed=7
+
+    Example: dure run start apps/pretrain --from 3f9a     goes on from that run's model
+
+    Where sums were opened on those weights before, every operator is shown each of them and must consent.
     """
-    found = call(directory, "run-start", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads))
+    found = call(directory, "run-start", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number))
     if as_json:
         show_json(found)
     else:

@@ -16,11 +16,12 @@ from dure.environments import place
 from dure.environments.cli import environments
 from dure.errors import BadInput, Unavailable
 from dure.identity import tls
-from dure.identity.node import create_node, load_node
+from dure.identity.node import NodeIdentity, create_node, load_node
 from dure.model.outer import lineage
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement, read_verified
 from dure_participant import environment, policy, recompute_cli, settings
+from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.store import NodeStore
 
@@ -149,6 +150,9 @@ def allow(
     refuse: Annotated[str, typer.Option(help="Refuse instead, for this reason; the coordinator is told.")] = "",
     env: Annotated[str, typer.Option(help="Run it in this environment (`env list`), where the plan names none.")] = "",
     list_plans: Annotated[bool, typer.Option("--list", help="Plans offered and what was decided.")] = False,
+    consent: Annotated[
+        bool, typer.Option("--consent", help="With --yes: consent to another sum on weights on which sums were opened before.")
+    ] = False,
     directory: Dir = DEFAULT_DIR,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -158,6 +162,9 @@ def allow(
     Example: dure node allow 3f9a12
 
     The app's code lies in the node's folder, under runs/, from the moment the plan is offered: read it first.
+
+    A plan that uses weights again shows every sum opened on them and whom it was of, and asks for consent to another one. No rule of
+    site-policy.toml consents to that.
     """
     identity, store = load_node(directory), _store(directory)
     plans = store.plans()
@@ -172,24 +179,39 @@ def allow(
     run_id = _digest(digest, list(plans))
     if not refuse and store.decision(run_id) is None:
         check_current(identity.charter, time.time())
-    history = store.history()
     chosen = bytes.fromhex(place.named(directory, env).env_sha256) if env else None
-    if run_id in plans:
-        plan = open_statement(plans[run_id], RunPlan, [identity.charter.terms.coordinator.signing_key]).fact
+    plan = _offered(identity, plans.get(run_id))
+    if plan is not None:
         if chosen is not None and plan.env_sha256 is not None:
             raise BadInput(f"--env: plan {run_id.hex()[:16]}… names its environment ({plan.env_sha256.hex()[:16]}…); leave --env out")
-        words = policy.in_words(plan, run_id, history, environment.in_words(directory, plan, run_id, chosen))
+        words = policy.in_words(plan, run_id, store.history(), environment.in_words(directory, plan, run_id, chosen))
         for line in words if not as_json else ():
             say(line)
-    elif not as_json:
+    elif plan is None and not as_json:
         say(f"plan {run_id.hex()} has not been offered to this node yet; deciding ahead")
+    needed = needs_consent(plan) if plan is not None and not refuse else frozenset()
+    if needed and yes and not consent:
+        raise BadInput(
+            f"sums were opened on this plan's weights before; look at them with `dure node allow {run_id.hex()[:12]}`, "
+            "and give --consent beside --yes to allow another one"
+        )
     if not yes and not typer.confirm("Refuse it?" if refuse else "Allow this plan on this node?"):
         raise BadInput("nothing decided")
-    store.decide(run_id, allowed=not refuse, reason=refuse, how="operator", env_sha256=chosen)
+    if needed and not consent and not typer.confirm(f"Consent to another sum on weights on which {len(needed)} were opened?"):
+        raise BadInput("no consent, nothing decided; `--refuse REASON` tells the coordinator")
+    store.decide(run_id, allowed=not refuse, reason=refuse, how="operator", env_sha256=chosen, consented=needed)
     if as_json:
-        show_json({"plan": run_id.hex(), "allowed": not refuse, "env_sha256": chosen.hex() if chosen else None})
+        facts = {"allowed": not refuse, "env_sha256": chosen.hex() if chosen else None, "consented_sums": len(needed)}
+        show_json({"plan": run_id.hex(), **facts})
     else:
         say(f"plan {run_id.hex()[:16]}… {'refused' if refuse else 'allowed'}; a running node acts on it within a second")
+
+
+def _offered(identity: NodeIdentity, envelope: bytes | None) -> RunPlan | None:
+    """The plan in an offered envelope; None if none was."""
+    if envelope is None:
+        return None
+    return open_statement(envelope, RunPlan, [identity.charter.terms.coordinator.signing_key]).fact
 
 
 def _word(store: NodeStore, run: bytes) -> str:

@@ -37,14 +37,14 @@ from dure_participant.bulk import BulkRefused, pull_blob, push_upload
 from dure_participant.environment import NotPrepared, env_of, launcher
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
-from dure_participant.exchange.dispute import known_instances
+from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import NodeRunState
-from dure_participant.exchange.turn import plan_of
+from dure_participant.exchange.turn import known_instances, plan_of
 from dure_participant.log.courier import Courier
 from dure_participant.recompute import Progress, Recomputer
 from dure_participant.settings import NodeSettings
-from dure_participant.store import Accepted, NodeStore
+from dure_participant.store import Accepted, Decision, NodeStore
 from dure_participant.trained import why_not
 from dure_participant.transport import Line
 from dure_participant.uploads import MaskedFile, Stream, file_sha256, instance_name, open_stream
@@ -159,9 +159,22 @@ class Hands:
                 await asyncio.to_thread(self._store.decide, run.run, allowed=True, reason="", how=rule.named, env_sha256=env)
             else:
                 log.info("plan.waits", run=run.label, plan=run.run.hex(), next=f"dure node allow {run.run.hex()[:16]}")
-        while (decision := await asyncio.to_thread(self._store.decision, run.run)) is None:  # noqa: ASYNC110  # another process writes it
+        decision = await self._decided(run, needs_consent(plan))
+        await self._feed(run, inputs.Allowed(run.run, decision.allowed, decision.reason, decision.consented))
+
+    async def _decided(self, run: Run, needed: frozenset[bytes]) -> Decision:
+        """The operator's word, once there is one; a yes counts with consent to every earlier sum on the plan's weights."""
+        told = False
+        while True:
+            decision = await asyncio.to_thread(self._store.decision, run.run)
+            if decision is not None and (not decision.allowed or needed <= set(decision.consented)):
+                return decision
+            if decision is not None and not told:
+                told = True
+                text = "allowed ahead, and it uses weights again on which sums were opened: look at it with `dure node allow` to consent"
+                await asyncio.to_thread(self._store.note, text, run.run)
+                log.info("plan.needs_consent", run=run.label, next=f"dure node allow {run.run.hex()[:16]}")
             await asyncio.sleep(DECISION_POLL_S)
-        await self._feed(run, inputs.Allowed(run.run, decision.allowed, decision.reason))
 
     async def _show_code(self, run: Run, plan: RunPlan) -> None:
         """The app's code on this disk: it can be read, and its environment prepared, before anybody allows it."""

@@ -26,6 +26,8 @@ from typing import Any
 from dure.errors import BadInput
 from dure.model.outer import lineage
 from dure.statements.kinds import RunPlan
+from dure_participant.exchange import again
+from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.site import History
 from dure_participant.settings import NodeSettings
 
@@ -110,8 +112,8 @@ def _rule(path: Path, number: int, table: Any) -> Rule:
 
 
 def consent(rules: tuple[Rule, ...], plan: RunPlan, history: History, settings: NodeSettings) -> Rule | None:
-    """The first rule that consents to this plan; None where a person must look, as always after an earlier run (rule 2)."""
-    if history.sent:
+    """The first rule that consents to this plan; None where a person must look: after an earlier run, or on weights summed before."""
+    if history.sent or needs_consent(plan):
         return None
     return next((rule for rule in rules if rule.admits(plan, settings)), None)
 
@@ -131,8 +133,14 @@ def in_words(plan: RunPlan, digest: bytes, history: History, environment: str) -
         *([f"averaged whatever the step: {', '.join(plan.outer_step.averaged)}, integers"] if plan.outer_step.averaged else []),
         *(f"may differ per node, for everybody to see: {key}, of {', '.join(some)}" for key, some in sorted(plan.per_node_config.items())),
         f"masked: updates, losses and metrics. In the clear: that you took part, examples (at most {plan.w_max}), tokens, seconds, bytes",
-        "first weights: as the coordinator sends them",
     ]
-    earlier = sorted({(s.run.hex()[:12], s.tensors.hex()[:12]) for s in history.sent})
-    lines += [f"earlier run {run} of this node, on tensors {tensors}" for run, tensors in earlier]
-    return lines
+    lines += again.in_words(plan.base, plan) if plan.base is not None else ["first weights: as the coordinator sends them"]
+    return [*lines, *_earlier_runs(plan, history)]
+
+
+def _earlier_runs(plan: RunPlan, history: History) -> list[str]:
+    """Every earlier run of this node on the same tensors; on any, where the plan does not say which it starts from."""
+    named = plan.base.tensors_sha256 if plan.base is not None else None
+    alike = {s.run for s in history.sent if named is None or s.tensors == named}
+    on = "on a model of the same shape" if named is not None else "on some model"
+    return [f"this node has taken part in run {run.hex()[:12]} before, {on}" for run in sorted(alike)]

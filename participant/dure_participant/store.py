@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS runs (run BLOB PRIMARY KEY, state BLOB NOT NULL, upda
 CREATE TABLE IF NOT EXISTS chain (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, prev BLOB);
 CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY AUTOINCREMENT, instance BLOB UNIQUE NOT NULL, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (
-  plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL, env BLOB
+  plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL, env BLOB,
+  consented TEXT NOT NULL DEFAULT '[]'
 );
 CREATE TABLE IF NOT EXISTS plans (run BLOB PRIMARY KEY, envelope BLOB NOT NULL, app_blob TEXT NOT NULL, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, run BLOB, text TEXT NOT NULL);
@@ -44,9 +45,9 @@ CREATE TABLE IF NOT EXISTS recomputations (
   number INTEGER PRIMARY KEY AUTOINCREMENT, run BLOB NOT NULL, exchange INTEGER NOT NULL, asked REAL NOT NULL,
   done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '', result TEXT, ended REAL
 );
-PRAGMA user_version = 5;
+PRAGMA user_version = 6;
 """
-VERSION = 5
+VERSION = 6
 KEEP_NOTES = 2_000
 
 
@@ -90,6 +91,8 @@ class Decision:
     time: float
     env_sha256: bytes | None = None
     """The environment to run it in, where the plan names none; None: this node's own interpreter."""
+    consented: tuple[bytes, ...] = ()
+    """Earlier sums on the plan's base (instances) that were shown and consented to; by a person only."""
 
 
 class NodeStore:
@@ -227,21 +230,31 @@ class NodeStore:
         """Envelopes of every plan offered, by run."""
         return {bytes(run): bytes(envelope) for run, envelope in self._rows("SELECT run, envelope FROM plans ORDER BY time")}
 
-    def decide(self, plan: bytes, *, allowed: bool, reason: str, how: str, env_sha256: bytes | None = None) -> None:
+    def decide(
+        self,
+        plan: bytes,
+        *,
+        allowed: bool,
+        reason: str,
+        how: str,
+        env_sha256: bytes | None = None,
+        consented: Iterable[bytes] = (),
+    ) -> None:
         """Record the operator's word on a plan digest; a later word replaces it."""
+        instances = json.dumps(sorted(i.hex() for i in consented))
         with self._transaction() as db:
-            row = (plan, int(allowed), reason, how, time.time(), env_sha256)
-            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?)", row)
+            values = (plan, int(allowed), reason, how, time.time(), env_sha256, instances)
+            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def decision(self, plan: bytes) -> Decision | None:
         """The word on a plan digest; None before there is one."""
-        rows = self._rows("SELECT allowed, reason, how, time, env FROM decisions WHERE plan = ?", plan)
-        return Decision(bool(rows[0][0]), *rows[0][1:]) if rows else None
+        rows = self._rows("SELECT allowed, reason, how, time, env, consented FROM decisions WHERE plan = ?", plan)
+        return _decision(*rows[0]) if rows else None
 
     def decisions(self) -> dict[bytes, Decision]:
         """Every word so far, by plan digest."""
-        rows = self._rows("SELECT plan, allowed, reason, how, time, env FROM decisions ORDER BY time")
-        return {bytes(plan): Decision(bool(allowed), *rest) for plan, allowed, *rest in rows}
+        rows = self._rows("SELECT plan, allowed, reason, how, time, env, consented FROM decisions ORDER BY time")
+        return {bytes(plan): _decision(*row) for plan, *row in rows}
 
     # -- recomputations asked for ----------------------------------------------------------------------------------
 
@@ -311,3 +324,7 @@ class NodeStore:
         """Every exchange in which something left, oldest first."""
         rows = self._rows("SELECT run, exchange, fact FROM given ORDER BY rowid")
         return [(bytes(run), exchange, json.loads(fact)) for run, exchange, fact in rows]
+
+
+def _decision(allowed: int, reason: str, how: str, at: float, env: bytes | None, consented: str) -> Decision:
+    return Decision(bool(allowed), reason, how, at, env, tuple(bytes.fromhex(i) for i in json.loads(consented)))

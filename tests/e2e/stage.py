@@ -123,6 +123,17 @@ class Stage:
             assert time.monotonic() < deadline, json.dumps(shown, indent=1)
             time.sleep(0.1)
 
+    def runs(self) -> list[str]:
+        """Every run the coordinator knows, oldest first."""
+        return [r["run"] for r in call(self.consortium.dir_of("coordinator"), "run-list", {}, timeout_s=30.0)["runs"]]
+
+    def until(self, so: Callable[[], bool]) -> None:
+        """Poll anything until it is so."""
+        deadline = time.monotonic() + LIMIT_S
+        while not so():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
     # -- what must hold ----------------------------------------------------------------------------------------------
 
     def check_whole(self, run: str, shown: Mapping[str, Any], rounds: int) -> None:

@@ -55,6 +55,7 @@ from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs as inp
+from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.site import History, Site
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.step import begin, owed, step
@@ -93,7 +94,7 @@ def make_plan(members: tuple[str, ...], c: int, step_name: str, **changes: Any) 
         stream="aes-256-ctr",
         recheck="off",
         keep_uploads="none",
-        base="as-sent",
+        base=None,
         w_max=65536,
         e_cap=6,
         colluders=c,
@@ -130,6 +131,8 @@ class SimNode:
     replies: list[tuple[Report, ReportReply]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     approves: bool = True
+    consents: bool = True
+    """Its operator consents to whatever sums the plan lists."""
     deaf: bool = False
     """Gets no directives (a network that holds them back)."""
 
@@ -138,6 +141,7 @@ class World:
     """Everything. `run_until` drives it; `log`, `answers` and `sent` are what tests look at."""
 
     def __init__(self, n: int = 5, c: int = 1, *, seed: int = 0, step_name: str = "average", duplicate: float = 0.1, **plan: Any) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.np = np.random.default_rng(seed)
         self.members = tuple(f"m{i:02d}" for i in range(n))
@@ -211,6 +215,18 @@ class World:
             witness_quorum=self.sim_log.quorum,
         )
         return SimNode(site, begin(self.run).to_bytes())
+
+    def run_after(self, **plan: Any) -> World:
+        """Another run of the same members and nodes: they remember what they sent in this one."""
+        after = World(
+            len(self.members), self.plan.colluders, seed=self.seed, step_name=self.plan.outer_step.name, **{"nonce": b"2" * 16, **plan}
+        )
+        assert after.run != self.run
+        after.rng.seed(self.seed + len(self.log))
+        after.now, after.blobs, after.chain = self.now, self.blobs, self.chain
+        for member, node in after.nodes.items():
+            node.history, node.chain = self.nodes[member].history, self.nodes[member].chain
+        return after
 
     def put(self, data: bytes, chunk_bytes: int = CHUNK_BYTES) -> str:
         name = str(blob_id(data, chunk_bytes))
@@ -459,7 +475,8 @@ class World:
                     if not reply.accepted:
                         node.notes.append(f"{action.report.kind}: {reply.field}: {reply.reason}")
             case act.AskOperator():
-                self.give(member, inp.Allowed(action.run, node.approves, "no"))
+                shown = tuple(sorted(needs_consent(self.plan))) if node.consents else ()
+                self.give(member, inp.Allowed(action.run, node.approves, "no", shown))
             case act.Train():
                 self.give(member, inp.Trained(action.exchange, self.train(member, action)))
             case act.Upload():

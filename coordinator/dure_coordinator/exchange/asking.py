@@ -39,6 +39,8 @@ def take_asked(state: RunState, event: Asked, now: float) -> Taken:
         instruction = instruction_of(event)
     except DureError as e:
         return Taken(answer_at_once(state, event, f"the request cannot be read: {e}"))
+    if why := _other_base(state, instruction):
+        return Taken(abort(state, why), refuse("weights", why))
     if state.halting and instruction.category == "train":
         after = halted_by(state, event)
         return Taken(after, refuse("run", f"is {after.phase}: {after.reason}"))
@@ -115,6 +117,15 @@ def node_values_of(asked: Asked) -> dict[str, per_node.NodeValues]:
     """Per member its own values; empty where everybody is sent the same."""
     found = json.loads(asked.node_values or b"{}")
     return {member: per_node.from_json(canonical_json(values)) for member, values in found.items()}
+
+
+def _other_base(state: RunState, instruction: Instruction) -> str:
+    """Why this run cannot go on: its plan names the first weights, and the ServerApp sends others before any were trained."""
+    named, arrays = state.facts.plan.base, instruction.arrays
+    first = not state.base_record or BaseRecord.from_json(state.base_record).exchange == 0
+    if named is None or arrays is None or not first or arrays.weights_id == named.weights_id:
+        return ""
+    return f"the plan starts from {named.origin}, and the ServerApp sends other weights first; without a strategy it must send these itself"
 
 
 def _opened(state: RunState) -> list[ExchangeState]:

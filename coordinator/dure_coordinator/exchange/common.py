@@ -75,6 +75,17 @@ def with_instance(state: RunState, **changes: Any) -> RunState:
     return with_exchange(state, instances=(*earlier, replace(current, **changes)))
 
 
+def with_known(state: RunState, changed: InstanceState) -> RunState:
+    """The state with this instance in place of the one of its id, in whatever exchange."""
+
+    def put(exchange: ExchangeState) -> ExchangeState:
+        if all(i.instance != changed.instance for i in exchange.instances):
+            return exchange
+        return replace(exchange, instances=tuple(changed if i.instance == changed.instance else i for i in exchange.instances))
+
+    return replace(state, closed=tuple(put(e) for e in state.closed), exchange=put(state.exchange) if state.exchange else None)
+
+
 def in_flight(state: RunState) -> ExchangeState | None:
     """The exchange being run, if one is."""
     return state.exchange if state.phase is RunPhase.EXCHANGE else None

@@ -170,6 +170,8 @@ def _take_report(state: RunState, event: Reported, now: float, over: bool) -> Ta
         return Taken(state, refuse("run", "is another run"))
     if event.member not in state.facts.member_signing_keys:
         return Taken(state, refuse("member", f"{event.member} is not in this run's roster"))
+    if over and event.report.kind is ReportKind.VOID:
+        return void.take_parting(state, event.member, event.report, now)
     if over and event.report.kind is not ReportKind.DISPUTE:
         return Taken(state, refuse("run", f"is {state.phase}: {state.reason}"))
     return _REPORTS[event.report.kind](state, event.member, event.report, now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dure_coordinator.exchange.common import is_over
+from dure_coordinator.exchange.common import all_exchanges, is_over
 from dure_coordinator.exchange.state import ExchangeState, RunPhase, RunState
 
 PACE_ROUNDS = 5
@@ -13,8 +13,7 @@ PACE_ROUNDS = 5
 
 def over(state: RunState) -> list[ExchangeState]:
     """Exchanges that closed or failed, in order."""
-    everyone = [*state.closed, *([state.exchange] if state.exchange is not None else [])]
-    return [e for e in everyone if is_over(e)]
+    return [e for e in all_exchanges(state) if is_over(e)]
 
 
 def history(state: RunState) -> list[dict[str, Any]]:

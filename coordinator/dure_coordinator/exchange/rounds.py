@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dure_coordinator.exchange.common import is_over
+from dure_coordinator.exchange.common import all_exchanges, is_over
 from dure_coordinator.exchange.state import RunState
 
 
@@ -27,7 +27,7 @@ def models(state: RunState) -> dict[int, Model]:
     """The model after each round; 0 is the first base. Where the ServerApp makes the bases, a round's model is known once it sends it."""
     found: dict[int, Model] = {}
     done = 0
-    for e in (*state.closed, *((state.exchange,) if state.exchange else ())):
+    for e in all_exchanges(state):
         if e.has_arrays and not (state.facts.named_step and found):
             found.setdefault(done, Model(e.asked.weights, e.layout, e.number if done else 0))
         if e.category == "train" and is_over(e):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dure.errors import DureError
+from dure.secagg import differences
 from dure.secagg.summing import shape_of
 from dure.statements.kinds import InstanceCommit
 from dure.statements.statement import open_statement
@@ -93,6 +94,32 @@ def advance_upload(state: RunState, now: float) -> RunState:
     held_up = [m for m in coming if not is_lost(state, m)]
     if held_up or len(survivors) < facts.u_min:
         return state
-    for member in waiting:
-        state = sit_out(state, member, "upload", silence(state, member, "did not finish its upload in time"))
+    return _fix(state, exchange, instance, survivors, now, late=late)
+
+
+def _fix(
+    state: RunState, exchange: ExchangeState, instance: InstanceState, committed: tuple[str, ...], now: float, *, late: bool
+) -> RunState:
+    """The survivors: who committed, or, where sums were opened on these weights before, a set of them that members will sign."""
+    facts = state.facts
+    earlier = earlier_sets(state, exchange, instance)
+    survivors = differences.choose(committed, earlier, facts.colluders, facts.u_min)
+    if survivors is None:
+        why = differences.why_not(committed, earlier, facts.colluders)
+        return begin_void(state, f"the sum of {names(committed)} may not be opened: {why}", now) if late else state
+    for member in instance.cohort:
+        if member in committed and member not in survivors:
+            state = sit_out(state, member, "upload", "left out, so that the sum is of the same members as an earlier one on these weights")
+        elif member not in committed:
+            state = sit_out(state, member, "upload", silence(state, member, "did not finish its upload in time"))
     return with_instance(state, phase=InstancePhase.SURVIVORS, survivors=survivors, began=now)
+
+
+def earlier_sets(state: RunState, exchange: ExchangeState, instance: InstanceState) -> list[tuple[str, ...]]:
+    """Survivor sets that members will compare this one with: the plan's on these weights; without arrays, this run's."""
+    base = state.facts.plan.base
+    if exchange.has_arrays:
+        listed = base.earlier if base is not None and base.weights_id == exchange.weights_id else ()
+        return [f.survivors for f in listed if (f.category, f.purpose) == (exchange.category, instance.purpose)]
+    before = [i for e in state.closed if not e.has_arrays for i in e.instances]
+    return [i.survivors for i in before if i.decision == "reveal"]

@@ -27,6 +27,7 @@ from dure_coordinator.exchange.state import (
     RunPhase,
     RunState,
 )
+from dure_coordinator.exchange.void import voids_needed
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def directive(state: RunState, member: str) -> Directive:
 def _directive(state: RunState, member: str) -> Directive:
     make = _Maker(state, member)
     if state.phase in (RunPhase.FINISHED, RunPhase.ABORTED):
-        return make(DirectiveKind.FINISHED, reason=f"{state.phase}: {state.reason}")
+        return make(DirectiveKind.FINISHED, documents=_parting(state, member), reason=f"{state.phase}: {state.reason}")
     if member not in state.approvals:
         plan = {"plan": state.facts.plan_envelope, "app": state.facts.plan.app_blob.encode()}
         return make(DirectiveKind.APPROVE, documents=plan, deadline=state.began + state.facts.plan.deadlines.approve)
@@ -110,6 +111,16 @@ def _waiting(make: _Maker, state: RunState) -> Directive:
             DirectiveKind.WAIT, exchange=last.number, instance=last.instance.instance, documents=voids, reason=state.reason or last.reason
         )
     return make(DirectiveKind.WAIT, exchange=last.number if last else 0, reason=state.reason)
+
+
+def _parting(state: RunState, member: str) -> dict[str, bytes]:
+    """How the instances ended that this member gave up at the run's end: V voids, or the certificate it may have been opened under."""
+    given_up = [i for e in all_exchanges(state) for i in e.instances if member in i.voids]
+    void = [i for i in given_up if len(i.voids) >= voids_needed(state, i)]
+    voids = [i.voids[m] for i in void for m in sorted(i.voids)]
+    certificates = [i.survivors_envelope for i in given_up if i not in void and i.survivors_envelope]
+    found = {"voids": voids, "certificates": certificates}
+    return {name: tlv.encode(*envelopes) for name, envelopes in found.items() if envelopes}
 
 
 def _of_epoch(make: _Maker, state: RunState, epoch: EpochState, member: str) -> Directive:

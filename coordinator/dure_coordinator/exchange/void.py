@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dure.errors import DureError
 from dure.secagg import thresholds
 from dure.statements.kinds import InstanceVoid
 from dure.statements.statement import open_statement
 from dure.wire.messages import Report
 from dure_coordinator.exchange.close import fail_exchange
-from dure_coordinator.exchange.common import OK, Taken, abort, current, names, refusal_of, refuse, with_instance
+from dure_coordinator.exchange.common import OK, Taken, abort, all_exchanges, current, names, refusal_of, refuse, with_instance, with_known
 from dure_coordinator.exchange.state import InstancePhase, InstanceState, RunState
 
 
@@ -36,6 +38,24 @@ def take_void(state: RunState, member: str, report: Report, now: float) -> Taken
     if (word.instance, word.member) != (instance.instance, member):
         return Taken(state, refuse("void", "names another instance or member"))
     return Taken(with_instance(state, voids={**instance.voids, member: report.body}))
+
+
+def take_parting(state: RunState, member: str, report: Report, now: float) -> Taken:
+    """A void that comes after the run's end: nodes give up whatever they do not know the end of, so that the base may be free again."""
+    found = next((i for e in all_exchanges(state) for i in e.instances if i.instance == report.instance), None)
+    if found is None or member not in found.cohort:
+        return Taken(state, refuse("instance", "is none of this run's that this member dealt in"))
+    if member in found.voids:
+        return Taken(state, OK if found.voids[member] == report.body else refuse("body", "another void was kept"))
+    epoch, seen = state.epoch, state.present.get(member)
+    keys = [*((epoch.node_keys[member],) if epoch and member in epoch.node_keys else ()), *((seen.node_key,) if seen else ())]
+    try:
+        word = open_statement(report.body, InstanceVoid, keys).fact
+    except DureError as e:
+        return Taken(state, refusal_of(e))
+    if (word.instance, word.member) != (found.instance, member):
+        return Taken(state, refuse("void", "names another instance or member"))
+    return Taken(with_known(state, replace(found, voids={**found.voids, member: report.body})))
 
 
 def voids_needed(state: RunState, instance: InstanceState) -> int:

@@ -99,6 +99,36 @@ def _as_known(key: str, value: np.ndarray[Any, Any], dtype: str, wanted: str) ->
         return (np.rint(value) if DTYPES[wanted].integer else value).astype(DTYPES[wanted].array), wanted
 
 
+def replaced(own: ArrayRecord, base: Path, layout: Layout, origin: str) -> ArrayRecord:
+    """The base's values under the names and in the order of the app's own initial arrays.
+
+    Raises:
+        GridRefused: naming the first tensor of the app that the base does not have so, or of the base that the app does not have.
+    """
+    wanted = {name: (dtype_of(array), tuple(array.shape)) for name, array in own.items()}
+    for name, (dtype, shape) in wanted.items():
+        if name not in layout:
+            raise GridRefused(f"--from {origin}: it has no tensor {name!r}, and the app's model has ({dtype}{list(shape)})")
+        there = layout[name]
+        if (dtype, shape) != (there.dtype, there.shape):
+            what = f"{there.dtype}{list(there.shape)} there and {dtype}{list(shape)} in the app's model"
+            raise GridRefused(f"--from {origin}: tensor {name!r} is {what}")
+    if extra := next((e.name for e in layout.entries if e.name not in wanted), None):
+        raise GridRefused(f"--from {origin}: it has tensor {extra!r}, and the app's model does not")
+    tensors = unflatten(open_flat(base, layout), layout)
+    return ArrayRecord({name: _array(tensors[name], dtype) for name, (dtype, _) in wanted.items()})
+
+
+def dtype_of(array: Array) -> str:
+    """The dtype an array stands for: bfloat16 comes as its bit patterns."""
+    return "bfloat16" if array.dtype == "bfloat16" else str(np.dtype(array.dtype).name)
+
+
+def _array(value: np.ndarray[Any, Any], dtype: str) -> Array:
+    plain = Array(np.ascontiguousarray(value))
+    return Array(dtype="bfloat16", shape=plain.shape, stype=plain.stype, data=plain.data) if dtype == "bfloat16" else plain
+
+
 def read_arrays(path: Path, layout: Layout) -> ArrayRecord:
     """A flat file as a Flower record, in the layout's order and dtypes (bfloat16 as float32)."""
     return record_of(open_flat(path, layout), layout)

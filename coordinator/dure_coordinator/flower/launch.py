@@ -56,6 +56,14 @@ class ProcessConfig:
     """From the plan (the app's `[tool.dure]`): strategy classes declared to be functions of the weighted mean."""
     reconnect_s: float = 600.0
     """How long the process waits for a coordinator that restarts."""
+    base_flat: str = ""
+    """Flat file of the weights the plan starts from, handed to the strategy instead of its own; "" for none. Read only."""
+    base_layout: str = ""
+    """Canonical JSON of that file's layout; the app's may have another order."""
+    base_origin: str = ""
+    """Where they come from, in words."""
+    probe: bool = False
+    """Run the app only up to its first broadcast, to members that are not there, and keep what it would send."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -6,10 +6,12 @@ When flwr moves one of these, the contract test fails by name and this file is w
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.object_ref import load_app
@@ -42,8 +44,14 @@ def set_message_id(message: Any, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def wrap_strategy_start(before: Callable[[Strategy, Grid], None], after: Callable[[Strategy, Any], None]) -> Callable[[], None]:
+def wrap_strategy_start(
+    before: Callable[[Strategy, Grid], None],
+    after: Callable[[Strategy, Any], None],
+    first: Callable[[ArrayRecord], ArrayRecord] = lambda arrays: arrays,
+) -> Callable[[], None]:
     """Call `before(strategy, grid)` when any strategy starts, and `after(strategy, result)` when it is done.
+
+    `first` turns the app's initial arrays into those the strategy gets: all its state (FedAdam's, too) then comes from them.
 
     Patches the one method every stock strategy inherits; a class with a `start` of its own is caught at the Grid,
     which sends nothing for a strategy that was never let through.
@@ -52,11 +60,14 @@ def wrap_strategy_start(before: Callable[[Strategy, Grid], None], after: Callabl
         a function that undoes it.
     """
     original = Strategy.start
+    shape = inspect.signature(original)
 
     @functools.wraps(original)
     def start(self: Strategy, grid: Grid, *args: Any, **kwargs: Any) -> Any:
         before(self, grid)
-        result = original(self, grid, *args, **kwargs)
+        bound = shape.bind(self, grid, *args, **kwargs)
+        bound.arguments["initial_arrays"] = first(bound.arguments["initial_arrays"])
+        result = original(*bound.args, **bound.kwargs)
         after(self, result)
         return result
 

@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from dure_coordinator.flower.backend import Backend, GridRefused, QuorumMissing,
 from dure_coordinator.flower.grid import DureGrid
 from dure_coordinator.flower.grpc_backend import CoordinatorGone, GrpcBackend
 from dure_coordinator.flower.launch import EXIT_COORDINATOR_GONE, EXIT_FAILED, EXIT_FINISHED, ProcessConfig
+from dure_coordinator.flower.probe_backend import ProbeBackend, Sent
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
@@ -48,6 +50,8 @@ def main() -> int:
     """Run the app of the config on stdin; returns the exit code."""
     die_with_parent()
     config = ProcessConfig.from_json(sys.stdin.read())
+    if config.probe:
+        return probe(config)
     backend = GrpcBackend(config.socket, Path(config.run_dir), reconnect_s=config.reconnect_s)
     try:
         return run(config, backend)
@@ -56,6 +60,20 @@ def main() -> int:
         return EXIT_COORDINATOR_GONE
     finally:
         backend.close()
+
+
+def probe(config: ProcessConfig) -> int:
+    """Write what the app would send first, or why it cannot, to the run's folder."""
+    backend = ProbeBackend(max(config.members, config.quorum))
+    error = ""
+    try:
+        serve(config, backend)
+    except Sent:
+        pass
+    except (Exception, SystemExit) as e:  # the author's code may raise anything
+        error = str(e) if isinstance(e, DureError) else f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
+    backend.write(Path(config.run_dir), error)
+    return EXIT_FINISHED
 
 
 def run(config: ProcessConfig, backend: Backend) -> int:
@@ -99,7 +117,7 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
         members=config.members,
     )
     results: list[Any] = []
-    undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result))
+    undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result), _first(config))
     try:
         server_app = private.load_server_app(app.serverapp, folder)
         # Importing the app may have drawn random numbers or seeded them with the time.
@@ -119,6 +137,14 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     finally:
         undo()
     return _result(results[-1] if results else None, Path(config.run_dir), grid.layout)
+
+
+def _first(config: ProcessConfig) -> Callable[[ArrayRecord], ArrayRecord]:
+    """What the strategy starts with: the app's own arrays, or those the plan names."""
+    if not config.base_flat:
+        return lambda arrays: arrays
+    layout = Layout.from_json(Path(config.base_layout).read_bytes())
+    return lambda arrays: convert.replaced(arrays, Path(config.base_flat), layout, config.base_origin)
 
 
 def _seed(seed: int) -> None:

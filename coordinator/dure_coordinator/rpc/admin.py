@@ -8,20 +8,21 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dure.apps import run_config, unpack_app
-from dure.environments import place
+from dure.apps import App, run_config, unpack_app
 from dure.errors import BadInput, DureError, world_error
 from dure.identity.keys import public_bytes
 from dure.model.outer import lineage
 from dure.statements.dsse import key_id
 from dure.statements.kinds import RunPlan, Usage
 from dure.statements.statement import read_verified, seal
+from dure_coordinator.bases import Start, start_from
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.history import history, over, rounds_over, time_left_s
 from dure_coordinator.export import model_of, write_model
@@ -37,6 +38,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 ADMIN_SOCKET = "admin.sock"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A plan, and what it was made of."""
+
+    app: App
+    blob: str
+    """Blob id text of the app's archive."""
+    plan: RunPlan
+    start: Start | None
 
 
 class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # generated, untyped
@@ -133,7 +145,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
 
     # -- starting and ending ---------------------------------------------------------------------------------------
 
-    async def _made(self, arguments: dict[str, Any], archive: bytes) -> tuple[Any, str, Any]:
+    async def _made(self, arguments: dict[str, Any], archive: bytes) -> Made:
         digest = bytes.fromhex(str(arguments["app_sha256"]))
         scratch = self._c.folder.directory / "runs" / f"plan-{secrets.token_hex(8)}"
         try:
@@ -152,6 +164,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         if rounds < 1:
             raise BadInput(f"--rounds {rounds}: at least 1")
         blob = await asyncio.to_thread(self._c.blobs.put_bytes, archive)
+        start = await self._from(arguments)
         plan = make_plan(
             charter=self._c.charter,
             app=app,
@@ -165,23 +178,30 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             deadlines=dict(arguments.get("deadlines", {})),
             now=time.time(),
             keep_uploads=str(arguments.get("keep_uploads", "none")),
+            base=None if start is None else start.base,
         )
-        return app, str(blob), plan
+        if start is not None:
+            await self._c.probe(plan, archive, start)
+        return Made(app, str(blob), plan, start)
+
+    async def _from(self, arguments: dict[str, Any]) -> Start | None:
+        if "from" not in arguments:
+            return None
+        number = arguments.get("round")
+        colluders = self._c.charter.terms.colluders
+        return await start_from(self._c.fleet, str(arguments["from"]), None if number is None else int(number), colluders)
 
     async def _plan(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
-        _app, _blob, plan = await self._made(arguments, archive)
+        plan = (await self._made(arguments, archive)).plan
         awake = sorted(self._c.fleet.here)
         env = plan.env_sha256.hex() if plan.env_sha256 else None
         facts = {"app": plan.app_name, "app_sha256": plan.app_sha256.hex(), "env_sha256": env}
         return {**self._forecast(plan), **facts, "connected_now": awake}
 
     async def _start(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
-        _app, blob, plan = await self._made(arguments, archive)
-        if plan.env_sha256 is not None and place.prepared(self._c.folder.directory, plan.env_sha256) is None:
-            raise BadInput(
-                f"environment {plan.env_sha256.hex()[:16]}…, in which the ServerApp runs, is not prepared here; first: "
-                f"dure coordinator env prepare APP --wheels FOLDER --dir {self._c.folder.directory}"
-            )
+        made = await self._made(arguments, archive)
+        plan = made.plan
+        self._c.check_environment(plan)
         key = self._c.folder.signing_key
         performer: Any = self._c.fleet.performer
         async with performer.chain_lock:
@@ -191,7 +211,8 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             read_verified(raw, RunPlan)  # what nobody could read back is not kept
             run = envelope.payload_sha256
             row = RunRow(run, plan.name, raw, plan.app_sha256, created=time.time())
-            also = With(statements=(StatementRow.of(raw, run),), blobs=(BlobRow(run, "app", blob),), chain=(party, after))
+            blobs = (BlobRow(run, "app", made.blob), *(await self._c.start_rows(run, made.start) if made.start else ()))
+            also = With(statements=(StatementRow.of(raw, run),), blobs=blobs, chain=(party, after))
             await self._c.fleet.add(row, also)
         log.info("run.started", run=run.hex()[:12], app=plan.app_name, rounds=plan.rounds)
         return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **self._forecast(plan)}

@@ -118,6 +118,12 @@ class Layout:
     def flat_bytes(self) -> int:
         return 4 * self.elements
 
+    @cached_property
+    def tensors_sha256(self) -> bytes:
+        """SHA-256 of names, dtypes and shapes in bytewise order of name: the same for every order of the same tensors."""
+        listed = sorted(([e.name, e.dtype, list(e.shape)] for e in self.entries), key=lambda t: str(t[0]).encode())
+        return sha256(b"dure tensors 1\n" + json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()).digest()
+
     @property
     def parameters(self) -> int:
         """Elements that belong to a tensor: what a person calls the size of the model."""

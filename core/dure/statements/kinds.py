@@ -50,6 +50,33 @@ class OuterStep:
 
 
 @dataclass(frozen=True)
+class EarlierSum:
+    """An instance on the plan's base that was opened, or may have been: certified, and not voided."""
+
+    instance: Instance
+    category: Annotated[str, Pattern("train|evaluate|query")]
+    purpose: Annotated[str, Pattern("scales|update|scalars")]
+    survivors: Annotated[tuple[MemberId, ...], Items(3, 255)]
+
+
+@dataclass(frozen=True)
+class NamedBase:
+    """First weights that were there before the run, and every sum opened on them: who uses them again must have seen these."""
+
+    weights_id: Digest
+    tensors_sha256: Digest
+    """Of names, dtypes and shapes, in any order (dure.model.layout.tensors_sha256)."""
+    parameters: Counter
+    origin: Annotated[str, Pattern(r"[^\x00-\x1f]{1,300}")]
+    """In words: the run and its round, or the file."""
+    run: Digest | None
+    """The run whose model it is; null for a file."""
+    file_sha256: Digest | None
+    """SHA-256 of the safetensors file; null for a run."""
+    earlier: Annotated[tuple[EarlierSum, ...], Items(0, 256)]
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """What members approve before a run. `run` = SHA-256 of this statement's payload, which holds a nonce: one approval, one run."""
 
@@ -73,7 +100,8 @@ class RunPlan:
     stream: Annotated[str, Pattern("aes-256-ctr")]
     recheck: Annotated[str, Pattern("off")]
     keep_uploads: Annotated[str, Pattern("none|all")]
-    base: Annotated[str, Pattern("as-sent")]
+    base: NamedBase | None
+    """Where the first weights come from; null: whatever the ServerApp sends first."""
     w_max: Annotated[int, Range(1, 2**40)]
     e_cap: Annotated[int, Range(-40, 6)]
     colluders: Annotated[int, Range(1, 254)]

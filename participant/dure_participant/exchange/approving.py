@@ -9,6 +9,7 @@ from dure.secagg import thresholds
 from dure.statements.kinds import RunApproval, RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import Directive
+from dure_participant.exchange.again import judge_base, judge_consent, needs_consent
 from dure_participant.exchange.inputs import Allowed
 from dure_participant.exchange.turn import Turn, document, plain, same
 
@@ -57,6 +58,7 @@ def judge_plan(turn: Turn, plan: RunPlan) -> None:
         raise Refused("outer_step", "none needs allow_unrecomputed_bases in charter and plan: the coordinator would pick every base")
     if plan.outer_step.name != "none":
         parse_step({"name": plan.outer_step.name, **plan.outer_step.settings})
+    judge_base(site, turn.history, turn.state.run, plan)
 
 
 def take_allowed(turn: Turn, given: Allowed) -> None:
@@ -76,6 +78,7 @@ def take_allowed(turn: Turn, given: Allowed) -> None:
         turn.change(decision="refused", refusal=plain(f"refused by this node: {e}", 900))
         turn.note(f"refuses the plan {turn.plan.name}: {e}")
         return
+    judge_consent(turn.plan, frozenset(given.consented))
     approval = turn.seal(RunApproval(state.run, turn.site.member, turn.site.node)).to_bytes()
-    turn.change(decision="allowed", refusal="", approval=approval)
+    turn.change(decision="allowed", refusal="", approval=approval, consented=tuple(sorted(needs_consent(turn.plan))))
     turn.note(f"approved {turn.plan.name}")

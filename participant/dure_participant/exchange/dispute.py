@@ -22,14 +22,10 @@ from dure_participant.exchange.inputs import Recomputed
 from dure_participant.exchange.rules import payload_sha256
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import InstanceWork, NodeRunState, OwnDispute, SeenDispute
-from dure_participant.exchange.turn import Turn, plain, same, sit_out
+from dure_participant.exchange.turn import Turn, known_instances, plain, same, sit_out
 
 GARBAGE = "recomputation agrees with the coordinator: some member's upload was garbage, who sent it cannot be known"
 KEPT = 64
-
-
-def known_instances(state: NodeRunState) -> tuple[InstanceWork, ...]:
-    return (*state.past, *(state.exchange.instances if state.exchange else ()))
 
 
 def _known(state: NodeRunState, instance: bytes) -> InstanceWork | None:

@@ -150,6 +150,8 @@ def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id:
     if plan.outer_step.name == "none":
         same("base.step", dict(record.step), {}, "must be empty: the plan leaves the step to the ServerApp")
         same("base.outer_state", record.outer_state, None, "must be null: the plan leaves the step to the ServerApp")
+        if record.exchange == 0:
+            _named(turn, weights_id)
         if state.base_record:
             mine = BaseRecord.from_json(state.base_record)
             if record.exchange <= mine.exchange:
@@ -163,6 +165,7 @@ def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id:
         same("weights_id", weights_id, first_weights(turn, weights_id), "are not the first weights this node contributed on in this run")
         expected = BaseRecord(record.weights, None, first_step(plan), None, 0)
         same("base", raw, expected.to_json(), "is not the first base of this plan")
+        _named(turn, weights_id)
         return
     mine_at = BaseRecord.from_json(state.base_record).exchange if state.base_record else 0
     if record.exchange <= mine_at:
@@ -170,6 +173,12 @@ def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id:
     _accepted_by_others(turn, directive, record, epoch)
     turn.change(base_record=raw, base_weights_id=weights_id, last_closed=max(state.last_closed, record.exchange))
     turn.note(f"takes the base of exchange {record.exchange} as accepted from peers")
+
+
+def _named(turn: Turn, weights_id: bytes) -> None:
+    """The first base is the one the plan names, if it names one."""
+    if turn.plan.base is not None:
+        same("weights_id", weights_id, turn.plan.base.weights_id, "are not the weights this plan starts from")
 
 
 def _accepted_by_others(turn: Turn, directive: Directive, record: BaseRecord, epoch: EpochWork) -> None:

@@ -24,6 +24,8 @@ class Allowed:
     allowed: bool = True
     reason: str = ""
     """Why not; sent to the coordinator as the refusal."""
+    consented: tuple[bytes, ...] = ()
+    """Earlier sums on the plan's base (instances) that the operator was shown and consented to."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def owed_in(site: Site, state: NodeRunState) -> tuple[Action, ...]:
 
 def _followed(site: Site, state: NodeRunState) -> tuple[Action, ...]:
     if state.finished:
-        return ()
+        return tuple(_send(state, ReportKind.VOID, w.void, instance=w.instance) for w in state.past if w.void)
     if state.kind == "approve":
         return _approve(state)
     if state.kind == "lost":

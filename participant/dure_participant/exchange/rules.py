@@ -6,38 +6,45 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dure.errors import DureError, Refused
+from dure.model.layout import Layout
 from dure.secagg import thresholds
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceVoid
 from dure.statements.statement import open_statement, read_verified
+from dure_participant.exchange.again import is_consented
 from dure_participant.exchange.site import History, Sent
 from dure_participant.exchange.state import ExchangeWork, InstanceWork
-from dure_participant.exchange.turn import Turn, own_word, secret_of, unpack
+from dure_participant.exchange.turn import Turn, known_instances, own_word, secret_of, unpack
 
 MAX_VOIDS = 1024
 """Void statements looked at in one directive: more is somebody's attempt to keep this node checking signatures."""
 
 
-def counting(history: History, exchange: ExchangeWork, purpose: str) -> list[Sent]:
-    """Earlier instances that count against sending bytes of this purpose in this exchange; voided ones do not."""
+def counting(history: History, run: bytes, exchange: ExchangeWork, purpose: str) -> list[Sent]:
+    """Earlier instances that count against sending bytes of this purpose in this exchange; voided ones do not.
+
+    Weights count in whatever run; a message without arrays is answered once per run.
+    """
     arrays = bool(exchange.layout)
-    return [
-        sent
-        for sent in history.sent
-        if sent.purpose == purpose
-        and sent.category == exchange.category
-        and sent.outcome != "void"
-        and (sent.weights_id == exchange.weights_id if arrays else sent.content_id == exchange.content_id and sent.weights_id == bytes(32))
-    ]
+
+    def same_content(sent: Sent) -> bool:
+        if arrays:
+            return sent.weights_id == exchange.weights_id
+        return (sent.run, sent.content_id, sent.weights_id) == (run, exchange.content_id, bytes(32))
+
+    alike = [s for s in history.sent if (s.purpose, s.category) == (purpose, exchange.category) and s.outcome != "void"]
+    return [sent for sent in alike if same_content(sent)]
 
 
 def may_send(turn: Turn, exchange: ExchangeWork, purpose: str, instance: bytes = b"") -> None:
     """`Refused` if bytes of this purpose on these weights were sent before and are not voided."""
     what = f"{exchange.category} replies on these weights" if exchange.layout else f"a reply to this {exchange.category} message"
-    for sent in counting(turn.history, exchange, purpose):
-        if sent.instance != instance:
+    for sent in counting(turn.history, turn.state.run, exchange, purpose):
+        if sent.instance != instance and not is_consented(turn, sent):
             where = f"exchange {sent.exchange}" + ("" if sent.run == turn.state.run else f" of run {sent.run.hex()[:12]}")
-            raise Refused("weights", f"this node has sent {what} in {where} already ({sent.outcome}); a second sum could single it out")
+            way_on = "" if sent.run == turn.state.run else "; a plan that names them (`dure run start APP --from`) can ask for consent"
+            why = f"this node has sent {what} in {where} already ({sent.outcome}); a second sum could single it out{way_on}"
+            raise Refused("weights", why)
 
 
 def first_weights(turn: Turn, offered: bytes) -> bytes:
@@ -74,20 +81,20 @@ def record_of(turn: Turn, exchange: ExchangeWork, work: InstanceWork, outcome: s
         instance=work.instance,
         content_id=exchange.content_id,
         outcome=outcome,
+        tensors=Layout.from_json(exchange.layout).tensors_sha256 if exchange.layout else bytes(32),
     )
 
 
-def mark(turn: Turn, instance: bytes, outcome: str) -> None:
-    """The end of an instance this node sent bytes in."""
+def mark(turn: Turn, instance: bytes, outcome: str, survivors: tuple[str, ...] = ()) -> None:
+    """The end of an instance this node sent bytes in, and whom its certificate names."""
     for sent in turn.history.sent:
-        if sent.instance == instance and sent.outcome != outcome:
-            turn.record(replace(sent, outcome=outcome))
+        if sent.instance == instance and (sent.outcome, sent.survivors) != (outcome, survivors or sent.survivors):
+            turn.record(replace(sent, outcome=outcome, survivors=survivors or sent.survivors))
 
 
 def take_voids(turn: Turn, envelopes: bytes) -> None:
     """Voids of other members: V of an instance's own cohort free its base. A node that has revealed in it takes none."""
-    known: dict[bytes, InstanceWork] = {work.instance: work for work in turn.state.past}
-    known |= {work.instance: work for work in (turn.state.exchange.instances if turn.state.exchange else ())}
+    known: dict[bytes, InstanceWork] = {work.instance: work for work in known_instances(turn.state)}
     by_instance: dict[bytes, set[str]] = {}
     raws = unpack(envelopes, "voids")
     if len(raws) > MAX_VOIDS:

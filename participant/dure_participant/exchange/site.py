@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dure.statements.schema import Hex, Pattern, Range
+from dure.statements.schema import Hex, Items, Pattern, Range
 from dure.tlog.note import NoteKey
 
 
@@ -65,7 +65,9 @@ class Sent:
     outcome: Annotated[str, Pattern("open|void|summed|out")] = "open"
     """open: undecided; void: V certificates seen; summed: this node's bytes are in an opened sum; out: opened without it."""
     tensors: Annotated[bytes, Hex(32)] = bytes(32)
-    """Layout digest, to recognise earlier runs on the same tensors."""
+    """`Layout.tensors_sha256`, to recognise earlier runs on the same tensors; zeros without arrays."""
+    survivors: Annotated[tuple[str, ...], Items(0, 255)] = ()
+    """Whom its sum is of, by a certificate this node has seen; empty: it has seen none."""
 
 
 @dataclass(frozen=True)

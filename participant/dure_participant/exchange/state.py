@@ -177,6 +177,8 @@ class NodeRunState:
     decision: Annotated[str, Pattern("ask|allowed|refused")] = "ask"
     refusal: Note = ""
     approval: Blob = b""
+    consented: Annotated[tuple[Annotated[bytes, Hex(most=512)], ...], Items(0, 256)] = ()
+    """Instances on the plan's base that the operator has seen and consented to."""
     kind: Annotated[str, Pattern(r"[a-z-]{0,16}")] = ""
     """The directive followed now; what `owed` answers depends on it."""
     epoch: EpochWork | None = None
@@ -190,7 +192,8 @@ class NodeRunState:
     lost_epoch: Number = 0
     exchange: ExchangeWork | None = None
     past: Annotated[tuple[InstanceWork, ...], Items(0, 256)] = ()
-    """Instances of earlier exchanges this node sent bytes in and does not know the end of; their secrets are erased."""
+    """Instances of earlier exchanges this node sent bytes in and does not know the end of; their secrets are erased. Once the run is over,
+    of its last exchange too: each with this node's void, unless it had revealed."""
     last_closed: Number = 0
     """Highest exchange closed for this node."""
     last_accepted: Number = 0

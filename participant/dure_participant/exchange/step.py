@@ -18,7 +18,7 @@ from dure_participant.exchange.inputs import Allowed, Directed, Failed, Input, R
 from dure_participant.exchange.owed import owed_in
 from dure_participant.exchange.site import History, Sent, Site
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
-from dure_participant.exchange.turn import AheadOfMe, Turn, plain, sit_out
+from dure_participant.exchange.turn import AheadOfMe, Turn, known_instances, plain, sit_out
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,15 @@ def _follow(turn: Turn, directive: Directive) -> None:
 
 
 def _finish(turn: Turn, directive: Directive) -> None:
-    """The run is over: every secret of it is erased."""
-    exchange = turn.state.exchange
-    if exchange is not None:
-        thin = tuple(replace(w, secret=b"", group_key=b"", share=b"") for w in exchange.instances)
-        turn.change(exchange=replace(exchange, instances=thin))
-    turn.change(kind="finished", finished=True, epoch=None, old_epoch=None, lost=b"", status=plain(directive.reason, 900))
-    if not turn.state.plan_envelope or directive.reason:
+    """The run is over: every secret of it is erased. Shown again, it may bring how the last instances ended."""
+    if not turn.state.finished:
+        void.part(turn, directive.reason)
         turn.note(plain(f"run over: {directive.reason}"))
+    turn.change(kind="finished", finished=True, epoch=None, old_epoch=None, lost=b"", status=plain(directive.reason, 900))
+    if "voids" in directive.documents:
+        rules.take_voids(turn, directive.documents["voids"])
+    if "certificates" in directive.documents:
+        survivors.take_certificates(turn, directive.documents["certificates"])
 
 
 def _failed(turn: Turn, given: Failed) -> None:
@@ -168,7 +169,7 @@ def _doubted(state: NodeRunState, given: Failed) -> InstanceWork | None:
     """The sum that could not even be verified: not served, noise, no next base follows from it."""
     if not given.what.startswith("verify/") or not given.reason.startswith("sum: "):
         return None
-    return next((w for w in dispute.known_instances(state) if given.what.endswith(InstanceId.decode(w.instance).key)), None)
+    return next((w for w in known_instances(state) if given.what.endswith(InstanceId.decode(w.instance).key)), None)
 
 
 def _concerns(exchange: ExchangeWork, what: str) -> bool:

@@ -10,9 +10,10 @@ from dure.statements.kinds import InstanceCommit, InstanceSurvivors
 from dure.statements.statement import Signed, open_statement
 from dure.tlog.proof import TlogProof
 from dure.wire.messages import Directive
+from dure_participant.exchange.again import judge_set
 from dure_participant.exchange.rules import mark
 from dure_participant.exchange.state import InstanceWork
-from dure_participant.exchange.turn import Turn, document, find_instance, instance_id, own_word, same, secret_of
+from dure_participant.exchange.turn import Turn, document, find_instance, instance_id, own_word, same, secret_of, unpack
 from dure_participant.exchange.upload import shape_of, trailer_length
 
 
@@ -35,6 +36,7 @@ def follow_survivors(turn: Turn, directive: Directive) -> None:
         turn.note(str(e))
         return
     same("parts", [m for m in hashes if m not in work.cohort], [], "name somebody who is not in the cohort")
+    judge_set(turn, turn.exchange, work, tuple(sorted(hashes)))
     secret, signature = sums.sign_survivors(secret_of(work), ctx=work.ctx, commits=hashes, u_min=turn.u_min, node_key=turn.site.node_key)
     turn.put_instance(replace(work, secret=secret.to_bytes(), signature=signature, survivors=tuple(sorted(hashes))))
     turn.change(kind="survivors")
@@ -94,6 +96,20 @@ def judge_proof(turn: Turn, envelope: bytes, proof: bytes) -> None:
     TlogProof.from_bytes(proof).verify(envelope, site.log_key, site.witnesses, quorum=site.witness_quorum)
 
 
+def take_certificates(turn: Turn, envelopes: bytes) -> None:
+    """Certificates of instances this node does not know the end of: they may have been opened, and now it knows whom their sums are of."""
+    for raw in unpack(envelopes, "certificates"):
+        said = open_statement(raw, InstanceSurvivors, [turn.site.coordinator_key]).fact
+        work = next((w for w in turn.state.past if w.instance == said.instance), None)
+        if work is None:
+            continue
+        members = judge_survivors(turn, work, said)
+        for sent in turn.history.sent:
+            if sent.instance == work.instance:
+                turn.record(replace(sent, survivors=members))
+        turn.change(past=tuple(w for w in turn.state.past if w.instance != work.instance))
+
+
 def follow_reveal(turn: Turn, directive: Directive) -> None:
     """Gives what opens exactly the certified set; `members` are dropped ones whose bundle does not open."""
     work = find_instance(turn.state.exchange, directive.instance)
@@ -101,6 +117,7 @@ def follow_reveal(turn: Turn, directive: Directive) -> None:
     said = open_statement(envelope, InstanceSurvivors, [turn.site.coordinator_key]).fact
     members = judge_survivors(turn, work, said)
     judge_proof(turn, envelope, document(directive.documents, "proof"))
+    judge_set(turn, turn.exchange, work, members)
     not_opening = tuple(m for m in directive.members if m != turn.site.member)
     secret, message = sums.reveal(
         secret_of(work),
@@ -112,6 +129,6 @@ def follow_reveal(turn: Turn, directive: Directive) -> None:
         node_keys=work.node_keys,
         node_key=turn.site.node_key,
     )
-    mark(turn, work.instance, "summed" if turn.site.member in members else "out")
+    mark(turn, work.instance, "summed" if turn.site.member in members else "out", members)
     turn.put_instance(replace(work, secret=secret.to_bytes(), survivors=members, survivors_envelope=envelope, reveal=message))
     turn.change(kind="reveal")

@@ -131,6 +131,11 @@ def find_instance(exchange: ExchangeWork | None, instance: bytes) -> InstanceWor
     raise Refused("instance", "this node knows no such instance")
 
 
+def known_instances(state: NodeRunState) -> tuple[InstanceWork, ...]:
+    """Every instance this run's state still holds."""
+    return (*state.past, *(state.exchange.instances if state.exchange else ()))
+
+
 def find_known(state: NodeRunState, instance: bytes) -> InstanceWork:
     """The same, among the instances of earlier exchanges too."""
     past = next((p for p in state.past if p.instance == instance), None)

@@ -53,6 +53,7 @@ def take_aggregate(turn: Turn, survivors: bytes, aggregate: bytes, blob: str, *,
         same("sum", blob, "", "is named where there is none")
     else:
         same("sum", (BlobId.parse(blob).root, BlobId.parse(blob).length), (said.root, length), "is not the blob the aggregate names")
+    mark(turn, work.instance, "summed" if turn.site.member in members else "out", members)
     turn.put_known(
         replace(
             work,
@@ -150,7 +151,6 @@ def _accept(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None:
     digests, again = tuple(d for d, _ in sums_of), tuple(d for d, recomputed in sums_of if recomputed)
     accept = turn.seal(ExchangeAccept(turn.state.run, exchange.number, turn.site.member, digests, again, base_id))
     inside = turn.site.member in work.survivors
-    mark(turn, work.instance, "summed" if inside else "out")
     turn.put_instance(replace(_erased(work), verified=True))
     turn.change_exchange(accept=pack(accept.to_bytes(), work.usage))
     number = exchange.number

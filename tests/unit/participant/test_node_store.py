@@ -124,3 +124,11 @@ def test_a_file_that_is_no_store_or_of_a_newer_version_is_named(path):
     store.close()
     with pytest.raises(BadInput, match="upgrade"):
         NodeStore(path)
+
+
+def test_consent_is_kept_with_the_word_on_a_plan(path):
+    store = NodeStore(path)
+    store.decide(RUN, allowed=True, reason="", how="operator", consented=[b"two", b"one"])
+    assert NodeStore(path).decision(RUN).consented == (b"one", b"two")
+    store.decide(RUN, allowed=True, reason="", how="operator")
+    assert NodeStore(path).decision(RUN).consented == (), "a later word replaces it whole"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from dure.errors import BadInput
+from dure.secagg.ids import InstanceId, Purpose
+from dure.statements.kinds import EarlierSum, NamedBase
 from dure_participant import policy
 from dure_participant.exchange.site import History, Sent
 from dure_participant.settings import NodeSettings, assign, load
 
-PLAN = SimpleNamespace(app_name="pretrain", app_sha256=b"\xab" * 32, env_sha256=b"\xcd" * 32, name="titan-7", rounds=10, w_max=500)
+PLAN = SimpleNamespace(
+    app_name="pretrain", app_sha256=b"\xab" * 32, env_sha256=b"\xcd" * 32, name="titan-7", rounds=10, w_max=500, base=None
+)
 NOTHING_SENT = History()
 
 
@@ -88,3 +93,13 @@ def test_settings_for_the_node_and_for_its_apps_live_in_one_file(tmp_path):
 def test_a_setting_of_the_wrong_type_is_named(tmp_path):
     with pytest.raises(BadInput, match="threads must be int"):
         assign(tmp_path, {"threads": "many"})
+
+
+def test_no_rule_consents_to_another_sum_on_weights_that_were_summed_on_even_at_a_node_that_was_not_there(tmp_path):
+    (tmp_path / policy.FILE).write_text('[[allow]]\napp = "*"\n')
+    before = EarlierSum(InstanceId(b"c" * 16, b"r" * 32, 1, Purpose.SCALARS).tlv(), "evaluate", "scalars", ("a", "b", "c"))
+    base = NamedBase(b"w" * 32, b"t" * 32, 7, "run 3f9a, after round 4", b"r" * 32, None, (before,))
+    plan = SimpleNamespace(**{**vars(PLAN), "base": base})
+    assert policy.consent(policy.load(tmp_path), plan, NOTHING_SENT, NodeSettings()) is None
+    plan.base = replace(base, earlier=())
+    assert policy.consent(policy.load(tmp_path), plan, NOTHING_SENT, NodeSettings()) is not None
