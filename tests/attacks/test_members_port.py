@@ -7,49 +7,22 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from attacks.ports import serving
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from dure.charter import root
-from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.draft import default_toml, joins, terms_from
 from dure.identity import keys, tls
 from dure.identity.member import MemberFolder
-from dure.identity.node import create_node
 from dure.wire.control import encode_evidence_query, encode_hello, encode_report
 from dure.wire.messages import PROTOCOL_VERSION, EvidenceQuery, Hello, Report, ReportKind
-from dure_coordinator.app import Coordinator
-from dure_coordinator.rpc.server import Limits, TlsFiles, members_port
-from dure_coordinator.settings import CoordinatorSettings
 from dure_pb.v1 import members_pb2_grpc
-
-NAMES = ("ara", "bora", "chan")
 
 
 @pytest.fixture
 async def port(tmp_path):
     """(address, coordinator CA, node identities, member folders) of a serving coordinator with three members."""
-    hub = CoordinatorFolder.create(tmp_path / "hub", "titan", "127.0.0.1:1", time.time())
-    members = {}
-    for name in NAMES:
-        members[name] = MemberFolder.create(tmp_path / name, name, label="titan", display_name="", registration="", now=time.time())
-        request = hub.directory / "joins" / f"{name}.join.json"
-        request.parent.mkdir(exist_ok=True)
-        members[name].join_request().write(request)
-    (hub.directory / "charter.toml").write_text(default_toml("titan", list(joins(hub).values())))
-    proposal = root.propose(terms_from(hub), 1, datetime.now(UTC))
-    hub.publish(proposal, {name: root.sign(proposal, name, folder.governance_key) for name, folder in members.items()})
-    nodes = {}
-    for name, folder in members.items():
-        folder.trust(root.digest(root.parse(proposal)))
-        nodes[name] = create_node(tmp_path / name, tmp_path / name / "node", "n1", hub.published_path(), now=time.time())
-    coordinator = await Coordinator.open(hub, CoordinatorSettings())
-    tls_files = TlsFiles(hub.tls_key_pem, hub.tls_pem + hub.ca_pem)
-    made = members_port(coordinator.fleet, coordinator.fleet.roster, tls_files, "127.0.0.1:0", Limits())
-    await made.server.start()
-    yield made.address, hub.ca_pem, nodes, members
-    await made.server.stop(0)
-    await coordinator.close()
+    async with serving(tmp_path) as made:
+        yield made.address, made.ca, made.founded.nodes, made.founded.members
 
 
 async def say_hello(address, ca, key, certificate, hello):

@@ -237,6 +237,7 @@ async def test_what_the_app_does_wrong_is_named_and_the_worker_survives(shared_h
     host, folder = shared_host
     result = await host.run(task(folder, what))
     assert result.status == "error" and named in result.error, result.error
+    assert result.told and "the data" not in result.told, "the coordinator hears no word of the app's own"
     assert not (folder / "out.f32").exists()
     assert "\n" not in result.error
 
@@ -255,6 +256,7 @@ async def test_a_worker_that_dies_or_lies_is_replaced(host, tmp_path, what, name
     assert (await host.run(task(tmp_path))).status == "ok"
     result = await host.run(task(tmp_path, what), timeout_s=3)
     assert result.status == "error" and named in result.error, result.error
+    assert named in result.told and str(tmp_path) not in result.told
     assert (await host.run(task(tmp_path))).status == "ok"
     assert host.restarts == 1
 
