@@ -522,7 +522,7 @@ class World:
                         encode.Weight(action.weight_int).w_hat,
                         exponents,
                         len(action.cohort),
-                        action.rounding_key,
+                        encode.rounding_streams(action.rounding_key),
                         k,
                     )[0]
                     for k in range(encoder.chunks)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure.secagg import field as fp
-from dure.secagg.encode import BLOCK, F32, Weight, check_metrics, encode_update_chunk, to_words, trailer_values
+from dure.secagg.encode import BLOCK, F32, Weight, check_metrics, encode_update_chunk, rounding_streams, to_words, trailer_values
 from dure.secagg.errors import Malformed
 from dure.secagg.ids import Purpose
 from dure.secagg.masks import RING_CHUNK, MaskSet
-from dure.secagg.scales import CHUNK_BLOCKS, block_maxima, encode_levels
+from dure.secagg.scales import CHUNK_BLOCKS, block_maxima, encode_levels, level_streams
 from dure.secagg.tag import TagKey
 
 Kind = Literal["ring", "field", "none"]
@@ -52,7 +52,8 @@ class UploadEncoder:
         self.kind, self.elements = kind, elements
         self.chunks = {"ring": -(-elements // RING_CHUNK), "field": -(-blocks // CHUNK_BLOCKS), "none": 0}[kind]
         self._masks, self._tag, self._me, self._n = masks, tag, me, cohort_size
-        self._weight, self._rounding_key, self._e_b, self._metrics = weight, rounding_key, e_b, dict(metrics or {})
+        self._weight, self._e_b, self._metrics = weight, e_b, dict(metrics or {})
+        self._random = level_streams(rounding_key) if kind == "field" else rounding_streams(rounding_key)
         if kind != "field":
             check_metrics(weight, self._metrics, cohort_size)
         self._parts: dict[int, tuple[int, int]] = {}
@@ -77,7 +78,7 @@ class UploadEncoder:
             return self.chunk_from_maxima(k, block_maxima(delta, self._weight.w_hat, covers.start))
         assert self._e_b is not None
         e_b = self._e_b[covers.start // BLOCK : -(-covers.stop // BLOCK)]
-        q, clipped = encode_update_chunk(delta, self._weight.w_hat, e_b, self._n, self._rounding_key, k, out)
+        q, clipped = encode_update_chunk(delta, self._weight.w_hat, e_b, self._n, self._random, k, out)
         part = self._tag.ring_chunk(k, q)
         self._masks.ring_chunk(k, q)
         self.restore(k, part, clipped)
@@ -88,7 +89,7 @@ class UploadEncoder:
         covers = self.elements_of(k)
         if self.kind != "field" or maxima.size != -(-covers.stop // BLOCK) - covers.start // BLOCK:
             raise Malformed("maxima", "one per block of a chunk of scales")
-        x = encode_levels(maxima, self._rounding_key, k)
+        x = encode_levels(maxima, self._random, k)
         part = self._tag.field_chunk(k, x)
         self._masks.field_chunk(k, x)
         self.restore(k, part, 0)

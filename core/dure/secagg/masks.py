@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dure.secagg import field as fp
 from dure.secagg.kdf import hkdf
-from dure.secagg.streams import TILE_BYTES, ChunkStream, element
+from dure.secagg.streams import TILE_BYTES, ChunkStream, Streams, element
 
 RING_CHUNK = 1 << 18
 """Elements of Z_2^16 in a chunk: 512 KiB."""
@@ -55,6 +55,7 @@ class MaskSet:
 
     def __init__(self, streams: Iterable[MaskStream]) -> None:
         self._streams = tuple(streams)
+        self._bulk = Streams(s.bulk for s in self._streams)
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -64,7 +65,7 @@ class MaskSet:
         assert q.dtype == np.uint16 and q.size <= RING_CHUNK
         buffer = _tile()
         step = TILE_BYTES // 2
-        ciphers = [(np.add if s.sign > 0 else np.subtract, ChunkStream(s.bulk, k)) for s in self._streams]
+        ciphers = [(np.add if s.sign > 0 else np.subtract, c) for s, c in zip(self._streams, self._bulk.at(k), strict=True)]
         for at in range(0, q.size, step):
             part = q[at : at + step]
             noise = buffer[: 2 * part.size]
@@ -77,7 +78,7 @@ class MaskSet:
         assert x.dtype == np.uint64 and x.size <= FIELD_CHUNK
         buffer = _tile()
         step = TILE_BYTES // 8
-        ciphers = [(fp.add_into if s.sign > 0 else fp.subtract_into, ChunkStream(s.bulk, k)) for s in self._streams]
+        ciphers = [(fp.add_into if s.sign > 0 else fp.subtract_into, c) for s, c in zip(self._streams, self._bulk.at(k), strict=True)]
         for at in range(0, x.size, step):
             part = x[at : at + step]
             noise = buffer[: 8 * part.size]

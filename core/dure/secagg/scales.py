@@ -15,7 +15,7 @@ from dure.secagg.encode import BLOCK, F32, check_finite
 from dure.secagg.errors import Malformed, OutOfRange
 from dure.secagg.kdf import hkdf
 from dure.secagg.masks import FIELD_CHUNK
-from dure.secagg.streams import ChunkStream
+from dure.secagg.streams import Streams
 
 LEVELS: tuple[int, ...] = tuple(range(-40, 7, 2))
 """Exponents, ascending: 24."""
@@ -55,19 +55,24 @@ def block_maxima(delta: F32, w_hat: np.float32, first: int = 0) -> F32:
     return maxima
 
 
-def encode_levels(maxima: F32, rounding_key: bytes, k: int) -> NDArray[np.uint64]:
+def level_streams(rounding_key: bytes) -> Streams:
+    """Where the random elements of `scales` come from."""
+    return Streams([hkdf(rounding_key, "encode/scales")])
+
+
+def encode_levels(maxima: F32, random: Streams, k: int) -> NDArray[np.uint64]:
     """Chunk k of `scales` from the maxima of its blocks: F_p, blocks in order, levels ascending inside a block."""
     if maxima.size > CHUNK_BLOCKS:
         raise Malformed("maxima", f"at most {CHUNK_BLOCKS} blocks in a chunk")
-    entries = ChunkStream(hkdf(rounding_key, "encode/scales"), k).nonzero_elements(maxima.size * len(LEVELS))
+    entries = random.at(k)[0].nonzero_elements(maxima.size * len(LEVELS))
     reached = (maxima[:, None] >= _REACH[None, :]).reshape(-1)
     np.multiply(entries, reached, out=entries)
     return entries
 
 
-def encode_scales_chunk(delta: F32, w_hat: np.float32, rounding_key: bytes, k: int) -> NDArray[np.uint64]:
+def encode_scales_chunk(delta: F32, w_hat: np.float32, random: Streams, k: int) -> NDArray[np.uint64]:
     """Chunk k of `scales` from its up to 2^24 elements at once; callers short of memory use the two steps."""
-    return encode_levels(block_maxima(delta, w_hat, k * CHUNK_BLOCKS * BLOCK), rounding_key, k)
+    return encode_levels(block_maxima(delta, w_hat, k * CHUNK_BLOCKS * BLOCK), random, k)
 
 
 def summed_exponents(levels: NDArray[np.uint64]) -> I8:

@@ -7,6 +7,8 @@ buffer; `update_into` releases the interpreter lock.
 from __future__ import annotations
 
 import struct
+import threading
+from collections.abc import Iterable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
@@ -24,6 +26,10 @@ class ChunkStream:
 
     def __init__(self, key: bytes, chunk: int) -> None:
         self._cipher: CipherContext = Cipher(algorithms.AES(key), modes.CTR(struct.pack("<QQ", chunk, 0))).encryptor()
+
+    def restart(self, chunk: int) -> None:
+        """From now on the stream of another chunk under the same key, from its beginning."""
+        self._cipher.reset_nonce(struct.pack("<QQ", chunk, 0))
 
     def fill(self, out: NDArray[np.uint8]) -> None:
         """The next `out.size` bytes of the stream into `out` (contiguous)."""
@@ -48,6 +54,24 @@ class ChunkStream:
         while (zeros := np.flatnonzero(out == 0)).size:
             out[zeros] = self.elements(zeros.size)
         return out
+
+
+class Streams:
+    """The streams of some keys, for many chunks and threads. A new cipher costs as much as 100 KiB of stream: each thread keeps its own."""
+
+    def __init__(self, keys: Iterable[bytes]) -> None:
+        self._keys = tuple(keys)
+        self._local = threading.local()
+
+    def at(self, chunk: int) -> list[ChunkStream]:
+        """This chunk's stream of every key, from its beginning; this thread's until its next call."""
+        found: list[ChunkStream] | None = getattr(self._local, "streams", None)
+        if found is None:
+            found = self._local.streams = [ChunkStream(key, chunk) for key in self._keys]
+            return found
+        for stream in found:
+            stream.restart(chunk)
+        return found
 
 
 def elements(key: bytes, chunk: int, count: int) -> field.U64:

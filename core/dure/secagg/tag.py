@@ -21,7 +21,7 @@ from dure.secagg.ids import Purpose
 from dure.secagg.kdf import hkdf
 from dure.secagg.masks import FIELD_CHUNK, RING_CHUNK
 from dure.secagg.shares import position
-from dure.secagg.streams import ChunkStream, element, elements
+from dure.secagg.streams import Streams, element, elements
 
 BLOCK = 4096
 MAX_TRAILER = 256
@@ -45,7 +45,7 @@ class TagKey:
 
     def __init__(self, group_key: bytes, ctx: bytes, cohort: tuple[str, ...]) -> None:
         self._group_key, self._ctx, self._cohort = group_key, ctx, cohort
-        self._u_key = hkdf(group_key, "tag/u", salt=ctx)
+        self._u = Streams([hkdf(group_key, "tag/u", salt=ctx)])
         self._v = elements(hkdf(group_key, "tag/v", salt=ctx), 0, BLOCK)
         self._w = [int(w) for w in elements(hkdf(group_key, "tag/w", salt=ctx), 0, MAX_TRAILER)]
         mask = np.uint64((1 << _LIMB) - 1)
@@ -55,7 +55,7 @@ class TagKey:
         """Part of the tag for chunk k of a Z_2^16 vector, entries lifted to −2^15…2^15−1."""
         assert q.dtype == np.uint16 and q.size <= RING_CHUNK
         lifted, strip, result = q.view(np.int16), _strip(), 0
-        u = ChunkStream(self._u_key, k).elements(-(-q.size // BLOCK))
+        u = self._u.at(k)[0].elements(-(-q.size // BLOCK))
         for at in range(0, q.size, _STRIP * BLOCK):
             part = lifted[at : at + _STRIP * BLOCK]
             full = part.size // BLOCK
@@ -73,7 +73,7 @@ class TagKey:
     def field_chunk(self, k: int, x: NDArray[np.uint64]) -> int:
         """Part of the tag for chunk k of an F_p vector."""
         assert x.dtype == np.uint64 and x.size <= FIELD_CHUNK
-        u = ChunkStream(self._u_key, k).elements(-(-x.size // BLOCK)).tolist()
+        u = self._u.at(k)[0].elements(-(-x.size // BLOCK)).tolist()
         result = 0
         for b, ub in enumerate(u):
             part = x[b * BLOCK : (b + 1) * BLOCK]

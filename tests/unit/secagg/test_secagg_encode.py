@@ -14,6 +14,7 @@ from dure.secagg.encode import (
     encode_update_chunk,
     from_words,
     num_examples,
+    rounding_streams,
     scale_exponents,
     to_words,
     trailer_values,
@@ -33,7 +34,7 @@ def test_rounding_is_unbiased():
     total, count = 0.0, 0
     for k in range(16):
         x = np.full(RING_CHUNK, np.float32(0.37 * 2.0**-11))
-        q, _ = encode_update_chunk(x, ONE, np.zeros(64, np.int8), 8, KEY, k)
+        q, _ = encode_update_chunk(x, ONE, np.zeros(64, np.int8), 8, rounding_streams(KEY), k)
         total += float(q.view(np.int16).astype(np.float64).sum())
         count += x.size
     p = round(0.37 * 65536) / 65536
@@ -46,7 +47,7 @@ def test_no_sum_of_honest_members_wraps(n):
     x = np.array([np.inf, 1, 1000, 3e38, -3e38, -1000, -1, 0.0, -0.0, 1e-45, -1e-45], np.float32)
     x[0] = 63.9
     for e in (-40, -8, 0, 6):
-        q, _ = encode_update_chunk(np.tile(x, 30), ONE, np.array([e], np.int8), n, KEY, 0)
+        q, _ = encode_update_chunk(np.tile(x, 30), ONE, np.array([e], np.int8), n, rounding_streams(KEY), 0)
         assert np.abs(q.view(np.int16).astype(int)).max() == limit and limit * n < 1 << 15
 
 
@@ -55,7 +56,7 @@ def test_errors_stay_below_one_scale_and_nothing_inside_the_level_is_clipped():
     for n in (2, 3, 8, 100):
         for e in (-40, -12, 6):
             x = (rng.uniform(-1, 1, 4096) * 2.0**e).astype(np.float32)
-            q, clipped = encode_update_chunk(x, ONE, np.array([e], np.int8), n, KEY, 0)
+            q, clipped = encode_update_chunk(x, ONE, np.array([e], np.int8), n, rounding_streams(KEY), 0)
             back = q.view(np.int16).astype(np.float64) * 2.0 ** int(scale_exponents(np.array([e], np.int8), n)[0])
             assert clipped == 0 and np.abs(back - x).max() < 2.0 ** int(scale_exponents(np.array([e], np.int8), n)[0])
 
@@ -65,7 +66,7 @@ def test_non_finite_elements_are_named(bad):
     x = np.zeros(70_000, np.float32)
     x[66_000] = bad
     with pytest.raises(NonFiniteUpdate) as e:
-        encode_update_chunk(x, ONE, np.zeros(18, np.int8), 8, KEY, 2)
+        encode_update_chunk(x, ONE, np.zeros(18, np.int8), 8, rounding_streams(KEY), 2)
     assert e.value.element == 2 * RING_CHUNK + 66_000
     with pytest.raises(NonFiniteUpdate) as e:
         sc.block_maxima(x, np.float32(0.5), 4096)
@@ -102,10 +103,10 @@ def test_levels_sum_to_the_cohorts_largest_magnitude():
     a = np.zeros(4096 * len(blocks), np.float32)
     for b, (value, _) in enumerate(blocks):
         a[4096 * b + 17] = -value
-    total = sc.encode_scales_chunk(a, ONE, KEY, 0)
+    total = sc.encode_scales_chunk(a, ONE, sc.level_streams(KEY), 0)
     assert sc.summed_exponents(total).tolist() == [e for _, e in blocks]
     with pytest.raises(OutOfRange) as e:
-        sc.encode_scales_chunk(np.full(5000, 64, np.float32), ONE, KEY, 0)
+        sc.encode_scales_chunk(np.full(5000, 64, np.float32), ONE, sc.level_streams(KEY), 0)
     assert e.value.element == 0
     top = total.copy()
     top[23] = 5
@@ -154,3 +155,18 @@ def test_a_masked_constant_is_uniform():
     expected = counts.sum() / 65_536
     chi2 = float(((counts - expected) ** 2 / expected).sum())
     assert abs(chi2 - 65_535) < 5 * np.sqrt(2 * 65_535)
+
+
+def test_one_factor_per_block_gives_the_bits_of_weight_first_and_scale_then():
+    """Also where the weighted value alone is subnormal, and with scales that differ from block to block."""
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal(6 * 4096) * 10.0 ** rng.integers(-45, 2, 6 * 4096)).astype(np.float32)
+    e_b = np.array([-40, -40, -8, 6, 0, -22], np.int8)
+    for w_hat in (np.float32(2.0**-24), np.float32(0.3), ONE):
+        q, _ = encode_update_chunk(x, w_hat, e_b, 3, rounding_streams(KEY), 1)
+        limit = np.float32(bound(3) << 16)
+        with np.errstate(under="ignore"):
+            t = (x * w_hat).reshape(6, 4096) * np.ldexp(np.float32(1), 16 - scale_exponents(e_b, 3)).astype(np.float32)[:, None]
+        noise = rounding_streams(KEY).at(1)[0].words(6 * 1024).view(np.uint16)
+        expected = (np.rint(np.clip(t, -limit, limit)).astype(np.int32).reshape(-1) + noise) >> 16
+        assert (q.view(np.int16) == expected).all()

@@ -23,11 +23,11 @@ from dure.errors import Refused
 from dure.secagg import field as fp
 from dure.secagg import shamir, tlv
 from dure.secagg.certificate import context, survivors_message
-from dure.secagg.encode import encode_update_chunk, weight_of
+from dure.secagg.encode import encode_update_chunk, rounding_streams, weight_of
 from dure.secagg.ids import InstanceId, Purpose
 from dure.secagg.kdf import digest, hkdf
 from dure.secagg.masks import FIELD_CHUNK, MaskSet, MaskStream
-from dure.secagg.scales import encode_scales_chunk
+from dure.secagg.scales import encode_scales_chunk, level_streams
 from dure.secagg.streams import ChunkStream, elements
 from dure.secagg.tag import TagKey
 
@@ -39,10 +39,10 @@ def vectors() -> dict[str, str]:
     instance = InstanceId(bytes(16), bytes(range(32)), 7, Purpose.UPDATE, 0, 2, 1)
     delta = np.sin(np.arange(5000, dtype=np.float32)).astype(np.float32) * np.float32(0.01)
     delta = np.round(delta * 4096) / np.float32(4096)  # exact whatever libm does
-    q, clipped = encode_update_chunk(delta, weight_of(30_000).w_hat, np.array([-8, -6], np.int8), 8, key, 3)
+    q, clipped = encode_update_chunk(delta, weight_of(30_000).w_hat, np.array([-8, -6], np.int8), 8, rounding_streams(key), 3)
     masks = MaskSet([MaskStream.derive(key, ctx, "mask/self", 1), MaskStream.derive(ctx, ctx, "mask/pair", -1)])
     tag = TagKey(key, ctx, ("a", "b", "c"))
-    masked, levels = q.copy(), encode_scales_chunk(delta, np.float32(1), key, 0)
+    masked, levels = q.copy(), encode_scales_chunk(delta, np.float32(1), level_streams(key), 0)
     masks.ring_chunk(3, masked)
     field_masked = levels.copy()
     masks.field_chunk(0, field_masked)

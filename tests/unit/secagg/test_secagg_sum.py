@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dure.secagg import field as fp
-from dure.secagg.encode import decode_mean_chunk, decode_trailer, encode_update_chunk, weight_of
+from dure.secagg.encode import decode_mean_chunk, decode_trailer, encode_update_chunk, rounding_streams, weight_of
 from dure.secagg.errors import BelowThreshold, Malformed, Refused, TagMismatch
 from dure.secagg.ids import Purpose
 from dure.secagg.instance import InstanceSecret
 from dure.secagg.recover import Recovered, check_recovered, check_share_messages
-from dure.secagg.scales import encode_scales_chunk, summed_exponents
+from dure.secagg.scales import encode_scales_chunk, level_streams, summed_exponents
 from dure.secagg.tag import check_totals
 
 
@@ -24,13 +24,13 @@ def plain_sum(s, survivors):
     if s.instance.purpose is Purpose.SCALES:
         total = np.zeros(24 * -(-s.elements // 4096), np.uint64)
         for m in survivors:
-            fp.add_into(total, encode_scales_chunk(s.deltas[m][: s.elements], w, sha256(b"round" + m.encode()).digest(), 0))
+            fp.add_into(total, encode_scales_chunk(s.deltas[m][: s.elements], w, level_streams(sha256(b"round" + m.encode()).digest()), 0))
         return total
     total = np.zeros(s.elements, np.uint16)
     if s.elements:
         for m in survivors:
             rounding = sha256(b"round" + m.encode()).digest()
-            total = total + encode_update_chunk(s.deltas[m], w, np.zeros(1, np.int8), len(s.members), rounding, 0)[0]
+            total = total + encode_update_chunk(s.deltas[m], w, np.zeros(1, np.int8), len(s.members), rounding_streams(rounding), 0)[0]
     return total
 
 
@@ -160,7 +160,7 @@ def test_tags_add_up(sim):
     a, b = (rng.integers(-3000, 3000, 70_000).astype(np.int16) for _ in range(2))
     parts = [key.ring_chunk(2, x.view(np.uint16)) for x in (a, b, a + b)]
     assert (parts[0] + parts[1]) % fp.P == parts[2]
-    v, u = key._v.astype(object), __import__("dure.secagg.streams", fromlist=["x"]).elements(key._u_key, 2, 18).astype(object)
+    v, u = key._v.astype(object), key._u.at(2)[0].elements(18).astype(object)
     assert parts[0] == sum(int(u[i // 4096]) * int(v[i % 4096]) * int(q) for i, q in enumerate(a)) % fp.P
     x, y = (rng.integers(0, fp.P, 98_304).astype(np.uint64) for _ in range(2))
     assert (key.field_chunk(1, x) + key.field_chunk(1, y)) % fp.P == key.field_chunk(1, fp.add(x, y))
