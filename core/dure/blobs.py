@@ -72,6 +72,10 @@ class BlobDamaged(DureError):
         self.why = why
 
 
+NO_ROOM = "no room on this node's disk; its operator must free some"
+"""What others are told of a full disk: no path of this machine."""
+
+
 class DiskFull(Unavailable):
     """The file system or a quota has no room; what was being written does not count. Free space, then repeat."""
 

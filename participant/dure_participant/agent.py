@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from dure.blobs import BlobStore
+from dure.blobs import NO_ROOM, BlobStore, DiskFull
 from dure.charter.log_keys import log_key, witness_keys, witness_name, witness_quorum
 from dure.errors import DureError, NotAuthorised, Unavailable
 from dure.failpoints import Point, reach
@@ -46,6 +46,8 @@ MAX_WAITING = 64
 """Plans that wait for the operator at a time; a coordinator that offers more is asked to come again."""
 AGAIN_S = 1.0
 """Before an action that could not be done now is tried again."""
+NO_ROOM_S = 60.0
+"""How long a node without room for the base holds up an exchange before it sits out."""
 BROKEN_TRIES = 3
 """Tries of an action that fails in a way nobody foresaw, before the exchange logic is told."""
 LEARN_S = 2.0
@@ -394,7 +396,7 @@ class Agent:
 
     async def _perform(self, run: Run, action: act.Action, name: str) -> None:
         """Do one action, again and again while it cannot be done *now*; what can never be done is told to the exchange logic."""
-        broken, waits = 0, ""
+        broken, waits, began = 0, "", time.monotonic()
         try:
             while True:
                 try:
@@ -402,9 +404,13 @@ class Agent:
                     run.done.add(name)
                     return
                 except Unavailable as error:
-                    if str(error) != waits:
-                        log.info("action.waits", run=run.label, action=type(action).__name__, reason=str(error)[:300])
-                    waits = str(error)
+                    why = NO_ROOM if isinstance(error, DiskFull) else str(error)  # its path may be another one every time
+                    if why != waits:
+                        await self._say_waiting(run, action, error)
+                    waits = why
+                    if isinstance(error, DiskFull) and isinstance(action, act.Train) and time.monotonic() - began > NO_ROOM_S:
+                        await self._fail(run, action, name, NO_ROOM)
+                        return
                 except DureError as error:
                     await self._fail(run, action, name, str(error))
                     return
@@ -419,6 +425,12 @@ class Agent:
         finally:
             if run.tasks.get(name) is asyncio.current_task():
                 del run.tasks[name]
+
+    async def _say_waiting(self, run: Run, action: act.Action, error: Unavailable) -> None:
+        log.info("action.waits", run=run.label, action=type(action).__name__, reason=str(error)[:300])
+        if isinstance(error, DiskFull):
+            with contextlib.suppress(Unavailable):  # the store may be on the same disk
+                await asyncio.to_thread(self._store.note, f"waits for room: {error}", run.run)
 
     async def _fail(self, run: Run, action: act.Action, name: str, reason: str) -> None:
         log.error("action.failed", run=run.label, action=type(action).__name__, reason=reason[:300])

@@ -132,7 +132,8 @@ def in_words(plan: RunPlan, digest: bytes, history: History, environment: str) -
         f"next base: {'' if step != 'none' else 'chosen by the app, '}{lineage(step)}",
         *([f"averaged whatever the step: {', '.join(plan.outer_step.averaged)}, integers"] if plan.outer_step.averaged else []),
         *(f"may differ per node, for everybody to see: {key}, of {', '.join(some)}" for key, some in sorted(plan.per_node_config.items())),
-        f"masked: updates, losses and metrics. In the clear: that you took part, examples (at most {plan.w_max}), tokens, seconds, bytes",
+        f"masked: updates, losses and metrics. In the clear: that you took part, examples (at most {plan.w_max}), tokens, seconds, bytes;",
+        "  and the kind of error, where the app fails on this node (not its message)",
     ]
     lines += again.in_words(plan.base, plan) if plan.base is not None else ["first weights: as the coordinator sends them"]
     return [*lines, *_earlier_runs(plan, history)]

@@ -39,6 +39,7 @@ from typing import Any, BinaryIO
 from flwr.clientapp import ClientApp
 
 from dure.apps import read_app
+from dure.blobs import NO_ROOM, DiskFull
 from dure.errors import DureError
 from dure_participant.worker import private
 from dure_participant.worker.execute import AppFailed, execute
@@ -81,6 +82,8 @@ def _error(error: BaseException) -> TaskResult:
     ours = isinstance(cause, DureError)  # ours say enough by themselves, and quote nothing of the app's
     text = said if ours else f"{type(cause).__name__}: {said}"
     told = said if ours and not isinstance(cause, AppFailed) else f"{type(cause).__name__}; this node's operator sees the rest"
+    if isinstance(cause, DiskFull):
+        told = NO_ROOM
     plain_text, plain_told = (t.encode(errors="replace").decode()[:MAX_ERROR_CHARS] for t in (text, told))
     return TaskResult(status="error", error=plain_text, told=plain_told)
 
