@@ -38,8 +38,8 @@ from dure.tlog.files import LogFiles
 from dure_coordinator.bases import Start
 from dure_coordinator.callers import Member, Roster
 from dure_coordinator.duties_done import Duties
-from dure_coordinator.engine import Changes, Logic, RunEngine
-from dure_coordinator.exchange import decide
+from dure_coordinator.engine import Changes, Logic, RunEngine, Snapshots
+from dure_coordinator.exchange import decide, snapshot
 from dure_coordinator.exchange.duties import duties, next_deadline
 from dure_coordinator.exchange.events import Abort, Done, TakenUp, Tick, decode_event, encode_event
 from dure_coordinator.exchange.facts import RunFacts
@@ -89,6 +89,7 @@ def exchange_logic(facts: RunFacts) -> Logic:
         tick=Tick,
         done=Done,
         abort=Abort,
+        snapshots=Snapshots(snapshot.SHAPE, snapshot.settled, snapshot.freeze, lambda head, past: snapshot.thaw(facts, head, past)),
     )
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
 
-from dure.errors import DureError, Unavailable
+from dure.errors import DureError, Refused, Unavailable
+from dure_coordinator.storage.snapshots import SnapshotRow
 from dure_coordinator.storage.store import NOTHING, NewEvent, Store, With
 
 log = structlog.get_logger()
@@ -27,6 +28,10 @@ MIN_TICK_S = 0.05
 """Shortest wait between two ticks, whatever the logic asks for."""
 RETRY_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Waits between tries of a duty that has no room or no peer; the last one is repeated for ever."""
+SNAPSHOT_EVENTS = 256
+"""A settled state is kept after so many events: what a load folds at most, and a little more."""
+PAGE_EVENTS = 1000
+"""Events a load holds in memory at a time."""
 BROKEN_TRIES = 3
 """Tries of a duty that fails for another reason, before the run is aborted with that reason."""
 
@@ -42,6 +47,29 @@ class Decided(Protocol):
     def reason(self) -> str: ...
     @property
     def changed(self) -> bool: ...
+
+
+class Frozen(Protocol):
+    """A state as bytes; `exchange.snapshot.Snapshot` is one."""
+
+    @property
+    def head(self) -> bytes: ...
+    @property
+    def past(self) -> tuple[bytes, ...]: ...
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """How a state is kept, so that a load folds the last events only."""
+
+    shape: str
+    """Of what is kept: one of another shape is not read."""
+    settled: Callable[[Any], bool]
+    """Whether this is a state to keep."""
+    freeze: Callable[[Any, int], Frozen]
+    """Takes how many parts of `past` are kept already."""
+    thaw: Callable[[bytes, Sequence[bytes]], Any]
+    """Raises Refused: fold the log instead."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +88,7 @@ class Logic:
     tick: Callable[[], Any]
     done: Callable[[str, Mapping[str, bytes]], Any]
     abort: Callable[[str], Any]
+    snapshots: Snapshots | None = None
 
 
 class Performer(Protocol):
@@ -130,21 +159,66 @@ class RunEngine:
     _deciding: asyncio.Task[None] | None = None
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _keeper: asyncio.Task[None] | None = None
+    _frozen: int = 0
+    """Events in the last snapshot."""
+    _past: int = 0
+    """Parts of its `past`."""
+    _freezing: asyncio.Task[None] | None = None
     _closing: bool = False
 
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Folds the log. The same log gives the same state, always."""
-        state, last = self.logic.begin(self.created), self.created
-        rows = await self.store.events(self.run)
-        for row in rows:
-            decision = self.logic.apply(state, self.logic.decode(row.body), row.time)
-            assert decision.changed, f"event {row.position} of run {self.run.hex()[:12]} changed something when it was logged"
-            state, last = decision.state, row.time
-        self.state, self._last, self.position = state, last, len(rows)
+        """Folds the log, from the last snapshot on. The same log gives the same state, always.
+
+        Raises:
+            Refused: the log cannot be read, or gives another state than when it was written; names the event.
+        """
+        state, last, position = await self._thawed() or (self.logic.begin(self.created), self.created, 0)
+        self._frozen = position
+        while rows := await self.store.events(self.run, position, PAGE_EVENTS):
+            for row in rows:
+                decision = self.logic.apply(state, self.logic.decode(row.body), row.time)
+                if not decision.changed:
+                    raise Refused(f"event {row.position}", "changed something when it was logged; use the version of Dure that wrote it")
+                state, last = decision.state, row.time
+            position += len(rows)
+        self.state, self._last, self.position = state, last, position
         self.label = self.logic.label(state)
         self._stale = False
+
+    async def _thawed(self) -> tuple[Any, float, int] | None:
+        """(state, time and number of its last event) of the snapshot; None without one that can be read."""
+        self._past = 0
+        found = await self.store.snapshot(self.run) if self.logic.snapshots is not None else None
+        if found is None or self.logic.snapshots is None or found[0].shape != self.logic.snapshots.shape:
+            return None
+        row, past = found
+        try:
+            state = await asyncio.to_thread(self.logic.snapshots.thaw, row.head, past)
+        except Refused as e:
+            log.warning("snapshot.unreadable", run=self.run.hex()[:12], reason=str(e))
+            return None
+        self._past = len(past)
+        return state, row.time, row.position
+
+    def _freeze_soon(self) -> None:
+        """Keeps the state in the background, if it is worth keeping and time for it."""
+        how = self.logic.snapshots
+        due = self.position - self._frozen >= SNAPSHOT_EVENTS or (self.ended and self.position > self._frozen)
+        if how is not None and due and self._freezing is None and not self._closing and how.settled(self.state):
+            self._freezing = asyncio.create_task(self._freeze(how, self.state, self.position, self._last))
+
+    async def _freeze(self, how: Snapshots, state: Any, position: int, last: float) -> None:
+        first = self._past
+        try:
+            frozen = await asyncio.to_thread(how.freeze, state, first)
+            await self.store.put_snapshot(SnapshotRow(self.run, position, last, how.shape, frozen.head), first, frozen.past)
+            self._frozen, self._past = position, first + len(frozen.past)
+        except Exception as e:  # the log has everything: a run does not end because a snapshot cannot be kept
+            log.error("snapshot.not_kept", run=self.run.hex()[:12], reason=str(e), exc_info=not isinstance(e, DureError))
+        finally:
+            self._freezing = None
 
     async def start(self) -> None:
         """Owes what is owed and keeps deadlines from now on."""
@@ -158,7 +232,7 @@ class RunEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        while (deciding := self._deciding) is not None:  # whoever was in the middle of a commit finishes it
+        while (deciding := self._deciding or self._freezing) is not None:  # whoever was in the middle of a commit finishes it
             await asyncio.wait({deciding})
 
     @property
@@ -239,6 +313,7 @@ class RunEngine:
         if changed:
             await self.changes.bump()
             self._start_duties()
+            self._freeze_soon()
         if ended_now and self.on_ended is not None:
             await self.on_ended(self)
 

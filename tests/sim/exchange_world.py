@@ -35,7 +35,7 @@ from dure.statements.kinds import Deadlines, NodeDelegation, OuterStep, RunPlan
 from dure.statements.statement import Chain, seal
 from dure.tlog.merkle import merkle_root
 from dure.wire.messages import Directive, Report, ReportKind, ReportReply
-from dure_coordinator.exchange import decide, view
+from dure_coordinator.exchange import decide, snapshot, view
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum, duties, next_deadline
 from dure_coordinator.exchange.events import (
     Asked,
@@ -162,6 +162,8 @@ class World:
         self.log: list[tuple[float, bytes]] = []
         self.sim_log = SimLog(self.members, thresholds.u_min(n, c), self._key)
         self.folded: tuple[RunState, int] = (self.state, 0)
+        self.kept: tuple[int, bytes] | None = None
+        self.kept_past: list[bytes] = []
         self.blobs: dict[str, bytes] = {}
         self.spools: dict[tuple[str, bytes], bytes] = {}
         self.plain: dict[tuple[str, bytes], Any] = {}
@@ -252,17 +254,32 @@ class World:
             if decision.reason:
                 self.reasons.append(decision.reason)
         self.state = decision.state
+        if decision.changed:
+            self._keep()
         if self.check_refold and decision.changed:
             self._fold_on()
         self._push()
         return decision.reply
 
     def refold(self) -> None:
-        """The coordinator crashed: only its log is left."""
+        """The coordinator crashed: only its log and its last snapshot are left, which say the same."""
         state = decide.begin(self.facts, self.began)
         for at, data in self.log:
             state = decide.apply(state, decode_event(data), at).state
+        if self.kept is not None:
+            position, head = self.kept
+            sooner = snapshot.thaw(self.facts, head, self.kept_past)
+            for at, data in self.log[position:]:
+                sooner = decide.apply(sooner, decode_event(data), at).state
+            assert sooner == state, "a load from a snapshot must give the same state as one from the first event"
         self.state = state
+
+    def _keep(self) -> None:
+        """A snapshot whenever one may be taken; the coordinator itself takes them far less often."""
+        if snapshot.settled(self.state):
+            frozen = snapshot.freeze(self.state, len(self.kept_past))
+            self.kept = (len(self.log), frozen.head)
+            self.kept_past += frozen.past
 
     def crash_coordinator(self) -> None:
         """Only the log is left, and nobody is connected. What nodes have persisted stays; what was under way is lost."""

@@ -16,6 +16,7 @@ from dure_coordinator.exchange.aggregate import decoded_metrics, num_examples
 from dure_coordinator.exchange.close import close_exchange
 from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, is_lost, names, refusal_of, refuse, with_exchange
 from dure_coordinator.exchange.duties import Reply
+from dure_coordinator.exchange.past import count
 from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, RunState
 
 
@@ -154,6 +155,7 @@ def _close(state: RunState, exchange: ExchangeState) -> RunState:
         state = replace(state, base_record=_shipped(exchange), base_weights_id=bytes(32))
     elif exchange.has_arrays and not state.base_record:
         state = replace(state, base_record=exchange.base_record, base_weights_id=exchange.weights_id)
+    state = replace(state, counted=count(state.counted, instance.survivors, exchange.usages))
     metrics = decoded_metrics(exchange.metrics, instance.trailer)
     kind = "none" if not needs_step(exchange) else "weights" if makes_base(state, exchange) else "mean-update"
     reply = Reply(

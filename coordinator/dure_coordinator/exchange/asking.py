@@ -10,7 +10,7 @@ from dure.blobs import BlobId
 from dure.errors import DureError, Refused
 from dure.model import per_node
 from dure.model.base import BaseRecord
-from dure.model.content import Instruction, content_id
+from dure.model.content import ArrayItem, Instruction, content_id
 from dure.statements.dsse import canonical_json
 from dure_coordinator.exchange.approving import candidates
 from dure_coordinator.exchange.close import answer_at_once
@@ -18,7 +18,8 @@ from dure_coordinator.exchange.common import Taken, abort, all_exchanges, away, 
 from dure_coordinator.exchange.epoch import epoch_is_due, start_epoch
 from dure_coordinator.exchange.events import Asked
 from dure_coordinator.exchange.facts import RunFacts
-from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, InstancePhase, RunPhase, RunState
+from dure_coordinator.exchange.past import slim, update_opened
+from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, RunPhase, RunState
 from dure_coordinator.exchange.steering import halted_by
 
 
@@ -51,7 +52,7 @@ def take_asked(state: RunState, event: Asked, now: float) -> Taken:
 
 def _digest_of(state: RunState, seq: int) -> bytes | None:
     if seq in state.answers:
-        return state.answers[seq][0]
+        return state.answers[seq]
     for asked in (state.queued, state.exchange.asked if in_flight(state) and state.exchange else None):
         if asked is not None and asked.seq == seq:
             return asked.digest
@@ -187,7 +188,7 @@ def _begin_exchange(state: RunState, asked: Asked, now: float) -> RunState:
         has_arrays=arrays is not None,
         weights_id=arrays.weights_id if arrays else bytes(32),
         content_id=content_id(instruction, facts.plan.per_node_config),
-        layout=arrays.layout.to_json() if arrays else b"",
+        layout=_layout(state, arrays) if arrays else b"",
         base_record=base_for(state, asked, arrays.weights_id) if arrays else b"",
         members=members,
         phase=ExchangePhase.EXECUTE,
@@ -201,6 +202,12 @@ def _begin_exchange(state: RunState, asked: Asked, now: float) -> RunState:
     return replace(
         state, phase=RunPhase.EXCHANGE, exchange=exchange, closed=closed, exchanges=exchange.number, queued=None, left_out=(), reason=""
     )
+
+
+def _layout(state: RunState, arrays: ArrayItem) -> bytes:
+    """Canonical JSON of the layout; a run has one, so the very bytes of the exchange before."""
+    layout = arrays.layout.to_json()
+    return state.exchange.layout if state.exchange is not None and state.exchange.layout == layout else layout
 
 
 def frozen_metrics(state: RunState, category: str) -> tuple[str, ...]:
@@ -239,16 +246,6 @@ def opened_scales(state: RunState, instruction: Instruction) -> ExchangeState | 
         return None
     last = (state.exchange,) if state.exchange else ()
     for exchange in last + tuple(reversed(state.closed)):
-        if exchange.weights_id == arrays.weights_id and exchange.scales is not None and not _update_opened(exchange):
+        if exchange.weights_id == arrays.weights_id and exchange.scales is not None and not update_opened(exchange):
             return exchange
     return None
-
-
-def _update_opened(exchange: ExchangeState) -> bool:
-    return any(i.purpose == "update" and i.phase is InstancePhase.OPENED for i in exchange.instances)
-
-
-def slim(exchange: ExchangeState) -> ExchangeState:
-    """What later decisions still need of a finished exchange: not its messages."""
-    thin = tuple(replace(i, shares={}, commits={}, reveals={}, recovered=None, signatures={}) for i in exchange.instances)
-    return replace(exchange, instances=thin, ready={})

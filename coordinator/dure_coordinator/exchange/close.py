@@ -7,7 +7,7 @@ from dataclasses import replace
 from dure_coordinator.exchange.common import with_exchange
 from dure_coordinator.exchange.duties import Reply
 from dure_coordinator.exchange.events import Asked
-from dure_coordinator.exchange.state import ExchangePhase, RunPhase, RunState
+from dure_coordinator.exchange.state import ExchangePhase, RunPhase, RunState, Unanswered
 
 
 def answer_at_once(state: RunState, asked: Asked, reason: str) -> RunState:
@@ -38,6 +38,6 @@ def close_exchange(state: RunState, reply: Reply) -> RunState:
 def _answered(state: RunState, asked: Asked, exchange: int, reply: Reply) -> RunState:
     return replace(
         state,
-        answers={**state.answers, asked.seq: (asked.digest, exchange, reply)},
-        unanswered=(*state.unanswered, asked.seq),
+        answers={**state.answers, asked.seq: asked.digest},
+        unanswered=(*state.unanswered, Unanswered(asked.seq, exchange, reply)),
     )

@@ -17,6 +17,7 @@ from dure_coordinator.exchange import (
     dispute,
     epoch,
     execute,
+    past,
     reveal,
     share,
     steering,
@@ -186,8 +187,7 @@ def _done(state: RunState, event: Done, now: float) -> RunState:
 def _settle(state: RunState, duty: Duty, event: Done, now: float) -> RunState:
     what = duty.id.split("/")[0]
     if what == "answer":
-        seq = int(duty.id.split("/")[1])
-        return replace(state, unanswered=tuple(s for s in state.unanswered if s != seq))
+        return past.answered(state, int(duty.id.split("/")[1]))
     if what == "sum":
         return aggregate.summed(state, event.result, now)
     if what == "step":

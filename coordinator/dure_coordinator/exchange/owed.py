@@ -21,7 +21,7 @@ E_BUMP = 2
 
 
 def duties_of(state: RunState) -> tuple[Duty, ...]:
-    owed: list[Duty] = [Answer(f"answer/{seq}", seq, state.answers[seq][1], state.answers[seq][2]) for seq in state.unanswered]
+    owed: list[Duty] = [Answer(f"answer/{u.seq}", u.seq, u.exchange, u.reply) for u in state.unanswered]
     exchange = in_flight(state)
     if exchange is None:
         return tuple(owed)

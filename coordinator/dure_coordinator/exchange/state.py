@@ -208,7 +208,6 @@ class ExchangeState:
     usages: Mapping[str, bytes] = field(default_factory=dict)
     """DSSE bytes of the usage statement that came with each acceptance; b"" for none."""
     reply: Reply | None = None
-    answered: bool = False
     reason: str = ""
     started: float = 0.0
     """When it was begun, unix seconds."""
@@ -219,6 +218,28 @@ class ExchangeState:
     def instance(self) -> InstanceState | None:
         """The current instance."""
         return self.instances[-1] if self.instances else None
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A request that was decided and whose Answer duty is still owed."""
+
+    seq: int
+    exchange: int
+    """0: it never became one."""
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a member's exchanges come to; all but `exchanges` is what it declared itself, in signed usage statements."""
+
+    exchanges: int = 0
+    tokens: int = 0
+    steps: int = 0
+    milliseconds: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 @dataclass(frozen=True)
@@ -255,17 +276,18 @@ class RunState:
     renew: bool = False
     """A new epoch is due as soon as no exchange is in flight."""
     exchange: ExchangeState | None = None
-    """In flight, or the last one."""
+    """In flight, or the last one; once answered it is slim, too."""
     closed: tuple[ExchangeState, ...] = ()
-    """Earlier exchanges, closed or failed, without bulky parts (`slim`)."""
+    """Earlier exchanges, closed or failed, without bulky parts (past.slim)."""
+    counted: Mapping[str, Counted] = field(default_factory=dict)
+    """Per member, over all closed exchanges."""
     exchanges: int = 0
     """Exchange numbers used."""
     queued: Asked | None = None
     """Asked and waiting for an epoch."""
-    answers: Mapping[int, tuple[bytes, int, Reply]] = field(default_factory=dict)
-    """seq -> (digest, exchange, reply) of every request decided."""
-    unanswered: tuple[int, ...] = ()
-    """Sequence numbers whose Answer duty is still owed."""
+    answers: Mapping[int, bytes] = field(default_factory=dict)
+    """seq -> digest of every request decided."""
+    unanswered: tuple[Unanswered, ...] = ()
     base_record: bytes = b""
     """Canonical JSON of the current base; b"" before the first exchange with arrays."""
     base_weights_id: bytes = bytes(32)

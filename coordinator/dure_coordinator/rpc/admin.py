@@ -20,11 +20,12 @@ from dure.errors import BadInput, DureError, world_error
 from dure.identity.keys import public_bytes
 from dure.model.outer import lineage
 from dure.statements.dsse import key_id
-from dure.statements.kinds import RunPlan, Usage
+from dure.statements.kinds import RunPlan
 from dure.statements.statement import read_verified, seal
 from dure_coordinator.bases import Start, start_from
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.history import history, over, rounds_over, time_left_s
+from dure_coordinator.exchange.state import Counted
 from dure_coordinator.export import model_of, write_model
 from dure_coordinator.fleet import summary_of
 from dure_coordinator.planning import forecast, make_plan, outer_step
@@ -139,7 +140,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         last = next((e.reply for e in reversed(ended) if e.reply is not None and e.reply.status == "ok" and e.reply.metrics), None)
         shown["metrics"] = dict(last.metrics) if last is not None else {}
         for member, facts in shown["members"].items():
-            facts.update(_counted(done, member))
+            facts.update(_counted(state.counted.get(member, Counted())))
             facts["phase"] = facts["doing"] if facts["connected"] else "away"
         return shown
 
@@ -256,21 +257,7 @@ def _dropouts(exchanges: list[Any]) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
-def _counted(exchanges: list[Any], member: str) -> dict[str, Any]:
+def _counted(counted: Counted) -> dict[str, Any]:
     """What a member's accepted exchanges come to; usage is its own declaration."""
-    totals = {"exchanges_counted": 0, "tokens": 0, "steps": 0, "seconds": 0.0, "bytes_up": 0, "bytes_down": 0}
-    seen: set[int] = set()
-    for exchange in exchanges:
-        if exchange.number in seen or exchange.reply is None or member not in exchange.reply.survivors:
-            continue
-        seen.add(exchange.number)
-        totals["exchanges_counted"] += 1
-        raw = exchange.usages.get(member, b"")
-        if raw:
-            fact = read_verified(raw, Usage)
-            totals["tokens"] += fact.tokens
-            totals["steps"] += fact.steps
-            totals["seconds"] += fact.milliseconds / 1000
-            totals["bytes_up"] += fact.bytes_up
-            totals["bytes_down"] += fact.bytes_down
-    return totals
+    facts = {"exchanges_counted": counted.exchanges, "seconds": round(counted.milliseconds / 1000, 3)}
+    return {**facts, **{name: getattr(counted, name) for name in ("tokens", "steps", "bytes_up", "bytes_down")}}

@@ -28,8 +28,9 @@ from dure.errors import Conflict, Unavailable
 from dure.statements.dsse import Envelope
 from dure.statements.statement import Chain
 from dure.tlog.merkle import Frontier
-from dure_coordinator.storage import log_rows
+from dure_coordinator.storage import log_rows, snapshots
 from dure_coordinator.storage import tables as t
+from dure_coordinator.storage.snapshots import SnapshotRow
 
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -272,13 +273,23 @@ class Store:
             first = events[0].position
             raise Conflict(f"run {run.hex()[:12]}: event {first} is there already; two coordinators on one database?") from e
 
-    async def events(self, run: bytes) -> list[EventRow]:
-        """A run's events in order. A gap means the database was damaged."""
-        query = sa.select(t.events.c.position, t.events.c.time, t.events.c.body).where(t.events.c.run == run).order_by(t.events.c.position)
+    async def events(self, run: bytes, first: int = 0, most: int = -1) -> list[EventRow]:
+        """A run's events in order, from position `first` on, at most so many. A gap means the database was damaged."""
+        query = sa.select(t.events.c.position, t.events.c.time, t.events.c.body).where(t.events.c.run == run, t.events.c.position >= first)
+        query = query.order_by(t.events.c.position)
+        query = query.limit(most) if most >= 0 else query
         rows = await self._read(lambda c: [EventRow(*r) for r in c.execute(query)])
-        if [r.position for r in rows] != list(range(len(rows))):
+        if [r.position for r in rows] != list(range(first, first + len(rows))):
             raise StoreUnusable(f"run {run.hex()[:12]}: its events have a gap; restore the database from a backup")
         return rows
+
+    async def snapshot(self, run: bytes) -> tuple[SnapshotRow, tuple[bytes, ...]] | None:
+        """The run's snapshot and its exchanges that are over."""
+        return await self._read(lambda c: snapshots.read(c, run))
+
+    async def put_snapshot(self, row: SnapshotRow, first: int, past: Sequence[bytes]) -> None:
+        """Replaces the run's snapshot; `past` are its exchanges that are over, from place `first` on."""
+        await self._transaction(lambda c: snapshots.replace(c, row, first, past))
 
     async def write(self, run: bytes, also: With) -> None:
         """What belongs to no event (a journal row, a blob that was shipped)."""

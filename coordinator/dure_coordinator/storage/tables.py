@@ -40,6 +40,24 @@ events = Table(
     Column("body", LargeBinary, nullable=False),
 )
 
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("run", LargeBinary(32), ForeignKey("runs.run"), primary_key=True),
+    Column("position", Counter, nullable=False),  # how many events it is the fold of
+    Column("time", Float, nullable=False),  # of the last of them
+    Column("shape", String(64), nullable=False),  # a snapshot of another shape is not read
+    Column("head", LargeBinary, nullable=False),
+)
+
+past_exchanges = Table(
+    "past_exchanges",
+    metadata,
+    Column("run", LargeBinary(32), ForeignKey("runs.run"), primary_key=True),
+    Column("place", Counter, primary_key=True),  # 0, 1, 2 … in the order in which they ended
+    Column("body", LargeBinary, nullable=False),
+)
+
 statements = Table(
     "statements",
     metadata,

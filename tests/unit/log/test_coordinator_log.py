@@ -81,6 +81,8 @@ async def test_statements_from_before_the_log_are_taken_in_when_a_database_is_up
     await store.close()
     with sqlite3.connect(tmp_path / "c.db") as db:
         for line in (
+            "drop table snapshots",
+            "drop table past_exchanges",
             "drop table log",
             "drop table log_head",
             "drop table log_parties",
