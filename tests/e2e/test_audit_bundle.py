@@ -15,9 +15,11 @@ from dure.audit.bundle import Bundle, PartMissing
 from dure.audit.level1 import ClockOff, WrongPin, verify
 from dure.audit.places import log_of
 from dure.charter.log_keys import log_key, origin_of
-from dure.errors import DureError
+from dure.errors import DureError, Refused
 from dure.identity.keys import load_signing_key
-from dure.statements.dsse import Envelope, seal_payload
+from dure.statements.dsse import Envelope, key_id, seal_payload
+from dure.statements.kinds import InstanceAggregate
+from dure.statements.statement import Chain, read_verified, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.note import Note, cosign, sign
 from dure.tlog.tiles import TileBuilder, TiledTree
@@ -240,3 +242,75 @@ def test_a_statement_of_an_unknown_version_is_reported_and_not_skipped(forger):
     result = verify(Bundle.open(forger.write([*forger.entries, newer], MEMBERS)), bytes.fromhex(forger.pin))
     assert (result.holds, len(result.unknown)) == (False, 1)
     assert "v2" in result.unknown[0].why
+
+
+# -- contributions -------------------------------------------------------------------------------------------------------
+
+
+def table(*words) -> dict:
+    done = subprocess.run([*dure_command(), *map(str, words)], capture_output=True, text=True, timeout=120, env=node_environment())
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_administrator_member_and_auditor_get_the_same_contributions(played):
+    """None of the three asks another: each reads its own copy of the log, with every process stopped."""
+    consortium, bundle, pin = played
+    hub = table("contributions", "--json", "--dir", consortium.dir_of("coordinator"))
+    mirror = table("contributions", "--json", "--dir", consortium.dir_of("bora/node"))
+    audited = table("audit", "contributions", bundle, "--root-sha256", pin, "--json")
+    assert hub["rows"] == mirror["rows"] == audited["rows"]
+    assert [(r["member"], r["invited"], r["counted"], r["late"], r["left_out"]) for r in hub["rows"]] == [(m, 2, 2, 0, []) for m in MEMBERS]
+    assert all(r["bytes_up"] > 0 and r["seconds"] >= 0 for r in hub["rows"])
+    assert "tokens" in hub["self_declared"] and "counted" not in hub["self_declared"]
+    words = subprocess.run(
+        [*dure_command(), "contributions", "--format", "csv", "--run", "digits", "--dir", str(consortium.dir_of("coordinator"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=node_environment(),
+    ).stdout.splitlines()
+    assert len(words) == 1 + len(MEMBERS)
+    assert "counted,late" in words[0] and "tokens_self_declared" in words[0] and ",tokens," not in words[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(("--run", "feed"), "no run in the log"), (("--from", "yesterday"), "must be a day"), (("--format", "xml"), "csv or json")],
+)
+def test_a_run_day_or_form_that_is_not_there_is_one_line(played, words, says):
+    command = [*dure_command(), "contributions", *words, "--dir", str(played[0].dir_of("coordinator"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=node_environment())
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1 and says in done.stderr
+
+
+def test_exchanges_outside_the_days_asked_for_are_not_counted(played):
+    rows = table("contributions", "--to", "2001-01-01", "--json", "--dir", played[0].dir_of("coordinator"))["rows"]
+    assert [r["invited"] for r in rows] == [0] * len(MEMBERS)
+
+
+def test_a_bundle_that_does_not_hold_gives_no_table(forger):
+    shutil.rmtree(forger.folder / "log" / "tile" / "0")
+    command = [*dure_command(), "audit", "contributions", str(forger.folder), "--root-sha256", forger.pin]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=node_environment())
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: log/tile/0")
+
+
+def test_a_member_cannot_write_itself_into_a_sum(forger):
+    """Its node's key may sign usage and commits, and no aggregates or survivor sets, however well they fit its chain."""
+    from dure.audit.reading import verified
+    from dure.charter.root import walk
+
+    consortium = forger.consortium
+    place = log_of(consortium.dir_of("coordinator"))
+    key = load_signing_key(consortium.dir_of("ara/node") / "node.key")
+    party = key_id(key.public_key().public_bytes_raw())
+    own = [Envelope.from_bytes(e) for e in forger.entries if Envelope.from_bytes(e).signatures[0][0] == party]
+    fact = read_verified(forger.entries[forger.index("instance-aggregate")], InstanceAggregate)
+    forged, _ = seal(fact, key, Chain(len(own), own[-1].sha256), 1_800_000_000.0)
+    versions = [walk(place.roots[:1], place.pin)]
+    assert len(list(verified(forger.entries, versions))) == len(forger.entries)
+    with pytest.raises(Refused, match="instance-aggregate must be signed by a coordinator, is by ara/node1"):
+        list(verified([*forger.entries, forged.to_bytes()], versions))

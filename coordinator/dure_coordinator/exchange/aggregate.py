@@ -11,7 +11,18 @@ from dure.secagg.summing import opened_totals, shape_of
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceAggregate, InstanceDropout
 from dure_coordinator.exchange.close import fail_exchange
-from dure_coordinator.exchange.common import current, in_flight, is_connected, is_lost, names, sit_out, with_exchange, with_instance
+from dure_coordinator.exchange.common import (
+    LATE,
+    NOT_UPLOADED,
+    current,
+    in_flight,
+    is_connected,
+    is_lost,
+    names,
+    sit_out,
+    with_exchange,
+    with_instance,
+)
 from dure_coordinator.exchange.share import begin_instance, elements_of
 from dure_coordinator.exchange.state import ExchangePhase, InstancePhase, InstanceState, RunState
 from dure_coordinator.exchange.upload import read_commit
@@ -73,13 +84,13 @@ def dropouts_of(state: RunState, instance: InstanceState) -> dict[str, tuple[str
     assert exchange is not None
     before = exchange.scales.survivors if instance.purpose == "update" and exchange.scales else exchange.members
     left = {*before, *instance.cohort} - set(instance.survivors)
-    return {m: exchange.sat_out.get(m, ("upload", "did not finish its upload in time")) for m in sorted(left)}
+    return {m: exchange.sat_out.get(m, ("upload", NOT_UPLOADED)) for m in sorted(left)}
 
 
 def dropout_statement(instance: InstanceState, member: str) -> InstanceDropout:
     phase, reason = instance.dropouts[member]
     plain = "".join(c if c >= " " else " " for c in reason)
-    return InstanceDropout(instance.instance, member, phase, plain[:500])
+    return InstanceDropout(instance.instance, member, phase, plain[:500], reason in LATE)
 
 
 def dropout_signed(state: RunState, member: str, envelope: bytes) -> RunState:

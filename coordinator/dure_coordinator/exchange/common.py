@@ -43,6 +43,13 @@ def is_lost(state: RunState, member: str) -> bool:
     return seen is None or seen.lost
 
 
+NOT_READY = "was not ready at the deadline"
+NOT_DEALT = "dealt no shares in time"
+NOT_UPLOADED = "did not finish its upload in time"
+LATE = frozenset({NOT_READY, NOT_DEALT, NOT_UPLOADED})
+"""Reasons that mean: it was there, and missed a deadline."""
+
+
 def silence(state: RunState, member: str, what: str) -> str:
     """Why nothing came from this member: its node is gone, or it is there and `what`."""
     return "lost its connection" if is_lost(state, member) else what

@@ -11,6 +11,7 @@ from dure.errors import DureError, Refused
 from dure.wire.messages import PROTOCOL_VERSION, Report
 from dure_coordinator.exchange.close import fail_exchange
 from dure_coordinator.exchange.common import (
+    NOT_READY,
     OK,
     Taken,
     hex_field,
@@ -139,7 +140,7 @@ def advance_execute(state: RunState, now: float) -> RunState:
 def _freeze(state: RunState, exchange: ExchangeState, ready: tuple[str, ...], now: float) -> RunState:
     for member in exchange.members:
         if member not in ready:
-            state = sit_out(state, member, "execute", silence(state, member, "was not ready at the deadline"))
+            state = sit_out(state, member, "execute", silence(state, member, NOT_READY))
     votes = Counter(exchange.ready[m].metrics for m in ready)
     chosen = exchange.metrics or min(votes, key=lambda names_: (-votes[names_], names_))
     for member in ready:

@@ -22,6 +22,7 @@ from dure.statements.statement import open_statement
 from dure.wire.messages import Report
 from dure_coordinator.exchange.close import fail_exchange
 from dure_coordinator.exchange.common import (
+    NOT_DEALT,
     OK,
     Taken,
     abort,
@@ -91,7 +92,7 @@ def advance_share(state: RunState, now: float) -> RunState:
     out = {m for m in instance.cohort if m in exchange.sat_out or m in state.convicted}
     out |= {m for m in missing if late or is_lost(state, m)}
     if out:
-        return restart_without(state, out, "dealt no shares in time", now)
+        return restart_without(state, out, NOT_DEALT, now)
     if missing:
         return state
     assert state.epoch is not None

@@ -10,6 +10,7 @@ from dure.secagg.summing import shape_of
 from dure.statements.kinds import InstanceCommit
 from dure.statements.statement import open_statement
 from dure_coordinator.exchange.common import (
+    NOT_UPLOADED,
     OK,
     Taken,
     current,
@@ -111,7 +112,7 @@ def _fix(
         if member in committed and member not in survivors:
             state = sit_out(state, member, "upload", "left out, so that the sum is of the same members as an earlier one on these weights")
         elif member not in committed:
-            state = sit_out(state, member, "upload", silence(state, member, "did not finish its upload in time"))
+            state = sit_out(state, member, "upload", silence(state, member, NOT_UPLOADED))
     return with_instance(state, phase=InstancePhase.SURVIVORS, survivors=survivors, began=now)
 
 

@@ -10,12 +10,15 @@ import typer
 
 from dure.audit import bundle as bundles
 from dure.audit import report
+from dure.audit.contributions_cli import of_bundle
 from dure.audit.level1 import Result, verify
 from dure.audit.places import log_of
 from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, out, say, show_json
 from dure.errors import BadInput
 
 app = typer.Typer(no_args_is_help=True, help="Auditor: check a bundle offline, without trusting the coordinator.")
+
+app.command("contributions")(of_bundle)
 
 
 @app.callback()
@@ -62,7 +65,7 @@ def verify_command(
     """
     if level != 1:
         raise BadInput(f"--level {level}: only level 1 is there yet")
-    result = verify(bundles.Bundle.open(folder), _pin(pin), progress=_progress() if out.is_terminal else lambda _done, _all: None)
+    result = verify(bundles.Bundle.open(folder), pin_of(pin), progress=_progress() if out.is_terminal else lambda _done, _all: None)
     if as_json:
         show_json(report.as_json(result))
     else:
@@ -71,7 +74,7 @@ def verify_command(
         raise typer.Exit(1)
 
 
-def _pin(text: str) -> bytes:
+def pin_of(text: str) -> bytes:
     try:
         raw = bytes.fromhex(text)
     except ValueError:

@@ -28,6 +28,15 @@ def must(holds: bool, field_name: str, why: str) -> None:
         raise RuleBroken(field_name, why)
 
 
+def check_author(kind: str, signed: Signed[Any], party: Party) -> None:
+    """That whoever signed may say such a thing, and speaks for itself."""
+    roles = _JUDGES.get(kind, (frozenset({"coordinator", "member", "node"}), None))[0]
+    must(party.role in roles, "signatures", f"{kind} must be signed by a {' or '.join(sorted(roles))}, is by {party}")
+    member = getattr(signed.fact, "member", None)
+    if party.role != "coordinator" and member is not None:
+        must(member == party.member, "member", f"{party} cannot speak for {member}")
+
+
 @dataclass
 class Instance:
     """One instance of the secure sum as the log tells it."""
@@ -82,11 +91,8 @@ class History:
             Refused: the first rule it breaks.
         """
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        roles, judge = _JUDGES.get(kind, (frozenset({"coordinator", "member", "node"}), None))
-        must(party.role in roles, "signatures", f"{kind} must be signed by a {' or '.join(sorted(roles))}, is by {party}")
-        member = getattr(signed.fact, "member", None)
-        if party.role != "coordinator" and member is not None:
-            must(member == party.member, "member", f"{party} cannot speak for {member}")
+        check_author(kind, signed, party)
+        judge = _JUDGES.get(kind, (None, None))[1]
         if kind == "dispute":
             self.disputes.append((index, signed.fact))
         if judge is not None:

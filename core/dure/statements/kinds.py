@@ -240,11 +240,15 @@ class InstanceAggregate:
 
 @dataclass(frozen=True)
 class InstanceDropout:
+    """A member the exchange began with, or the instance, is not in the opened sum."""
+
     kind: ClassVar[str] = "instance-dropout"
     instance: Instance
     member: MemberId
     phase: Name
     reason: Reason
+    late: bool
+    """Its node was there, and missed the phase's deadline."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ FACTS: list[Any] = [
         b"tlv", D, tuple(Survivor(m, D) for m in "abc"), (SurvivorSignature("a", bytes(64)), SurvivorSignature("b", bytes(64)))
     ),
     InstanceAggregate(b"tlv", D, D, D, 512, (3,), 7, D),
-    InstanceDropout(b"tlv", "c", "upload", "silent past the deadline"),
+    InstanceDropout(b"tlv", "c", "upload", "silent past the deadline", True),
     ExchangeAccept(D, 3, "a", (D,), (), None),
     Dispute(D, 2, "asan", b"tlv", D, "sum", 7, D, D, None, "the coordinator's sum is wrong at chunk 7"),
     InstanceVoid(b"tlv", "a", "too few uploads"),

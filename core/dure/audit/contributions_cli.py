@@ -1,0 +1,214 @@
+"""`dure contributions`: who did what, from the log of a coordinator or a node's own mirror of it; for an auditor, from a bundle."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dure.audit.places import LogPlace, log_of
+from dure.audit.reading import verified
+from dure.charter import root as charter_root
+from dure.charter.model import Charter
+from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, out, say, show_json
+from dure.errors import BadInput, Refused
+from dure.provenance.contributions import SELF_DECLARED, Row, contributions
+from dure.statements.kinds import RunPlan
+from dure.tlog.tiles import TiledTree
+
+app = typer.Typer(add_completion=False)
+
+OnlyRun = Annotated[str, typer.Option("--run", help="One run: the beginning of its id, or its app's name; default: all.")]
+Since = Annotated[str, typer.Option("--from", metavar="DATE", help="Exchanges begun on this day (UTC, YYYY-MM-DD) or later.")]
+Until = Annotated[str, typer.Option("--to", metavar="DATE", help="Exchanges begun on this day (UTC) or earlier.")]
+Format = Annotated[str, typer.Option("--format", help="table | csv | json")]
+
+SIGNED_BY = {
+    "invited": "coordinator",
+    "counted": "coordinator and a quorum of the members",
+    "late": "coordinator",
+    "left_out": "coordinator",
+    "unsummed": "coordinator",
+    "accepted": "the member",
+}
+COLUMNS = ("run", "app", "member", "invited", "counted", "late", "left_out", "unsummed", "accepted", *SELF_DECLARED)
+
+
+@app.command()
+@one_line_errors
+def main(
+    run: OnlyRun = "",
+    since: Since = "",
+    until: Until = "",
+    form: Format = "table",
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Who did what, per member and run, from the signed statements in the log on this machine.
+
+    Every entry's signature is checked on the way, so the coordinator, a member's node (its own mirror) and an auditor (`dure audit
+    contributions`) get the same table. Columns that are only the member's own word are marked. Exchanges that failed before anything was
+    opened are in no statement, and not here.
+
+    Example: dure contributions --run 3f9a --format csv --dir hub
+    """
+    place = log_of(directory)
+    tree = place.tree()
+    show(found(tree, versions_of(place), run, since, until), "json" if as_json else form, tree.size)
+
+
+def versions_of(place: LogPlace) -> list[Charter]:
+    """The charter as it was, version by version."""
+    return [charter_root.walk(place.roots[:n], place.pin) for n in range(1, len(place.roots) + 1)]
+
+
+def found(tree: TiledTree, versions: list[Charter], run: str, since: str, until: str) -> tuple[Row, ...]:
+    """The rows asked for.
+
+    Raises:
+        BadInput: no such run, or a date that is none.
+        Refused: names the first entry that does not hold.
+    """
+    span = (_day(since, "--from") if since else 0.0, _day(until, "--to") + 86_400 if until else float(2**48))
+
+    def wanted(run_id: bytes, plan: RunPlan) -> bool:
+        return not run or run_id.hex().startswith(run.lower()) or run in (plan.name, plan.app_name)
+
+    rows = contributions(verified(tree.entries(), versions), runs=wanted, span=span)
+    if run and not rows:
+        raise BadInput(f"--run {run}: no run in the log starts so; `dure contributions` shows all")
+    return rows
+
+
+def _day(text: str, option: str) -> float:
+    try:
+        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+            raise ValueError
+        return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC).timestamp()
+    except ValueError:
+        raise BadInput(f"{option} {text}: must be a day, as 2026-11-25") from None
+
+
+def show(rows: tuple[Row, ...], form: str, size: int) -> None:
+    """Prints them in the form asked for.
+
+    Raises:
+        BadInput: there is no such form.
+    """
+    if form == "json":
+        show_json({"rows": [as_dict(r) for r in rows], "signed_by": SIGNED_BY, "self_declared": list(SELF_DECLARED), "entries": size})
+    elif form == "csv":
+        print(as_csv(rows), end="")
+    elif form == "table":
+        _table(rows, size)
+    else:
+        raise BadInput(f"--format {form}: must be table, csv or json")
+
+
+def as_dict(row: Row) -> dict[str, Any]:
+    """One row for scripts."""
+    return {
+        "run": row.run.hex(),
+        "app": row.app,
+        "member": row.member,
+        "invited": row.invited,
+        "counted": row.counted,
+        "late": row.late,
+        "left_out": [{"exchange": x.exchange, "phase": x.phase, "reason": x.reason, "late": x.late} for x in row.left_out],
+        "unsummed": row.unsummed,
+        "accepted": row.accepted,
+        "tokens": row.tokens,
+        "steps": row.steps,
+        "seconds": row.seconds,
+        "bytes_up": row.bytes_up,
+        "bytes_down": row.bytes_down,
+        "devices": list(row.devices),
+    }
+
+
+def as_csv(rows: tuple[Row, ...]) -> str:
+    """One line per row; columns that are the member's own word say so in their name."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([f"{c}_self_declared" if c in SELF_DECLARED else c for c in COLUMNS])
+    for row in rows:
+        facts = {**as_dict(row), "left_out": "; ".join(_words(row)), "devices": " ".join(row.devices)}
+        writer.writerow([_cell(facts[c]) for c in COLUMNS])
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A member's words must not become a formula in somebody's spreadsheet."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+
+
+def _words(row: Row) -> list[str]:
+    return [f"exchange {x.exchange}{' (late)' if x.late else ''}, {x.phase or 'survivors'}: {x.reason}" for x in row.left_out]
+
+
+def _table(rows: tuple[Row, ...], size: int) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    names = (
+        "run",
+        "member",
+        "invited",
+        "counted",
+        "late",
+        "left out",
+        "no sum",
+        "accepted",
+        "tokens*",
+        "steps*",
+        "seconds*",
+        "up*",
+        "down*",
+    )
+    for name in names:
+        table.add_column(name, justify="left" if name in ("run", "member") else "right", no_wrap=True)
+    for row in rows:
+        other = len(row.left_out) - row.late
+        counts = (row.invited, row.counted, row.late, other, row.unsummed, row.accepted, row.tokens, row.steps)
+        spent = (f"{row.seconds:,.1f}", f"{row.bytes_up / 1e6:,.1f} MB", f"{row.bytes_down / 1e6:,.1f} MB")
+        table.add_row(f"{row.run.hex()[:12]} {row.app}", row.member, *(f"{n:,}" for n in counts), *spent)
+    out.print(table)
+    for row in rows:
+        for line in _words(row):
+            say(f"  {row.run.hex()[:12]} {row.member}: {line}")
+    say(f"* the member's own word. All else is signed by the coordinator, what is counted by a quorum of members too. {size} entries read")
+
+
+@one_line_errors
+def of_bundle(
+    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    pin: Annotated[str, typer.Option("--root-sha256", help="64 hex digits: charter version 1, compared over a second channel.")],
+    run: OnlyRun = "",
+    since: Since = "",
+    until: Until = "",
+    form: Format = "table",
+    as_json: AsJson = False,
+) -> None:
+    """The administrator's table of contributions, recomputed from a bundle whose log was verified first.
+
+    Example: dure audit contributions bundle --root-sha256 3f9a… --format csv
+    """
+    from dure.audit import bundle as bundles
+    from dure.audit.cli import pin_of
+    from dure.audit.level1 import verify
+
+    bundle, wanted = bundles.Bundle.open(folder), pin_of(pin)
+    result = verify(bundle, wanted)
+    if not result.holds:
+        first = [*result.findings, *result.unknown][0]
+        raise Refused(first.where, f"{first.why}; `dure audit verify` names everything that does not hold")
+    roots = bundle.roots()
+    versions = [charter_root.walk(roots[:n], wanted) for n in range(1, len(roots) + 1)]
+    tree = TiledTree(lambda path: bundle.read(f"{bundles.LOG}/{path}"), result.size)
+    show(found(tree, versions, run, since, until), "json" if as_json else form, result.size)
