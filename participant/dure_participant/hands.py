@@ -58,6 +58,8 @@ DECISION_POLL_S = 0.5
 STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID, ReportKind.DISPUTE}
 """Reports that bring signed statements: those are in the log first."""
 E_B_LIMIT_BYTES = 1 << 28
+OVERSLEPT_MS = 2_000
+"""How much before the deadline, by this node's clock, a training that is called off counts as one that was too slow."""
 SAY_BEFORE_S = 2.0
 """Before an exchange's deadline a node that waits for its environment says why it sits out."""
 
@@ -233,13 +235,23 @@ class Hands:
         )
         log.info("train.begins", run=run.label, exchange=action.exchange, kind=action.instruction.message_type)
         started = time.monotonic()
-        result = await worker.run(task, timeout_s=self._left_s(action))
+        try:
+            result = await worker.run(task, timeout_s=self._left_s(action))
+        except asyncio.CancelledError:
+            self._overslept(run, action)
+            raise
         if result.killed:  # it starts from the same state, so a second try is the same training
             log.warning("train.again", run=run.label, exchange=action.exchange, reason=result.error)
             result = await worker.run(task, timeout_s=self._left_s(action))
         spent_ms = int((time.monotonic() - started) * 1000)
         log.info("train.ended", run=run.label, exchange=action.exchange, status=result.status, milliseconds=spent_ms)
         return await self._judged(action, result, base, found, spent_ms)
+
+    def _overslept(self, run: Run, action: act.Train) -> None:
+        """The exchange went on while the app was still at work; its operator hears why nothing was counted."""
+        if action.deadline_ms and self._clock() * 1000 > action.deadline_ms - OVERSLEPT_MS:
+            log.warning("train.overslept", run=run.label, exchange=action.exchange)
+            self._store.note(f"exchange {action.exchange} went on without this node: its app was still at work at the deadline", run.run)
 
     def _left_s(self, action: act.Train) -> float | None:
         return max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None

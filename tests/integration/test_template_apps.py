@@ -87,3 +87,19 @@ def test_the_hugging_face_app_trains_and_the_model_that_comes_with_its_evaluatio
     done = run("app-hf", "fraction-train=1.0", "fraction-evaluate=1.0", outer_step=outer_step)
     assert done.result.evaluate_metrics_clientapp[1]["loss"] > 0 and dict(done.result.train_metrics_clientapp[1]) == {}
     assert not any(r.result.flat_path for r in done.replies[2].values())
+
+
+def test_the_odd_app_finds_what_it_expects_and_each_failing_node_is_named(tmp_path, run):
+    """Queries that are summed, values per node, bfloat16, a scalar count, state, and a node that fails in another way each round."""
+    done = run_folder(APPS / "app-odd", MEMBERS, tmp_path, ("faults=none raise metrics no-weight heavy none",), quorum=3, w_max=1024)
+    trained = [r.seq for r in done.requests if r.instruction.message_type == "train"]
+    reasons = {seq: done.out[seq] for seq in trained if done.out[seq]}
+    faulty = {m for out in reasons.values() for m in out}
+    assert len(faulty) == 1
+    said = [next(iter(out.values())) for out in reasons.values()]
+    wanted = ("ValueError: no such data", "seen, shard, extra", "must be above 0", "exceeds w_max")
+    assert len(said) == len(wanted) and all(part in why for part, why in zip(wanted, said, strict=True)), said
+    seen = [{m: r.result.metrics["seen"] for m, r in done.replies[seq].items()} for seq in trained]
+    assert seen[-1] == {m: 4 if m in faulty else 6 for m in MEMBERS}, (
+        "a training that raised, or whose reply the worker refused, leaves the state as it was"
+    )

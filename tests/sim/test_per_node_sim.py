@@ -28,7 +28,7 @@ def a_world(**plan: Any) -> World:
     train = world.train
 
     def watched(member: str, action: act.Train) -> Any:
-        world.executed[member] = dict(action.instruction.records[1].values)  # type: ignore[attr-defined, union-attr]
+        world.executed[member] = dict(action.instruction.records[-1].values)  # type: ignore[attr-defined, union-attr]
         return train(member, action)
 
     world.train = watched  # type: ignore[method-assign]
@@ -133,3 +133,24 @@ def test_a_node_that_executed_another_permitted_value_than_the_open_states_sends
     assert "m01" not in reply.survivors
     assert any("not the values this node executed" in note for note in world.nodes["m01"].notes), world.nodes["m01"].notes
     assert not any(member == "m01" for member, _ in world.spools)
+
+
+def test_a_message_without_listed_keys_needs_no_values_whoever_is_chosen() -> None:
+    world = a_world()
+    records = (ConfigItem("config", {"lr": 0.1}),)
+    body = canonical_json(Instruction("query", "1", 60.0, records).to_json())
+    world.apply(Asked(1, hashlib.sha256(body).digest(), body, "", world.members))
+    world.run_until(lambda w: 1 in w.answers)
+    assert world.answers[1].status == "ok", world.answers[1].reason
+
+
+def test_a_chosen_member_without_values_of_its_own_is_named_and_nobody_is_asked() -> None:
+    world = a_world()
+    weights = world.first_weights()
+    flat = np.frombuffer(world.blobs[weights], "<f4")
+    records = (ArrayItem("arrays", LAYOUT, weights_id(flat, LAYOUT)), ConfigItem("config", {"lr": 0.1, "shard": 0}))
+    body = canonical_json(Instruction("train", "1", 60.0, records).to_json())
+    each = canonical_json({m: {"config": {"shard": {"i": 0}}} for m in world.members[1:]})
+    world.apply(Asked(1, hashlib.sha256(body).digest(), body, weights, world.members, each))
+    world.run_until(lambda w: 1 in w.answers)
+    assert "has no value" in world.answers[1].reason and world.state.exchanges == 0

@@ -270,7 +270,12 @@ def run_folder(folder: Path, members: tuple[str, ...], scratch: Path, overrides:
     backend = OneProcess(scratch, dict.fromkeys(members, client), config=config, **how)
     context = Context(run_id=RUN, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
     server = private.load_server_app(app.serverapp, folder)
-    declared = {"linear_strategy": app.dure.linear_strategy, "query_sums": app.dure.query_replies == "sum"}
+    table = app.dure
+    declared = {
+        "linear_strategy": table.linear_strategy,
+        "query_sums": table.query_replies == "sum",
+        "per_node_keys": tuple(table.per_node_config),
+    }
     _watched(lambda grid: server(grid, context), backend, **declared)
     return backend
 

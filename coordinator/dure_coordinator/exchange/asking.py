@@ -103,12 +103,8 @@ def _judge_values(state: RunState, event: Asked, instruction: Instruction) -> st
     permitted = state.facts.plan.per_node_config
     try:
         values = node_values_of(event)
-        if not values:
-            per_node.check_stated(instruction, {}, permitted)
-        if missing := sorted(set(event.members or values) - set(values)):
-            return f"{missing[0]} has no values of its own for the keys the plan lists as per-node"
-        for own in values.values():
-            per_node.check_stated(instruction, per_node.stated(own), permitted)
+        for member in event.members or tuple(values) or ("",):
+            per_node.check_stated(instruction, per_node.stated(values.get(member, {})), permitted)
     except DureError as e:
         return str(e)
     return ""
