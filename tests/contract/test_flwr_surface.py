@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
@@ -52,6 +52,12 @@ def test_worker_message_reaches_a_client_app_and_its_reply_names_the_sender():
     reply = app(message, Context(7, 9, {}, RecordDict(), {}))
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (9, worker_side.SERVER_NODE_ID)
     assert reply.metadata.reply_to_message_id == "id"
+
+
+def test_a_server_app_without_a_main_of_its_own_is_told_apart():
+    modern, old = ServerApp(), ServerApp(server_fn=lambda context: None)
+    modern.main()(lambda grid, context: None)
+    assert server_side.has_main(modern) and not server_side.has_main(old)
 
 
 def test_state_survives_a_round_trip():

@@ -231,6 +231,20 @@ async def test_what_the_serverapp_does_wrong_ends_the_run_with_its_reason(coordi
     assert coordinator.live == []
 
 
+OLD = """
+from flwr.compat.server import ServerAppComponents
+from flwr.serverapp import ServerApp
+app = ServerApp(server_fn=lambda context: ServerAppComponents())
+"""
+
+
+async def test_a_serverapp_of_flowers_older_interface_is_refused_with_the_way_on(coordinator, tmp_path):
+    ended, log = await run_whole(coordinator, app_dir=app_with(tmp_path, OLD))
+    assert ended.reason == "failed" and coordinator.live == [], log
+    kind, message = coordinator.failure
+    assert kind == "GridRefused" and "no @app.main()" in message and "flwr.serverapp.strategy" in message
+
+
 async def test_missing_quorum_is_reported_with_the_names(coordinator):
     coordinator.missing = "gamma did not connect within 60 s"
     ended, _ = await run_whole(coordinator)

@@ -659,7 +659,7 @@ class World:
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
-    def ask(self, seq: int, message_type: str, weights: str = "", *, config: float = 0.1) -> Asked:
+    def ask(self, seq: int, message_type: str, weights: str = "", *, config: float = 0.1, members: tuple[str, ...] = ()) -> Asked:
         records: list[Any] = []
         if weights:
             flat = np.frombuffer(self.blobs[weights], "<f4")
@@ -667,14 +667,14 @@ class World:
         records.append(ConfigItem("config", {"lr": config}))
         instruction = Instruction(message_type, "1", 3600.0, tuple(records))
         body = canonical_json(instruction.to_json())
-        asked = Asked(seq, hashlib.sha256(body + weights.encode()).digest(), body, weights)
+        asked = Asked(seq, hashlib.sha256(body + weights.encode()).digest(), body, weights, members)
         self._event(asked)
         return asked
 
     def exchange(self, seq: int, message_type: str, weights: str = "", **how: Any) -> Any:
         """Asks, runs until answered (or the run is over), gives the reply."""
         config = how.pop("config", 0.1)
-        self.ask(seq, message_type, weights, config=config)
+        self.ask(seq, message_type, weights, config=config, members=how.pop("members", ()))
         over = (RunPhase.ABORTED, RunPhase.FINISHED)
         self.run_until(lambda w: seq in w.answers or (w.state.phase in over and not duties(w.state)), **how)
         return self.answers.get(seq)

@@ -39,6 +39,11 @@ def load_server_app(reference: str, folder: Path) -> ServerApp:
     return app
 
 
+def has_main(app: ServerApp) -> bool:
+    """Whether it has an `@app.main()`; if not, it is written for Flower's older interface, which asks every node by itself."""
+    return app._main is not None
+
+
 def set_message_id(message: Any, message_id: str) -> None:
     """`Metadata.message_id` has no setter; flwr itself writes `__dict__`, too."""
     message.metadata.__dict__["_message_id"] = message_id

@@ -120,6 +120,11 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result), _first(config))
     try:
         server_app = private.load_server_app(app.serverapp, folder)
+        if not private.has_main(server_app):
+            raise GridRefused(
+                f"{app.serverapp} has no @app.main(): server_fn and ServerAppComponents are Flower's older interface, which reads "
+                "every node's own reply; write a main(grid, context) that starts a strategy of flwr.serverapp.strategy"
+            )
         # Importing the app may have drawn random numbers or seeded them with the time.
         _seed(config.seed)
         context = Context(
