@@ -47,6 +47,7 @@ from dure_coordinator.exchange.state import RunPhase, RunState
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.flower.launch import FLAGS, OWN_INTERPRETER, ProcessConfig, ServerAppProcess
 from dure_coordinator.flower.probe import probe
+from dure_coordinator.forecasting import key_of, no_room
 from dure_coordinator.journals import Journals
 from dure_coordinator.log.charter import enter_charter
 from dure_coordinator.log.intake import Intake
@@ -135,6 +136,8 @@ class Coordinator:
     publishing: asyncio.Task[None] | None = None
     serverapps: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    layouts: dict[tuple[bytes, str], Layout] = field(default_factory=dict)
+    """Of models that apps were asked about, by code and settings (`forecasting.key_of`)."""
 
     @classmethod
     async def open(cls, folder: CoordinatorFolder, settings: CoordinatorSettings) -> Coordinator:
@@ -240,7 +243,10 @@ class Coordinator:
                 layout = scratch / "layout.json"
                 await asyncio.to_thread(layout.write_bytes, start.layout.to_json())
                 config = replace(config, base_flat=str(self.blobs.path(start.blob)), base_layout=str(layout), base_origin=start.base.origin)
-            return await probe(config, await self._launcher(plan))
+            found = await probe(config, await self._launcher(plan))
+            if found is not None:
+                self.layouts = dict(list(self.layouts.items())[-63:]) | {key_of(plan): found}
+            return found
         finally:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
@@ -258,6 +264,9 @@ class Coordinator:
             linear_strategy=tuple(app.dure.linear_strategy),
         )
 
+    def _no_room(self, plan: RunPlan, layout: Layout) -> str:
+        return no_room(self.folder.directory, plan, layout)
+
     async def _serverapp(self, engine: RunEngine) -> None:
         facts: RunFacts = engine.state.facts
         run_dir = self.run_dir(engine.run)
@@ -265,7 +274,9 @@ class Coordinator:
             app = await self.app_of(facts.plan, run_dir)
             work_dir = run_dir / "serverapp"
             path = prepare_socket(work_dir, "grid.sock")
-            grid = ServerAppGrid(engine, await self.journals.of(engine.run), work_dir, self.blobs, self.store, lambda: self.fleet.here)
+            grid = ServerAppGrid(
+                engine, await self.journals.of(engine.run), work_dir, self.blobs, self.store, lambda: self.fleet.here, self._no_room
+            )
             server = unix_server(
                 path,
                 [lambda s: serverapp_pb2_grpc.add_ServerAppGridServiceServicer_to_server(grid, s)],

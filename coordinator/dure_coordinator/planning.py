@@ -1,17 +1,16 @@
-"""From an app and a few options to a run plan, and what it will cost."""
+"""From an app and a few options to a run plan."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from dure.apps import App, ConfigValue, plan_settings
 from dure.charter.model import Charter, check_current
 from dure.errors import BadInput, Refused
 from dure.model.outer import StepRefused, parse_step
 from dure.model.per_node import permitted_of
-from dure.secagg.thresholds import dropouts_survived, share_threshold, u_min
+from dure.secagg.thresholds import u_min
 from dure.statements import schema
 from dure.statements.kinds import Deadlines, NamedBase, OuterStep, RunPlan
 
@@ -124,26 +123,3 @@ def make_plan(
         settings=plan_settings(config),
         deadlines=replace(Deadlines(), **deadlines),
     )
-
-
-def forecast(plan: RunPlan, challenge_window_s: int) -> dict[str, Any]:
-    """What a run costs, per parameter of its model, and who must be awake. Bytes follow from the formats."""
-    m = len(plan.roster)
-    spare = dropouts_survived(m, plan.colluders)
-    named = plan.outer_step.name != "none"
-    return {
-        "members": list(plan.roster),
-        "must_finish": plan.u_min,
-        "may_drop_out": spare,
-        "share_threshold": share_threshold(m, plan.colluders),
-        "colluders_assumed": plan.colluders,
-        "bytes_up_per_parameter": round(2 + 24 * 8 / 4096, 3),
-        "bytes_down_per_parameter_first": round(4 + 2 + 24 * 8 / 4096, 3),
-        "bytes_down_per_parameter_later": round((0 if named else 4) + 2 + 24 * 8 / 4096, 3),
-        "coordinator_disk_per_parameter": round(m * (2 + 24 * 8 / 4096) + 2 + 4 + (4 if plan.outer_step.name == "nesterov" else 0), 1),
-        "uploads_kept_per_parameter_and_exchange": round(m * (2 + 24 * 8 / 4096), 3),
-        "uploads_kept_s": None if plan.keep_uploads == "all" else challenge_window_s,
-        "rounds": plan.rounds,
-        "exchanges_at_most": plan.max_exchanges,
-        "outer_step": plan.outer_step.name,
-    }

@@ -17,6 +17,7 @@ from dure.environments.wheels import lock_of, read_wheels
 from dure.errors import BadInput, Unavailable
 from dure.identity.files import write_atomic
 from dure_coordinator.admin_client import call
+from dure_coordinator.forecast_words import beside_lines, plan_lines, size_lines
 from dure_coordinator.run_steer_cli import register
 from dure_coordinator.watch import follow, kept_line, render
 
@@ -36,6 +37,11 @@ Members = Annotated[str | None, typer.Option(help="Comma-separated member ids; d
 
 From = Annotated[str | None, typer.Option("--from", metavar="RUN|FILE", help="Start from a run's model or a safetensors file.")]
 FromRound = Annotated[int | None, typer.Option("--round", min=0, help="With --from RUN: the model after this round; default: its newest.")]
+
+Parameters = Annotated[int | None, typer.Option(min=1, help="Elements of the model, where the app shall not be asked.")]
+UpMbps = Annotated[float | None, typer.Option(help="A member's link to the coordinator, 10^6 bits per second; default: 100.")]
+DownMbps = Annotated[float | None, typer.Option(help="The other way; default: 100.")]
+HubMbps = Annotated[float | None, typer.Option(help="The coordinator's own link, for all members together; default: no limit.")]
 
 
 def _arguments(
@@ -76,28 +82,27 @@ def plan(
     keep_uploads: KeepUploads = "none",
     source: From = None,
     round_number: FromRound = None,
+    parameters: Parameters = None,
+    up_mbps: UpMbps = None,
+    down_mbps: DownMbps = None,
+    hub_mbps: HubMbps = None,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """What a run will cost, and who must be awake. Starts nothing.
+    """What a run will take: bytes, disk here and at each node, time, and who must be awake. Starts nothing.
 
-    Example: dure run plan apps/pretrain --rounds 100
+    The model's size is asked of the app itself, which runs up to its first broadcast; or give --parameters.
+
+    Example: dure run plan apps/pretrain --rounds 100 --up-mbps 50 --down-mbps 200
     """
-    found = call(directory, "run-plan", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number))
+    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number)
+    speeds = {"parameters": parameters, "up_mbps": up_mbps, "down_mbps": down_mbps, "hub_mbps": hub_mbps}
+    found = call(directory, "run-plan", arguments | {k: v for k, v in speeds.items() if v is not None}, archive)
     if as_json:
         show_json(found)
         return
-    say(f"app {found['app']}, code digest {found['app_sha256']}")
-    say(f"environment: packages by lock {found['env_sha256']}" if found["env_sha256"] else "environment: each site's own interpreter")
-    n, need = len(found["members"]), found["must_finish"]
-    say(f"{n} members, {need} must finish an exchange, {found['may_drop_out']} may drop out")
-    say(f"connected now: {', '.join(found['connected_now']) or 'nobody'}")
-    later, first = found["bytes_down_per_parameter_later"], found["bytes_down_per_parameter_first"]
-    say(f"bytes per parameter and exchange: up {found['bytes_up_per_parameter']}, down {later} (first exchange {first})")
-    say(f"coordinator's disk per parameter: {found['coordinator_disk_per_parameter']} bytes")
-    kept = "for good" if found["uploads_kept_s"] is None else f"for {found['uploads_kept_s']} s (the charter's challenge window)"
-    say(f"masked uploads are kept {kept}: {found['uploads_kept_per_parameter_and_exchange']} bytes per parameter and exchange")
-    say(f"{found['rounds']} rounds, at most {found['exchanges_at_most']} exchanges; next base by: {found['outer_step']}")
+    for line in plan_lines(found):
+        say(line)
 
 
 @app.command()
@@ -111,6 +116,8 @@ def start(
     keep_uploads: KeepUploads = "none",
     source: From = None,
     round_number: FromRound = None,
+    parameters: Parameters = None,
+    ignore_disk: Annotated[bool, typer.Option("--ignore-disk", help="Start although the forecast exceeds the disk or the quota.")] = False,
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
@@ -123,11 +130,15 @@ def start(
 
     Where sums were opened on those weights before, every operator is shown each of them and must consent.
     """
-    found = call(directory, "run-start", *_arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number))
+    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number)
+    size = {} if parameters is None else {"parameters": parameters}
+    found = call(directory, "run-start", {**arguments, **size, "ignore_disk": ignore_disk}, archive)
     if as_json:
         show_json(found)
     else:
         say(f"run {found['run']}")
+        for line in size_lines(found):
+            say(line)
         say(f"next: each member's operator looks at the plan: dure node allow {found['plan_digest'][:16]}")
     if watch_it:
         _watched(directory, found["run"], as_json)
@@ -217,11 +228,13 @@ def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> N
 
     Example: dure run show 3f9a --json
     """
-    found = call(directory, "run-show", {"run": run})
+    found = call(directory, "run-show", {"run": run, "beside": True})
     if as_json:
         show_json(found)
         return
     out.print(render(found))
+    for line in beside_lines(found["forecast"]):
+        say(line)
 
 
 @app.command("let-go")

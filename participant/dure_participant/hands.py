@@ -22,6 +22,7 @@ from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
 from dure.errors import BadInput, DureError, Refused, Unavailable
 from dure.failpoints import Point, reach
+from dure.forecast import exchange_disk
 from dure.model.base import BaseRecord
 from dure.model.content import flower_node_id, flower_run_id
 from dure.model.layout import Layout
@@ -214,6 +215,8 @@ class Hands:
             return await self._unprepared(run, action, error)
         arrays, base, found = action.instruction.arrays, None, bytes(32)
         if arrays is not None:
+            if short := await asyncio.to_thread(self._no_room, plan, action):
+                return inputs.TrainResult(problem=short)
             base = await self._base(run, action.weights)
             found = await asyncio.to_thread(lambda: weights_id(open_flat(base, arrays.layout), arrays.layout))
             if found != arrays.weights_id:
@@ -255,6 +258,17 @@ class Hands:
 
     def _left_s(self, action: act.Train) -> float | None:
         return max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None
+
+    def _no_room(self, plan: RunPlan, action: act.Train) -> str:
+        """Why this exchange is not begun here: the disk would be full before its end; "" where it fits."""
+        arrays = action.instruction.arrays
+        assert arrays is not None
+        there = self._blobs.has(BlobId.parse(action.weights))
+        train = action.instruction.category == "train"
+        needed, free = exchange_disk(plan, arrays.layout.elements, train=train, base_is_there=there), shutil.disk_usage(self._dir).free
+        if needed <= free:
+            return ""
+        return f"disk: this exchange takes {needed / 1e9:.2f} GB at this node and {free / 1e9:.2f} GB are free; make room"
 
     async def _judged(self, action: act.Train, result: TaskResult, base: Path | None, found: bytes, spent_ms: int) -> inputs.TrainResult:
         """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""

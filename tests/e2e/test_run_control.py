@@ -101,6 +101,41 @@ def test_a_run_is_paused_across_a_restart_resumed_stopped_and_its_models_exporte
         assert "is finished already (stopped after round" in one_line(dure(stage, "run", command, run))
 
 
+@pytest.mark.timeout(240)
+def test_a_plan_says_what_a_run_will_take_and_show_puts_it_beside_what_it_took(stage):
+    words = (TALLY, "--rounds", 3, "--outer-step", "average")
+    code, plan, said = dure(stage, "run", "plan", *words, "--up-mbps", 10, "--down-mbps", 20)
+    assert code == 0, said
+    assert (plan["must_finish"], plan["may_drop_out"], plan["missing_now"]) == (3, 0, [])
+    assert plan["parameters"] == 600_000, "asked of the app itself"
+    assert plan["time"]["transfer_s_round"] == pytest.approx(8 * (1.25 / 10 + 1.3 / 20), rel=0.05)
+    run = stage.begin(rounds=3)
+    stage.wait(run)
+    code, shown, said = dure(stage, "run", "show", run)
+    assert code == 0, said
+    beside = shown["forecast"]
+    assert beside["member_up"]["most"] == pytest.approx(beside["member_up"]["forecast"], rel=0.05)
+    assert beside["uploads"]["now"] == pytest.approx(beside["uploads"]["forecast"], rel=0.05)
+    for name, most in (("coordinator_disk", 1.0), ("member_down", 1.0)):
+        happened = beside[name].get("now", beside[name].get("most"))
+        assert 0.5 * beside[name]["forecast"] < happened <= most * beside[name]["forecast"]
+    again = dure(stage, "run", "plan", *words)[1]
+    assert again["time"]["training_s_round"] is not None, "as the run before took"
+    assert again["time"]["run_s"] > 3 * again["time"]["training_s_round"]
+
+
+@pytest.mark.timeout(120)
+def test_a_run_that_would_not_fit_the_disk_is_refused_before_it_opens(stage):
+    before = dure(stage, "run", "list")[1]
+    words = ("run", "start", TALLY, "--outer-step", "average", "--parameters", 10**12)
+    said = one_line(dure(stage, *words))
+    assert "of masked uploads would be kept at once, the quota is 200.0 GB" in said and "--ignore-disk" in said
+    assert dure(stage, "run", "list")[1] == before
+    code, found, said = dure(stage, *words, "--ignore-disk")
+    assert code == 0, said
+    assert dure(stage, "run", "abort", found["run"])[0] == 0
+
+
 @pytest.mark.timeout(120)
 def test_a_misspelt_setting_is_refused_with_the_nearest_one_and_nothing_is_started(stage):
     before = dure(stage, "run", "list")[1]

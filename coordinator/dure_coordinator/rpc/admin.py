@@ -18,6 +18,7 @@ import structlog
 from dure.apps import App, run_config, unpack_app
 from dure.errors import BadInput, DureError, world_error
 from dure.identity.keys import public_bytes
+from dure.model.layout import Layout
 from dure.model.outer import lineage
 from dure.statements.dsse import key_id
 from dure.statements.kinds import RunPlan
@@ -28,7 +29,8 @@ from dure_coordinator.exchange.history import history, over, rounds_over, time_l
 from dure_coordinator.exchange.state import Counted
 from dure_coordinator.export import model_of, write_model
 from dure_coordinator.fleet import summary_of
-from dure_coordinator.planning import forecast, make_plan, outer_step
+from dure_coordinator.forecasting import beside, check_disk, key_of, links_of, said_of
+from dure_coordinator.planning import make_plan, outer_step
 from dure_coordinator.rpc.steering import EVENTS, steer
 from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
 from dure_pb.v1 import admin_pb2 as pb
@@ -50,6 +52,8 @@ class Made:
     """Blob id text of the app's archive."""
     plan: RunPlan
     start: Start | None
+    layout: Layout | None
+    """Of the app's model, where it is known already."""
 
 
 class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # generated, untyped
@@ -114,7 +118,10 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
 
     async def _show(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         engine = await self._c.fleet.find(str(arguments.get("run", "")))
-        return {**self.show(engine), "uploads": (await self._c.store.kept_bytes(engine.run)).__dict__}
+        shown = {**self.show(engine), "uploads": (await self._c.store.kept_bytes(engine.run)).__dict__}
+        if arguments.get("beside"):
+            shown["forecast"] = await beside(self._c, engine, shown["members"])
+        return shown
 
     def show(self, engine: RunEngine) -> dict[str, Any]:
         """One run for people and scripts: where it stands, and per member what was counted."""
@@ -181,9 +188,8 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             keep_uploads=str(arguments.get("keep_uploads", "none")),
             base=None if start is None else start.base,
         )
-        if start is not None:
-            await self._c.probe(plan, archive, start)
-        return Made(app, str(blob), plan, start)
+        layout = await self._c.probe(plan, archive, start) if start is not None else self._c.layouts.get(key_of(plan))
+        return Made(app, str(blob), plan, start, layout)
 
     async def _from(self, arguments: dict[str, Any]) -> Start | None:
         if "from" not in arguments:
@@ -193,16 +199,27 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         return await start_from(self._c.fleet, str(arguments["from"]), None if number is None else int(number), colluders)
 
     async def _plan(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
-        plan = (await self._made(arguments, archive)).plan
+        links, made = links_of(arguments), await self._made(arguments, archive)
+        plan, layout, unknown = made.plan, made.layout, ""
+        if layout is None and "parameters" not in arguments:
+            try:
+                layout = await self._c.probe(plan, archive, None)
+            except BadInput as error:  # the plan is worth showing all the same
+                unknown = str(error)
+        said, _ = await said_of(self._c, plan, layout, arguments.get("parameters"), links)
         awake = sorted(self._c.fleet.here)
         env = plan.env_sha256.hex() if plan.env_sha256 else None
         facts = {"app": plan.app_name, "app_sha256": plan.app_sha256.hex(), "env_sha256": env}
-        return {**self._forecast(plan), **facts, "connected_now": awake}
+        missing = [m for m in plan.roster if m not in awake]
+        return {**said, **facts, "connected_now": awake, "missing_now": missing, "size_unknown": unknown}
 
     async def _start(self, arguments: dict[str, Any], archive: bytes) -> dict[str, Any]:
         made = await self._made(arguments, archive)
         plan = made.plan
         self._c.check_environment(plan)
+        said, found = await said_of(self._c, plan, made.layout, arguments.get("parameters"), links_of(arguments))
+        if found is not None and not arguments.get("ignore_disk"):
+            check_disk(self._c, found)
         key = self._c.folder.signing_key
         performer: Any = self._c.fleet.performer
         async with performer.chain_lock:
@@ -216,10 +233,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             also = With(statements=(StatementRow.of(raw, run),), blobs=blobs, chain=(party, after))
             await self._c.fleet.add(row, also)
         log.info("run.started", run=run.hex()[:12], app=plan.app_name, rounds=plan.rounds)
-        return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **self._forecast(plan)}
-
-    def _forecast(self, plan: RunPlan) -> dict[str, Any]:
-        return forecast(plan, self._c.charter.terms.challenge_window_s)
+        return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **said}
 
     async def _steer(self, command: str, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         return await steer(self._c.fleet, command, arguments)

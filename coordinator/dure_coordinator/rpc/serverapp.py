@@ -23,6 +23,7 @@ from dure.failpoints import Point, reach
 from dure.model.content import ArrayItem, Instruction, flower_node_id, values_to_json
 from dure.model.layout import Layout
 from dure.model.weights import check_padding, open_flat, weights_id
+from dure.statements.kinds import RunPlan
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Abort, Asked, Stop
 from dure_coordinator.exchange.state import EpochPhase, RunPhase
@@ -54,7 +55,9 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
         blobs: BlobStore,
         store: Store,
         here: Callable[[], Mapping[str, object]],
+        no_room: Callable[[RunPlan, Layout], str] = lambda _plan, _layout: "",
     ) -> None:
+        self._no_room = no_room
         self._engine, self._journal, self._dir, self._blobs, self._store, self._here = engine, journal, run_dir, blobs, store, here
 
     # -- nodes -----------------------------------------------------------------------------------------------------
@@ -135,6 +138,9 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             return ""
         weights = ""
         if asked.instruction.arrays is not None and asked.flat_path is not None:
+            if self._engine.state.exchanges == 0 and (why := self._no_room(self._engine.state.facts.plan, asked.instruction.arrays.layout)):
+                await self._engine.submit(Abort(why))
+                return why
             weights = str(await asyncio.to_thread(_take_arrays, self._blobs, asked.flat_path, asked.instruction.arrays))
         rows = (BlobRow(self._engine.run, "base", weights, asked.seq),) if weights else ()
         event = Asked(

@@ -36,6 +36,8 @@ SIGNED_BY = {
     "unsummed": "coordinator",
     "accepted": "the member",
 }
+TABLE_CHARS = 132
+"""Narrower, the numbers would be cut; a narrow terminal wraps the lines instead."""
 COLUMNS = ("run", "app", "member", "invited", "counted", "late", "left_out", "unsummed", "accepted", *SELF_DECLARED)
 
 
@@ -178,7 +180,7 @@ def _table(rows: tuple[Row, ...], size: int) -> None:
         counts = (row.invited, row.counted, row.late, other, row.unsummed, row.accepted, row.tokens, row.steps)
         spent = (f"{row.seconds:,.1f}", f"{row.bytes_up / 1e6:,.1f} MB", f"{row.bytes_down / 1e6:,.1f} MB")
         table.add_row(f"{row.run.hex()[:12]} {row.app}", row.member, *(f"{n:,}" for n in counts), *spent)
-    out.print(table)
+    out.print(table, width=max(out.width, TABLE_CHARS), crop=False)
     for row in rows:
         for line in _words(row):
             say(f"  {row.run.hex()[:12]} {row.member}: {line}")
