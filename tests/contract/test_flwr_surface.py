@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.server import LegacyContext
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
@@ -65,6 +66,15 @@ def test_state_survives_a_round_trip():
     again = worker_side.state_from_bytes(worker_side.state_bytes(state))
     assert again["m"]["n"] == 4
     assert np.array_equal(again["a"]["w"].numpy(), np.arange(3.0))
+
+
+def test_workflows_take_a_legacy_context_that_we_refuse():
+    undo = server_side.refuse_older_workflows(ValueError("older"))
+    try:
+        with pytest.raises(ValueError, match="older"):
+            LegacyContext(context=None)  # type: ignore[arg-type]
+    finally:
+        undo()
 
 
 def test_strategy_start_is_one_inherited_method_with_the_grid_first():

@@ -245,6 +245,24 @@ async def test_a_serverapp_of_flowers_older_interface_is_refused_with_the_way_on
     assert kind == "GridRefused" and "no @app.main()" in message and "flwr.serverapp.strategy" in message
 
 
+WORKFLOW = """
+from flwr.server import LegacyContext, ServerApp
+from flwr.server.strategy import FedAvg
+from flwr.server.workflow import DefaultWorkflow
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    DefaultWorkflow()(grid, LegacyContext(context=context, strategy=FedAvg(min_available_clients=50)))
+"""
+
+
+async def test_a_workflow_that_would_wait_for_members_for_a_day_is_refused_at_once(coordinator, tmp_path):
+    ended, log = await run_whole(coordinator, app_dir=app_with(tmp_path, WORKFLOW))
+    assert ended.reason == "failed" and coordinator.live == [], log
+    kind, message = coordinator.failure
+    assert kind == "GridRefused" and "LegacyContext" in message and "flwr.serverapp.strategy" in message
+
+
 async def test_missing_quorum_is_reported_with_the_names(coordinator):
     coordinator.missing = "gamma did not connect within 60 s"
     ended, _ = await run_whole(coordinator)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord
+from flwr.server import LegacyContext
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.object_ref import load_app
@@ -42,6 +43,22 @@ def load_server_app(reference: str, folder: Path) -> ServerApp:
 def has_main(app: ServerApp) -> bool:
     """Whether it has an `@app.main()`; if not, it is written for Flower's older interface, which asks every node by itself."""
     return app._main is not None
+
+
+def refuse_older_workflows(error: Exception) -> Callable[[], None]:
+    """Raise `error` where an app makes a `LegacyContext`: Flower's workflows (SecAgg+ among them) sample through a client manager that
+    waits for members for a day, silently. Returns a function that undoes it."""
+    original = LegacyContext.__init__
+
+    def refused(self: LegacyContext, *_args: Any, **_kwargs: Any) -> None:
+        raise error
+
+    LegacyContext.__init__ = refused  # type: ignore[method-assign]
+
+    def undo() -> None:
+        LegacyContext.__init__ = original  # type: ignore[method-assign]
+
+    return undo
 
 
 def set_message_id(message: Any, message_id: str) -> None:

@@ -34,6 +34,10 @@ from dure_coordinator.flower.grpc_backend import CoordinatorGone, GrpcBackend
 from dure_coordinator.flower.launch import EXIT_COORDINATOR_GONE, EXIT_FAILED, EXIT_FINISHED, ProcessConfig
 from dure_coordinator.flower.probe_backend import ProbeBackend, Sent
 
+OLDER = (
+    "Flower's older interface, which reads every node's own reply; "
+    "write a main(grid, context) that starts a strategy of flwr.serverapp.strategy"
+)
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
 
@@ -117,14 +121,12 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
         members=config.members,
     )
     results: list[Any] = []
+    undo_workflows = private.refuse_older_workflows(GridRefused(f"{app.serverapp} makes a LegacyContext: workflows are {OLDER}"))
     undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result), _first(config))
     try:
         server_app = private.load_server_app(app.serverapp, folder)
         if not private.has_main(server_app):
-            raise GridRefused(
-                f"{app.serverapp} has no @app.main(): server_fn and ServerAppComponents are Flower's older interface, which reads "
-                "every node's own reply; write a main(grid, context) that starts a strategy of flwr.serverapp.strategy"
-            )
+            raise GridRefused(f"{app.serverapp} has no @app.main(): server_fn and ServerAppComponents are {OLDER}")
         # Importing the app may have drawn random numbers or seeded them with the time.
         _seed(config.seed)
         context = Context(
@@ -141,6 +143,7 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
         raise
     finally:
         undo()
+        undo_workflows()
     return _result(results[-1] if results else None, Path(config.run_dir), grid.layout)
 
 
