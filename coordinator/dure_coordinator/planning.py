@@ -118,7 +118,7 @@ def make_plan(
         u_min=u_min(len(roster), c),
         metrics={"train": tuple(sorted(app.dure.metrics))} if app.dure.metrics else {},
         per_node_config=permitted_of(app.dure.per_node_config),
-        scalars_max=rounds + 1,
+        scalars_max=app.dure.max_messages or rounds + 1,
         allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
         settings=plan_settings(config),
         deadlines=replace(Deadlines(), **deadlines),

@@ -14,7 +14,7 @@ import os
 import tarfile
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -63,15 +63,16 @@ class DureTable:
     per_node_config: Mapping[str, tuple[ConfigValue, ...]] = field(default_factory=dict)
     """Config keys that may differ per node, each with its permitted values, in the open for every member."""
     max_exchanges: int | None = None
-    max_messages: Mapping[str, int] = field(default_factory=dict)
-    """Most exchanges without arrays per category (evaluate, query); None: the rounds."""
+    max_messages: int | None = None
+    """Most exchanges without arrays, per category; None: one more than the rounds."""
     linear_strategy: tuple[str, ...] = ()
     """Strategy classes (by name) the author declares to be functions of the weighted mean; "none": a ServerApp that
     uses no strategy class."""
     query_replies: str = "mean"
     """`sum`: the ServerApp adds up the replies to its queries, so the one reply holds sums instead of weighted means."""
-    other: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else in the table, for commands that know more keys."""
+
+
+DURE_KEYS = tuple(sorted(f.name.replace("_", "-") for f in fields(DureTable)))
 
 
 @dataclass(frozen=True)
@@ -354,8 +355,7 @@ def _dure_table(raw: object, where: str) -> DureTable:
     replies = _text(table.pop("query-replies", "mean"), f"{where}: query-replies")
     if replies not in ("mean", "sum"):
         raise AppRefused(f"{where}: query-replies is mean or sum, not {replies!r}")
-    messages = _table(table.pop("max-messages", {}), f"{where} max-messages")
-    return DureTable(
+    found = DureTable(
         outer_step=None if step is None else _flatten(step, where),
         averaged=_names(table.pop("averaged", list(DureTable.averaged)), f"{where}: averaged"),
         w_max=_count(table.pop("w-max", None), f"{where}: w-max"),
@@ -363,11 +363,17 @@ def _dure_table(raw: object, where: str) -> DureTable:
         metrics=_names(table.pop("metrics", []), f"{where}: metrics"),
         per_node_config={key: tuple(values) for key, values in per_node.items()},
         max_exchanges=_count(table.pop("max-exchanges", None), f"{where}: max-exchanges"),
-        max_messages={key: _count(value, f"{where}: max-messages.{key}") or 0 for key, value in messages.items()},
+        max_messages=_count(table.pop("max-messages", None), f"{where}: max-messages"),
         linear_strategy=_names(table.pop("linear-strategy", []), f"{where}: linear-strategy"),
         query_replies=replies,
-        other=table,
     )
+    if "subgroups" in table:
+        raise AppRefused(f"{where}: subgroups are not there yet; every exchange asks at least the run's quorum (docs/limits.md)")
+    if table:
+        key = next(iter(table))
+        near = difflib.get_close_matches(key.replace("_", "-"), DURE_KEYS, n=1, cutoff=0.5)
+        raise AppRefused(f"{where} has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(DURE_KEYS)}"))
+    return found
 
 
 def _table(value: object, where: str) -> dict[str, Any]:

@@ -123,14 +123,32 @@ def test_dure_table_is_read(app):
     path = app / "pyproject.toml"
     table = (
         'w-max = 9\nouter-step = { kind = "nesterov", lr = 0.7 }\nmetrics = ["loss"]\nmax-exchanges = 4\n'
-        'linear-strategy = ["Mine"]\nfuture = 1\n[tool.dure.per-node-config]\nshard = [0, 1]\n'
+        'linear-strategy = ["Mine"]\naveraged = ["*stat"]\nmax-messages = 5\n[tool.dure.per-node-config]\nshard = [0, 1]\n'
     )
     path.write_text(path.read_text().replace("w-max = 1797", table))
     dure = read_app(app).dure
     assert dure.outer_step == {"kind": "nesterov", "lr": 0.7}
     assert (dure.w_max, dure.metrics, dure.max_exchanges, dure.linear_strategy) == (9, ("loss",), 4, ("Mine",))
-    assert dure.per_node_config == {"shard": (0, 1)} and dure.other == {"future": 1}
+    assert dure.per_node_config == {"shard": (0, 1)} and (dure.averaged, dure.max_messages) == (("*stat",), 5)
     assert read_app(app).rounds_key == "num-server-rounds"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("w_max = 9", "did you mean 'w-max'"),
+        ("outer-steps = 'average'", "did you mean 'outer-step'"),
+        ("zzz = 1", "has no key 'zzz'; it has averaged, "),
+        ("subgroups = [['a', 'b']]", "subgroups are not there yet"),
+        ("query-replies = 'total'", "mean or sum"),
+        ("max-messages = 0", "max-messages is not a whole number above 0"),
+    ],
+)
+def test_a_wrong_key_in_the_dure_table_is_refused_with_a_hint(app, line, named):
+    path = app / "pyproject.toml"
+    path.write_text(path.read_text().replace("w-max = 1797", line))
+    with pytest.raises(AppRefused, match=named):
+        read_app(app)
 
 
 def _tar(entries: list[tarfile.TarInfo]) -> bytes:
