@@ -46,7 +46,7 @@ def answers(hub: Path) -> bool:
 def wait_for(done, what: str):
     deadline = time.monotonic() + LIMIT_S
     while True:
-        if (found := done()) is not None and found is not False:
+        if found := done():
             return found
         assert time.monotonic() < deadline, f"in {LIMIT_S} s: {what}"
         time.sleep(0.3)

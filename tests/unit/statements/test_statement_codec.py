@@ -15,6 +15,7 @@ from dure.errors import Refused
 from dure.statements.dsse import Envelope, canonical_json, pae, seal_payload
 from dure.statements.kinds import (
     KINDS,
+    CharterVersion,
     CohortMember,
     Deadlines,
     Dispute,
@@ -88,6 +89,7 @@ FACTS: list[Any] = [
     ExchangeAccept(D, 3, "a", (D,), (), None),
     Dispute(D, 2, "asan", b"tlv", D, "sum", 7, D, D, None, "the coordinator's sum is wrong at chunk 7"),
     InstanceVoid(b"tlv", "a", "too few uploads"),
+    CharterVersion(2, D, D),
     Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu"),
     NodeDelegation("a", "node1", D, 1, 0, 99),
 ]
