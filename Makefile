@@ -8,14 +8,20 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.installed
 
 # torch first and alone: any later resolution then finds it satisfied and fetches no second copy.
+# -qq: errors only. Warnings about an index that has not this or that package are many, and none of them is news.
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
+
 $(VENV)/.installed: pyproject.toml
-	@echo "== setup: making $(VENV) and installing Dure (torch is a 200 MB wheel; about a minute)"
+	@$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: $$($(PY) --version) is $(PY); Dure needs Python 3.11 or 3.12: make PY=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== setup 1/3: $(VENV), with $$($(PY) --version)"
 	@test -x $(BIN)/python || $(PY) -m venv $(VENV)
-	@echo "== setup: torch 2.13.0 (CPU)"
-	@$(BIN)/pip install -q "torch==2.13.0"
-	@echo "== setup: dure[coordinator,participant,demo,dev]"
-	@$(BIN)/pip install -q -e ".[coordinator,participant,demo,dev]"
+	@echo "== setup 2/3: torch 2.13.0 (CPU), a wheel of about 200 MB; one copy, seconds to minutes by your line"
+	@$(PIP) "torch==2.13.0"
+	@echo "== setup 3/3: dure with all its extras, about a minute"
+	@$(PIP) -e ".[coordinator,participant,demo,dev]"
 	@touch $@
+	@echo "== setup: done; $(BIN)/dure --help"
 
 demo: setup
 	@$(BIN)/dure demo
