@@ -12,6 +12,7 @@ from sim.exchange_world import World
 
 from dure.errors import Refused
 from dure.secagg import epoch as keys
+from dure.secagg import tlv
 from dure.statements.kinds import ExchangeAccept, InstanceCommit, NodeDelegation
 from dure.statements.statement import Chain, read_verified, seal
 from dure.wire.messages import ReportKind
@@ -55,7 +56,9 @@ def test_substituted_keys_in_an_advert_are_refused_unless_their_own_member_signe
     """Without the node key from the delegation in verify_advert the coordinator would sit in the middle of every pair."""
     world = agreeing("kem")
     shown = world.directive("m00")
-    for advert in (substitute(world, "m01", "m02"), substitute(world, "m02", "m01")):
+    payload = tlv.decode(substitute(world, "m01", "m01"))[0]
+    resigned = tlv.encode(payload, world.nodes["m02"].site.node_key.sign(payload))  # type: ignore[arg-type]
+    for advert in (substitute(world, "m01", "m02"), substitute(world, "m02", "m01"), resigned):
         assert world.show("m00", replace(shown, parts={**shown.parts, "m01": advert})).refused("")
     stolen = world.signed_by("m02", NodeDelegation("m01", "n1", b"k" * 32, 2, 0, 2**40))
     assert world.show("m00", replace(shown, documents={**shown.documents, "delegation/m01": stolen})).refused("signatures")

@@ -313,6 +313,16 @@ def test_weights_other_than_the_recomputed_base_are_refused() -> None:
     assert world.show("m00", execute(world, "m00", 2, weights, record=record)).state.exchange.number == 2  # type: ignore[union-attr]
 
 
+def test_a_base_gone_past_is_not_gone_back_to_whoever_accepted_it() -> None:
+    """The acceptances are true, and replayed: without the comparison with its own base a node would contribute on an old one."""
+    world, weights = after_one_exchange()
+    record = BaseRecord.from_json(world.state.base_record)
+    accepted = {f"accept/{m}": envelope for m, envelope in world.state.base_accepts.items()}
+    world.exchange(2, "train", weights)
+    assert world.state_of("m00").last_accepted == 2
+    assert world.show("m00", execute(world, "m00", 3, weights, record=record, documents=accepted)).refused("base", "computed in exchange 2")
+
+
 def test_a_base_is_not_taken_from_fewer_than_u_min_acceptances_nor_from_forged_ones() -> None:
     """Without the count in _accepted_by_others a coordinator and one colluder could hand a base to a node that was away."""
     world, _ = after_one_exchange()

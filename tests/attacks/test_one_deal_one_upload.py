@@ -53,10 +53,11 @@ def test_a_cohort_below_u_min_or_with_a_stranger_is_not_dealt_to() -> None:
     world = at("execute")
     world.run_until(lambda w: len(w.state.exchange.ready) == 4)  # type: ignore[union-attr]
     member = next(iter(world.state.exchange.ready))  # type: ignore[union-attr]
-    for cohort in (tuple(sorted({member, *world.members[:3]}))[:3], tuple(sorted({*world.members[:3], member, "stranger"}))):
+    others = [m for m in world.members if m != member]
+    for cohort in (tuple(sorted([member, *others[:2]])), tuple(sorted([member, *others[:3], "stranger"]))):
         instance = InstanceId(world.facts.consortium, world.run, 1, Purpose.SCALES, epoch=1).tlv()
         asked = world.directive(member, "share", members=cohort, instance=instance)
-        assert world.show(member, asked).refused("members")
+        assert world.show(member, asked).refused("members: must be at least 4 members of epoch 1")
 
 
 @pytest.mark.parametrize("change", [{"exchange": 2}, {"epoch": 9}, {"fragment": 1}, {"purpose": "update"}, {"purpose": "scalars"}])
@@ -127,14 +128,16 @@ def test_a_survivor_set_below_u_min_is_not_signed() -> None:
 
 
 def test_a_survivor_set_that_names_a_dropped_node_is_not_signed() -> None:
-    """m05 never committed: neither a colluder's signature, nor its commit of the scales, nor the coordinator's word stands in for it."""
+    """m05 never committed: neither a colluder's signature nor its commit of the scales, nor one to another instance, stands in for it."""
     world = at("upload", "update", n=6)
     world.bag = [b for b in world.bag if b[1] != "m05"]
     world.run_until(lambda w: len(w.now_at.commits) == 5)
     mine = read_verified(commit_of(world, "m01"), InstanceCommit)
     forged = world.signed_by("m01", replace(mine, member="m05"))
     of_scales = next(i for i in world.state.exchange.instances if i.purpose == "scales").commits["m05"]  # type: ignore[union-attr]
-    for commit, why in ((forged, "signatures"), (of_scales, "instance"), (commit_of(world, "m01"), "signatures")):
+    elsewhere = world.signed_by("m05", replace(mine, member="m05", instance=world.another(mine.instance, attempt=1)))
+    tried = ((forged, "signatures"), (of_scales, "m05.instance"), (elsewhere, "m05.instance"), (commit_of(world, "m01"), "signatures"))
+    for commit, why in tried:
         assert world.show("m00", survivors_of(world, "m00", world.members[:5], m05=commit)).refused(why)
 
 
@@ -190,8 +193,9 @@ def test_nothing_is_revealed_for_a_set_the_witnesses_have_not_seen() -> None:
 
 def test_both_kinds_of_share_are_never_given_not_even_on_two_real_certificates() -> None:
     """More members than c sign a second set without m04: without `secret.revealed` in reveal its b and its B would both be open."""
-    world = at("reveal", "update")
+    world = at("survivors", "update")
     everyone = world.members
+    assert not world.state_of("m00").exchange.instances[-1].signature, "who signed one set is held by its signature, too"  # type: ignore[union-attr]
     assert world.show("m00", reveal_of(world, "m00", certificate(world, everyone, everyone))).sent(ReportKind.REVEAL)
     second = certificate(world, everyone[:4], everyone)
     assert world.show("m00", reveal_of(world, "m00", second)).refused("rule 4")

@@ -129,8 +129,8 @@ async def test_uploads_that_do_not_hold_count_for_nothing_and_the_true_one_still
         for change, why in (
             ({"root": b"r" * 32}, "root"),
             ({"length": 8}, "length"),
-            ({"member": "bora"}, "commit"),
-            ({"instance": actions[1].instance[:-1] + b"\x07"}, "commit"),
+            ({"member": "bora"}, "another member or instance"),
+            ({"instance": actions[1].instance[:-1] + b"\x07"}, "another member or instance"),
             ({"ctx": b"x" * 32}, "ctx"),
             ({"trailer": (1, 2)}, "trailer"),
         ):

@@ -85,6 +85,7 @@ LIES: dict[str, Callable[[Any, InstanceAggregate], tuple[Any, InstanceAggregate]
     "one bit": one_bit,
     "swapped blocks": lambda q, a: (np.concatenate((q[4096:8192], q[:4096], q[8192:])), a),
     "trailer + p": lambda q, a: (q, replace(a, trailer=(a.trailer[0], a.trailer[1] + fp.P, *a.trailer[2:]))),
+    "a metric + p": lambda q, a: (q, replace(a, trailer=(*a.trailer[:-1], (a.trailer[-1] + fp.P) % 2**64))),
     "weights zero": lambda q, a: (q, replace(a, trailer=(a.trailer[0], 0, *a.trailer[2:]))),
     "one member fewer": lambda q, a: (q, replace(a, trailer=(a.trailer[0] - 1, *a.trailer[1:]))),
     "another metric": lambda q, a: (q, replace(a, trailer=(*a.trailer[:-1], a.trailer[-1] + 1))),

@@ -31,6 +31,7 @@ def close_exchange(state: RunState, reply: Reply) -> RunState:
     """The exchange is over and its sum stands."""
     exchange = state.exchange
     assert exchange is not None
+    state = replace(state, closed_accepts=exchange.accepts)
     state = with_exchange(state, phase=ExchangePhase.CLOSED, reply=reply)
     return _answered(replace(state, phase=RunPhase.IDLE, left_out=()), exchange.asked, exchange.number, reply)
 

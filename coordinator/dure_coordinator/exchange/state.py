@@ -293,6 +293,8 @@ class RunState:
     base_weights_id: bytes = bytes(32)
     base_accepts: Mapping[str, bytes] = field(default_factory=dict)
     """The exchange-accepts that named the current base."""
+    closed_accepts: Mapping[str, bytes] = field(default_factory=dict)
+    """Those of the newest exchange that closed: a node that was away learns from them how far the run is."""
     metric_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Frozen metric names per category."""
     seqs: Mapping[str, int] = field(default_factory=dict)

@@ -171,16 +171,11 @@ def _execute_documents(state: RunState, exchange: ExchangeState, member: str) ->
         weights = str(BaseRecord.from_json(exchange.base_record).weights)
         documents |= {"layout": exchange.layout, "weights": weights.encode(), "base": exchange.base_record}
         documents |= {f"accept/{m}": envelope for m, envelope in state.base_accepts.items()}
-    documents |= {f"closed/{m}": envelope for m, envelope in _last_accepts(state).items()}
+    if state.closed_accepts != state.base_accepts:
+        documents |= {f"closed/{m}": envelope for m, envelope in state.closed_accepts.items()}
     if voids := _voids(state, exchange):
         documents["voids"] = voids
     return documents
-
-
-def _last_accepts(state: RunState) -> Mapping[str, bytes]:
-    """Who accepted the newest exchange that closed, where that says more than the base's own acceptances: to a node that was away."""
-    last = next((e for e in reversed(state.closed) if e.phase is ExchangePhase.CLOSED), None)
-    return {} if last is None or last.accepts == state.base_accepts else last.accepts
 
 
 def _voids(state: RunState, exchange: ExchangeState) -> bytes:

@@ -63,8 +63,6 @@ def follow_execute(turn: Turn, directive: Directive) -> None:
 
 def _may_take_part(turn: Turn, exchange: ExchangeWork) -> None:
     """`Refused` where this node contributes to nothing of this kind, whatever the base."""
-    if turn.state.frozen:
-        raise Refused("run", f"is frozen here: {turn.state.frozen}")
     above = turn.state.above
     if above is not None and (not exchange.base_record or BaseRecord.from_json(exchange.base_record).exchange <= above):
         raise Refused("base", f"this node's key is younger than the run: it contributes on bases made after exchange {above} only (rule 7)")
