@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dure.apps import pack_app, read_app
-from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, out, say, show_json
+from dure.console import DEFAULT_DIR, AsJson, Dir, draw, err, one_line_errors, out, say, show_json
 from dure.environments.lock import LOCK_NAMES, read_lock
 from dure.environments.wheels import lock_of, read_wheels
 from dure.errors import BadInput, Unavailable
@@ -232,7 +232,7 @@ def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> N
     if as_json:
         show_json(found)
         return
-    out.print(render(found))
+    draw(render(found))
     for line in beside_lines(found["forecast"]):
         say(line)
 

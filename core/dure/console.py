@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from dure.errors import DureError, world_error
 
@@ -25,6 +25,9 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 Metrics = Annotated[
     str | None, typer.Option("--metrics", metavar="PORT", help="Answer Prometheus on this loopback port, or host:port; default: off.")
 ]
+
+WIDE = 240
+"""Characters of a line where there is no terminal."""
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -64,6 +67,11 @@ def show_json(value: object) -> None:
 def say(line: str) -> None:
     """A line for people; markup-free, so a name in brackets stays as it is."""
     out.print(line, markup=False)
+
+
+def draw(picture: RenderableType) -> None:
+    """A table for people: as wide as the terminal, and in a pipe or log as wide as it wants to be, so that no name is cut."""
+    (out if out.is_terminal else Console(highlight=False, width=WIDE)).print(picture)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dure.audit import report
 from dure.audit.contributions_cli import of_bundle
 from dure.audit.level1 import Result, verify
 from dure.audit.places import log_of
-from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, out, say, show_json
+from dure.console import DEFAULT_DIR, AsJson, Dir, draw, err, one_line_errors, out, say, show_json
 from dure.errors import BadInput
 
 app = typer.Typer(no_args_is_help=True, help="Auditor: check a bundle offline, without trusting the coordinator.")
@@ -107,7 +107,7 @@ def _tell(result: Result) -> None:
         table.add_column(column)
     for row in report.rows(result):
         table.add_row(row.claim, row.how, row.detail)
-    out.print(table)
+    draw(table)
     for run in report.run_rows(result.history):
         counted = ", ".join(f"{m} {n}" for m, n in run["counted"].items())
         say(f"run {run['run'][:12]} {run['app']}: {run['exchanges_summed']} exchanges summed, bases {run['bases']}")

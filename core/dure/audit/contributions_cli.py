@@ -15,7 +15,7 @@ from dure.audit.places import LogPlace, log_of
 from dure.audit.reading import verified
 from dure.charter import root as charter_root
 from dure.charter.model import Charter
-from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, out, say, show_json
+from dure.console import DEFAULT_DIR, AsJson, Dir, draw, one_line_errors, say, show_json
 from dure.errors import BadInput, Refused
 from dure.provenance.contributions import SELF_DECLARED, Row, contributions
 from dure.statements.kinds import RunPlan
@@ -180,7 +180,7 @@ def _table(rows: tuple[Row, ...], size: int) -> None:
         counts = (row.invited, row.counted, row.late, other, row.unsummed, row.accepted, row.tokens, row.steps)
         spent = (f"{row.seconds:,.1f}", f"{row.bytes_up / 1e6:,.1f} MB", f"{row.bytes_down / 1e6:,.1f} MB")
         table.add_row(f"{row.run.hex()[:12]} {row.app}", row.member, *(f"{n:,}" for n in counts), *spent)
-    out.print(table, width=max(out.width, TABLE_CHARS), crop=False)
+    draw(table)
     for row in rows:
         for line in _words(row):
             say(f"  {row.run.hex()[:12]} {row.member}: {line}")
