@@ -36,8 +36,6 @@ SIGNED_BY = {
     "unsummed": "coordinator",
     "accepted": "the member",
 }
-TABLE_CHARS = 132
-"""Narrower, the numbers would be cut; a narrow terminal wraps the lines instead."""
 COLUMNS = ("run", "app", "member", "invited", "counted", "late", "left_out", "unsummed", "accepted", *SELF_DECLARED)
 
 
