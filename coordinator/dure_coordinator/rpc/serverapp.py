@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
 from dure.blobs import BlobId, BlobStore
@@ -22,7 +21,7 @@ from dure.errors import DureError, Refused
 from dure.failpoints import Point, reach
 from dure.model.content import ArrayItem, Instruction, flower_node_id, values_to_json
 from dure.model.layout import Layout
-from dure.model.weights import check_padding, open_flat, weights_id
+from dure.model.weights import NonFinite, check_finite, check_padding, open_flat, weights_id
 from dure.statements.kinds import RunPlan
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Abort, Asked, Stop
@@ -228,9 +227,10 @@ def _take_arrays(blobs: BlobStore, path: Path, item: ArrayItem) -> BlobId:
 
 
 def _keep_final(blobs: BlobStore, path: Path, layout: Layout) -> tuple[BlobId, BlobId]:
-    flat = open_flat(path, layout)
-    if not np.isfinite(flat).all():
-        raise Refused("flat_file", "the final arrays hold NaN or infinity")
+    try:
+        check_finite(open_flat(path, layout), layout)
+    except NonFinite as error:
+        raise Refused("flat_file", f"the final arrays: {error}") from None
     return blobs.put_file(path), blobs.put_bytes(layout.to_json())
 
 

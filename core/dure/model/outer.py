@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dure.errors import Refused
 from dure.model.layout import CHUNK_ELEMENTS
+from dure.model.mapped import CHUNKS_HELD, let_go
 
 Floats = NDArray[np.float32]
 State = tuple[Floats, ...]
@@ -196,6 +197,8 @@ def step_model(
             assert state_out is not None
             state_out(_bytes(v_C))
         first += len(w_C)
+        if first % (CHUNKS_HELD * CHUNK_ELEMENTS) == 0:
+            let_go(base_D, state)
     if first != D:
         raise StepRefused("mean", f"ends after {first} of {D} elements")
 

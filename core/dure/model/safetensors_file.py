@@ -21,6 +21,7 @@ from dure.blobs import writing
 from dure.errors import Refused
 from dure.model.dtypes import DTYPES, shown
 from dure.model.layout import CHUNK_ELEMENTS, MAX_TENSORS, Layout
+from dure.model.mapped import chunk_starts
 from dure.model.weights import Floats
 
 _NAMES = {"bool": "BOOL", "bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
@@ -103,7 +104,7 @@ def write_safetensors(path: Path, flat_D: Floats, layout: Layout, metadata: Mapp
     with writing(path), open(scratch, "wb") as file:
         file.write(_header(layout, metadata))
         for e in layout.entries:
-            for at in range(e.offset, e.offset + e.count, CHUNK_ELEMENTS):
+            for at in chunk_starts(e.offset, e.offset + e.count, flat_D):
                 part = flat_D[at : min(at + CHUNK_ELEMENTS, e.offset + e.count)]
                 file.write(np.ascontiguousarray(shown(part, e.dtype)).data)
         file.flush()

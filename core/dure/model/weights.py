@@ -22,6 +22,7 @@ from dure.blobs import writing
 from dure.errors import Refused
 from dure.model.dtypes import DTYPES, DoesNotFit, Shown, flat_values, settled, shown
 from dure.model.layout import CHUNK_ELEMENTS, Entry, Layout, LayoutRefused
+from dure.model.mapped import chunk_starts
 
 F32 = np.dtype("<f4")
 Floats = NDArray[np.float32]
@@ -135,7 +136,7 @@ def weights_id(flat_D: Floats, layout: Layout) -> bytes:
         name, dtype = e.name.encode(), e.dtype.encode()
         h.update(struct.pack("<I", len(name)) + name + struct.pack("<I", len(dtype)) + dtype)
         h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, DTYPES[e.dtype].bytes * e.count))
-        for at in range(e.offset, e.offset + e.count, CHUNK_ELEMENTS):
+        for at in chunk_starts(e.offset, e.offset + e.count, flat_D):
             part = flat_D[at : min(at + CHUNK_ELEMENTS, e.offset + e.count)]
             h.update(np.ascontiguousarray(shown(part, e.dtype)).data)
     return h.digest()
@@ -144,7 +145,7 @@ def weights_id(flat_D: Floats, layout: Layout) -> bytes:
 def check_finite(flat_D: Floats, layout: Layout) -> None:
     """Nothing if every element is finite; otherwise `NonFinite` naming the first tensor that is not."""
     _same_length(flat_D, layout)
-    for at in range(0, layout.elements, CHUNK_ELEMENTS):
+    for at in chunk_starts(0, layout.elements, flat_D):
         part = flat_D[at : at + CHUNK_ELEMENTS]
         if not (good := np.isfinite(part)).all():
             i = at + int(np.argmin(good))
