@@ -204,7 +204,7 @@ def decode_event(data: bytes) -> Event:
         elif kind is Done:
             body["result"] = {name: bytes.fromhex(value) for name, value in body["result"].items()}
         event: Event = kind(**body)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise Refused("event", f"cannot be read from the log: {e}") from None
     return event
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner, Signature, SSlibKey  # type: ignore[attr-defined]  # re-exported, not in __all__
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Role, Root  # type: ignore[attr-defined]  # re-exported, not in __all__
-from tuf.api.serialization import DeserializationError
+from tuf.api.serialization import DeserializationError, SerializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from dure.charter.model import Charter, Terms, check_terms
@@ -71,7 +71,8 @@ def parse(raw: bytes) -> Metadata[Root]:
         raise Refused("charter", f"larger than {MAX_ROOT_BYTES} bytes")
     try:
         metadata: Metadata[Any] = Metadata.from_bytes(raw)
-    except (DeserializationError, RecursionError):
+        _ = metadata.signed_bytes  # what is signed and pinned; computed late, so it fails late
+    except (DeserializationError, SerializationError, RecursionError):
         raise Refused("charter", "is not TUF metadata") from None
     if not isinstance(metadata.signed, Root):
         raise Refused("charter", "is not root metadata")

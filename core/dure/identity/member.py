@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from dure.charter.model import CharterMember
+from dure.charter.model import Charter, CharterMember
 from dure.errors import BadInput, NotAuthorised
 from dure.identity import keys, tls
 from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
@@ -116,6 +116,22 @@ class MemberFolder:
                 f"{self.directory / 'pin'} has {pinned.hex()} already; remove that file only if the members agreed on a new start"
             )
         write_atomic(self.directory / "pin", digest.hex().encode() + b"\n")
+
+    def remember(self, charter: Charter) -> None:
+        """The newest charter version this member has made a node for; an older one, or another of the same number, is not gone back to.
+
+        Raises:
+            NotAuthorised: a rollback: whoever was voted out would be back.
+        """
+        path, digest = self.directory / "charter.json", charter.digest.hex()
+        if path.exists():
+            seen = read_json(path, WHAT, "version", "sha256")
+            if int(seen["version"]) > charter.version or (int(seen["version"]) == charter.version and seen["sha256"] != digest):
+                raise NotAuthorised(
+                    f"charter version {charter.version} is older than version {seen['version']}, which {self.directory} has seen; "
+                    "ask the administrator for the newest consortium file"
+                )
+        write_json(path, {"version": charter.version, "sha256": digest})
 
     def next_delegation(self) -> tuple[int, Chain]:
         """Generation and chain place of the next delegation."""

@@ -91,6 +91,7 @@ def create_node(member_dir: Path, directory: Path, node: str, consortium: Path, 
     charter = file.charter(member.pin)
     if charter.member(member.member.id) != member.member:
         raise NotAuthorised(f"the charter's keys for {member.member.id} are not those in {member_dir}")
+    member.remember(charter)
     # The keys come first: a folder is a node only once node.json, written last, is there.
     for leftover in ("node.key", "tls.key", "witness.key"):
         (directory / leftover).unlink(missing_ok=True)
