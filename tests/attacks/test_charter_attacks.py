@@ -84,6 +84,18 @@ def test_new_members_cannot_vote_themselves_in(founded: Founded, tmp_path) -> No
         root.walk([one, raw], pin(founded))
 
 
+def test_members_are_not_replaced_by_keys_whose_owners_have_not_signed(founded: Founded, tmp_path) -> None:
+    """The new version's own threshold: without it the old members could hand the consortium to keys that nobody holds."""
+    new = [MemberFolder.create(tmp_path / n, n, label="titan", display_name="", registration="", now=time.time()) for n in ("xa", "xb")]
+    one = first(founded)
+    terms = root.terms_of(root.parse(one))
+    members = (terms.members[0], *(s.member for s in new))
+    raw = root.propose(replace(terms, members=members, k=2), 2, datetime.now(UTC))
+    raw = root.merge(raw, {n: root.sign(raw, n, founded.members[n].governance_key) for n in NAMES[:3]}, one)
+    with pytest.raises(NotAuthorised, match="its own"):
+        root.walk([one, raw], pin(founded))
+
+
 def test_a_minority_cannot_lower_the_threshold_for_itself(founded: Founded) -> None:
     one = first(founded)
     with pytest.raises(NotAuthorised, match="fewer than 3"):

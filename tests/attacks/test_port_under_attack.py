@@ -13,6 +13,7 @@ import pytest
 from attacks.ports import Hand, Port, hands, sends, serving, uploads
 
 from dure.blobs import chunk_leaf
+from dure.statements.dsse import key_id
 from dure.statements.kinds import InstanceCommit, RunApproval
 from dure.statements.statement import Chain, seal
 from dure.tlog.merkle import merkle_root
@@ -21,6 +22,7 @@ from dure.wire.control import encode_report
 from dure.wire.messages import Report, ReportKind
 from dure_coordinator.exchange import view
 from dure_coordinator.exchange.events import Abort
+from dure_coordinator.log.intake import Intake
 from dure_coordinator.rpc.server import MOST_UP_BYTES, Limits
 from dure_participant.exchange import actions as act
 from dure_participant.exchange.turn import upload_id
@@ -243,3 +245,17 @@ async def test_one_member_has_so_many_calls_at_a_time_and_no_more(tmp_path):
         assert codes == ["open"] * 3 + ["RESOURCE_EXHAUSTED"] * 2
         await bora.hello()
         await asyncio.gather(*(c.close() for c in channels))
+
+
+async def test_of_two_histories_one_piece_of_evidence_is_kept_and_not_one_per_lie(tmp_path):
+    """Without the count in Intake.append a member could sign its statement 0 again and again, each kept for ever."""
+    async with serving(tmp_path) as port, hands(port, "ara") as (ara,):
+        engine = await port.start_run()
+        intake, caller = Intake(port.coordinator.fleet), port.coordinator.fleet.sessions["ara"].caller
+        answers = []
+        for i in range(6):
+            envelope, _ = seal(RunApproval(engine.run, "ara", f"n{i}"), ara.identity.key, Chain(), time.time())
+            answers.append(await intake.append(caller, envelope.to_bytes()))
+        assert answers[0] == "" and all("two histories" in a for a in answers[1:])
+        party = key_id(ara.identity.key.public_key().public_bytes_raw())
+        assert len(await port.coordinator.store.statement(party, 0)) == 2
