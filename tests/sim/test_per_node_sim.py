@@ -16,7 +16,7 @@ from dure.statements.dsse import canonical_json
 from dure.statements.kinds import InstanceOpen
 from dure.statements.statement import read_verified
 from dure.wire.messages import Directive, DirectiveKind
-from dure_coordinator.exchange.events import Asked
+from dure_coordinator.exchange.events import Asked, Done, decode_event
 from dure_participant.exchange import actions as act
 
 SHARDS = {"m00": 0, "m01": 1, "m02": 2, "m03": 1}
@@ -53,8 +53,9 @@ def ask(world: World, values: dict[str, Any], key: str = "shard") -> Any:
 
 
 def opens(world: World) -> list[InstanceOpen]:
-    assert world.state.exchange is not None
-    return [read_verified(i.open_envelope, InstanceOpen) for i in world.state.exchange.instances if i.open_envelope]
+    """Every instance-open the coordinator signed, in order; the state lets go of them once an exchange is answered."""
+    events = [decode_event(data) for _, data in world.log]
+    return [read_verified(e.result["envelope"], InstanceOpen) for e in events if isinstance(e, Done) and e.duty.startswith("open/")]
 
 
 def test_each_node_executes_its_own_value_and_every_open_states_all_of_them() -> None:
