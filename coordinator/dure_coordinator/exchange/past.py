@@ -23,14 +23,14 @@ def answered(state: RunState, seq: int) -> RunState:
 
 
 def slim(exchange: ExchangeState) -> ExchangeState:
-    """The exchange without its messages. Scales whose update was not opened keep what shows them to be opened: they are used again."""
-    scales = None if exchange.scales is None else _thin(exchange.scales, certified=not update_opened(exchange))
+    """The exchange without its messages. Certificates stay: they show what was, or may have been, opened."""
+    scales = None if exchange.scales is None else _thin(exchange.scales)
     asked = replace(exchange.asked, instruction=b"", node_values=b"")
     own = tuple(scales if scales is not None and i.instance == scales.instance else _thin(i) for i in exchange.instances)
     return replace(exchange, asked=asked, instances=own, scales=scales, ready={}, step_result={}, accepts={}, usages={})
 
 
-def _thin(instance: InstanceState, *, certified: bool = False) -> InstanceState:
+def _thin(instance: InstanceState) -> InstanceState:
     return replace(
         instance,
         shares={},
@@ -39,7 +39,6 @@ def _thin(instance: InstanceState, *, certified: bool = False) -> InstanceState:
         commits={},
         signatures={},
         survivors_statement=None,
-        survivors_envelope=instance.survivors_envelope if certified else b"",
         survivors_proof=b"",
         reveals={},
         recovered=None,
