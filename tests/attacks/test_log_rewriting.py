@@ -151,6 +151,20 @@ async def test_entries_that_do_not_give_the_signed_root_are_not_cosigned(mirror)
     assert (await mirror.add_checkpoint(log.request(0), log.fetch))[0] == 200, "nothing of the lie was written"
 
 
+async def test_entries_without_end_are_cut_off_at_the_size_the_log_signed(mirror):
+    """Without the bound a coordinator could fill a member's disk."""
+    log, given = Log(THEIRS[:9]), []
+
+    async def without_end(start, end):
+        while True:
+            given.append(None)
+            assert len(given) < 100
+            yield THEIRS[0]
+
+    status, why = await mirror.add_checkpoint(log.request(0), without_end)
+    assert (status, b"more entries came" in why, len(given)) == (422, True, 10)
+
+
 async def test_own_statements_out_of_order_or_left_out_in_between_are_noticed(mirror):
     for entries in ([MINE[1], *THEIRS[:3]], [MINE[0], MINE[2]], [MINE[0], MINE[0]]):
         log = Log(entries)

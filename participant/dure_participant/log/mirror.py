@@ -110,6 +110,8 @@ class Mirror:
         with tempfile.TemporaryFile(dir=self.folder) as spool:
             frontier = await asyncio.to_thread(frontier_at, self.files.tree(start).node, start) if start else Frontier()
             async for entry in fetch(start, checkpoint.size):
+                if frontier.size == checkpoint.size:  # it would fill this disk, and say no more than the root can be about
+                    raise WitnessRefused(422, f"more entries came than the {checkpoint.size} that the log signed", evidence=True)
                 _put(spool, entry)
                 frontier.extend([leaf_hash(entry)])
                 own = self._follow_own(entry, own)
