@@ -30,6 +30,8 @@ class StreamWitness:
         number = self._number
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
+            while not self._asked.empty():  # nobody waits for those any more; a node that stops reading must not pile heads up here
+                self._asked.get_nowait()
             self._asked.put_nowait((number, request))
             return await answer
         finally:

@@ -17,6 +17,7 @@ from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, sign
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
 from dure_coordinator.engine import Changes
 from dure_coordinator.log.publisher import Publisher
+from dure_coordinator.log.witnesses import StreamWitness
 from dure_coordinator.storage.store import NewEvent, RunRow, StatementRow, Store, With
 
 ORIGIN = "titan.dure/log"
@@ -348,3 +349,16 @@ async def test_a_witness_that_answers_garbage_is_named_and_not_counted(store, pu
     await keep(store, 1)
     assert not await publisher.publish()
     assert "not shown to continue" in publisher.missing()["m1"]
+
+
+async def test_a_witness_that_does_not_read_piles_up_nothing():
+    """Its stream is full: every head it was asked about is given up, and only the newest waits."""
+    witness = StreamWitness()
+    for n in range(50):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(witness.add_checkpoint(b"head %d" % n), 0.001)
+    number, newest = await witness.next()
+    assert newest == b"head 49"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(witness.next(), 0.001)
+    witness.answer(number, 200, b"late")  # nobody waits for it any more
