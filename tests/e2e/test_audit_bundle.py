@@ -194,6 +194,16 @@ def forger(played, tmp_path):
 QUORUM = MEMBERS[:3]
 
 
+def test_a_head_that_names_more_entries_than_the_bundle_can_hold_ends_at_once(forger):
+    """Signed by everybody: without the bound the auditor would list files for 2^62 entries."""
+    text = Checkpoint(origin_of(forger.terms), 1 << 62, bytes(32)).text()
+    lines = [sign(text, log_key(forger.terms).name, forger.log)]
+    lines += [cosign(text, f"{m}.titan/witness", forger.witness(m), 1_700_000_000) for m in MEMBERS]
+    (forger.folder / "log" / "checkpoint").write_bytes(Note(text, tuple(lines)).to_bytes())
+    with pytest.raises(PartMissing, match="the bundle holds at most"):
+        verify(Bundle.open(forger.folder), bytes.fromhex(forger.pin))
+
+
 def test_the_forgers_tools_make_a_good_bundle_of_good_entries(forger):
     """So what the tests below refuse is the forgery and not the tool."""
     assert holds(forger.write(forger.entries, QUORUM), forger.pin)

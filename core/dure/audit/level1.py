@@ -1,6 +1,7 @@
 """Level 1: the log alone. Signatures, quorum, order, commitments, acceptances, key validity by index, each signer's chain without gaps.
 
-Streams the log's entries once; memory O(runs + open instances), never O(bytes). Nothing is believed but the 32-byte pin.
+Streams the log's entries once, one bundle of 256 in memory; what it remembers grows with the number of instances and acceptances, not with
+bytes. Nothing is believed but the 32-byte pin.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dure.statements.anykind import UnknownKind, kind_of, open_any
 from dure.statements.dsse import Envelope
 from dure.tlog.checkpoint import Head, open_checkpoint
 from dure.tlog.files import CHECKPOINT
-from dure.tlog.tiles import TileBuilder, TiledTree, tiles_between
+from dure.tlog.tiles import WIDTH, TileBuilder, TiledTree, tiles_between
 
 DAY_S = 86_400.0
 Progress = Callable[[int, int], None]
@@ -122,6 +123,8 @@ def _head(bundle: Bundle, charter: Charter, now: float) -> Head:
 
 
 def _unexpected(bundle: Bundle, versions: int, size: int, result: Result) -> None:
+    if size > WIDTH * len(bundle.names()):  # before anything is listed or looped over by a size that a head names
+        raise PartMissing(f"the head is of {size} entries, the bundle holds at most {WIDTH * len(bundle.names())}; export anew")
     expected = root_names(versions) | {f"{LOG}/{CHECKPOINT}"} | {f"{LOG}/{tile.path}" for tile in tiles_between(0, size)}
     there = bundle.names()
     result.findings += [Finding(name, "is no part of this bundle: nothing covers it") for name in sorted(there - expected)]
