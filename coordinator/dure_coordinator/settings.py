@@ -20,7 +20,7 @@ class CoordinatorSettings:
     listen: str = ""
     """host:port of the members' port; empty takes the port of `--advertise` on all addresses of loopback or 0.0.0.0."""
     database: str = ""
-    """SQLAlchemy URL, such as `postgresql+psycopg://…`; empty is SQLite in the folder."""
+    """SQLAlchemy URL with a plain driver, such as postgresql+psycopg://host/name; empty is SQLite in the folder."""
     spool_quota_bytes: int = 200 * 10**9
     """All masked uploads on disk together."""
     spool_sync_bytes: int = 64 * 1024 * 1024

@@ -22,7 +22,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from dure.errors import Conflict, Unavailable
 from dure.statements.dsse import Envelope
@@ -189,10 +189,13 @@ class Store:
         Raises:
             StoreUnusable: cannot be opened, or was written by a newer version.
         """
-        target = sa.engine.make_url(url)
+        target = _parsed(url)
         if target.get_backend_name() == "sqlite" and target.database and not Path(target.database).parent.is_dir():
             raise StoreUnusable(f"database {_shown(url)}: its folder does not exist")
-        engine = sa.create_engine(url)
+        try:
+            engine = sa.create_engine(target)
+        except (ImportError, ArgumentError) as e:
+            raise StoreUnusable(f"database {_shown(url)}: {_cause(e)}; install that driver, or name another one in the URL") from None
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _durable_sqlite)
         store = cls(engine)
@@ -438,6 +441,20 @@ def _upgraded(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         upgrade(connection)
         connection.commit()
+
+
+def _parsed(url: str) -> sa.engine.URL:
+    """The URL, if it is one this store can use: its one thread needs a driver without asyncio."""
+    try:
+        target = sa.engine.make_url(url)
+    except ArgumentError:
+        raise StoreUnusable("database: is no SQLAlchemy URL; write sqlite:////path/file or postgresql+psycopg://host/name") from None
+    try:
+        if target.get_dialect().is_async:
+            raise StoreUnusable(f"database {_shown(url)}: names an asyncio driver; write {target.get_backend_name()} with a plain one")
+    except (ImportError, ArgumentError):
+        pass  # said when the engine is made, which names what is missing
+    return target
 
 
 def upgrade(connection: sa.Connection) -> None:

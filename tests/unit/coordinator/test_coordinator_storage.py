@@ -128,3 +128,19 @@ async def test_nodes_keep_the_latest_row(store):
 async def test_a_run_is_registered_once(store):
     with pytest.raises(Conflict):
         await store.add_run(RunRow(RUN, "digits", b"plan", bytes(32)))
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("nonsense", "is no SQLAlchemy URL"),
+        ("sqlite+aiosqlite:///x.db", "asyncio driver"),
+        ("nosuchbase://host/x", "name another one"),
+        ("sqlite:////no/such/folder/x.db", "folder does not exist"),
+    ],
+)
+async def test_a_database_url_that_cannot_be_used_is_one_clear_line(url, named):
+    """The first two left as tracebacks: a coordinator.toml of before the plain driver names aiosqlite."""
+    with pytest.raises(StoreUnusable, match=named) as refused:
+        await Store.open(url)
+    assert "\n" not in str(refused.value)
