@@ -44,6 +44,10 @@ def register(app: typer.Typer) -> None:
         say(f"connected: {', '.join(found['connected']) or 'nobody'} of {', '.join(found['members'])}")
         if found["trouble"]:
             say(found["trouble"])
+        log = found["log"]
+        say(f"log: {log['size']} entries under a cosigned head{'; ' + log['trouble'] if log['trouble'] else ''}")
+        for name, why in sorted(log["missing"].items()):
+            say(f"  the next head waits for {name}: {why}")
         kept = found["uploads"]
         say(f"masked uploads on disk: {kept['uploads']} with {kept['length']:,} of {kept['quota']:,} bytes")
         for run in found["runs"]:

@@ -70,6 +70,8 @@ class Publisher:
     clock: Callable[[], float] = time.time
     refusals: dict[str, str] = field(default_factory=dict)
     """Why a witness did not cosign the head under way, by name."""
+    trouble: str = ""
+    """Why the last try to publish ended without a head, in words; "" when it was the witnesses, or nothing."""
     _sizes: dict[str, int] = field(default_factory=dict)
     """Where each witness stands, as far as it told."""
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,9 +91,13 @@ class Publisher:
             try:
                 if not await self.publish():
                     wait_s = AGAIN_S
+                self.trouble = ""
             except DureError as error:
-                log.warning("log.waits", reason=str(error))
-                wait_s = AGAIN_S
+                self.trouble, wait_s = str(error), AGAIN_S
+                log.warning("log.waits", reason=self.trouble)
+            except Exception as error:  # the disk's or our own mistake; no run could go on if the log ended with it
+                self.trouble, wait_s = f"the log cannot be written: {type(error).__name__}: {error}", AGAIN_S
+                log.exception("log.broke")
             await self.committed.wait(seen, wait_s)
             await self._gather()
 
@@ -162,7 +168,7 @@ class Publisher:
                     try:
                         return await self._once(key, witness, checkpoint, note, old)
                     except WitnessRefused as refused:
-                        if refused.status != 409 or refused.size is None or refused.size in (old, None):
+                        if refused.status != 409 or refused.size is None or refused.size == old:
                             raise
                         self._sizes[key.name] = refused.size
         except TimeoutError:

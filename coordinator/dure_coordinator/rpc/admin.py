@@ -102,6 +102,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "up_s": round(time.time() - self._c.started, 1),
             "connected": sorted(self._c.fleet.here),
             "members": [m.id for m in self._c.charter.members],
+            "log": {"size": self._c.publisher.size, "trouble": self._c.publisher.trouble, "missing": self._c.publisher.missing()},
             "runs": (await self._list({}, b""))["runs"],
             "uploads": {**(await self._c.store.kept_bytes()).__dict__, "quota": self._c.settings.spool_quota_bytes},
         }

@@ -115,12 +115,21 @@ class LogFiles:
         return (self.folder / path).read_bytes()
 
     def grow(self, entries: Iterable[bytes]) -> None:
-        """Writes and syncs the files of a tree that goes on with these entries. After an error make a new `LogFiles` and grow again.
+        """Writes and syncs the files of a tree that goes on with these entries. After any error this is where it was at the published head
+        again, so that `size` never counts an entry whose files may be missing; the same entries are then given again.
 
         Raises:
-            DiskFull: nothing is published; the same entries can be written again.
+            DiskFull: nothing is published.
             LogDamaged: a file is there with other bytes.
         """
+        try:
+            self._grow(entries)
+        except BaseException:
+            self._unsynced.clear()
+            self._builder = self._resume()
+            raise
+
+    def _grow(self, entries: Iterable[bytes]) -> None:
         for entry in entries:
             for tile, data in self._builder.append(entry):
                 self._write_once(tile, data)

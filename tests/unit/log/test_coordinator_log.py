@@ -8,6 +8,7 @@ import sqlite3
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dure.blobs import DiskFull
 from dure.errors import DureError, Unavailable
 from dure.statements.dsse import seal_payload
 from dure.tlog.checkpoint import open_checkpoint
@@ -210,6 +211,36 @@ def test_partial_tiles_do_not_pile_up(tmp_path):
     check_readable(tmp_path / "log")
 
 
+class Full(Disk):
+    """Has no room for the next `left` files."""
+
+    def __init__(self, fits: int) -> None:
+        self.fits, self.full = fits, True
+
+    def put(self, path, data):
+        if self.full and self.fits == 0:
+            raise DiskFull(path)
+        self.fits -= 1
+        super().put(path, data)
+
+
+@pytest.mark.parametrize("fits", range(6))
+def test_a_disk_that_fills_up_while_appending_tears_nothing_and_goes_on_with_room(tmp_path, fits):
+    """The same process tries again: it used to count the entries whose files were missing, and published over them."""
+    disk = Full(10**9)
+    files = LogFiles(tmp_path / "log", LOG, disk)
+    files.grow(ENTRIES[:3])
+    files.publish(signed(files))
+    disk.fits = fits
+    with pytest.raises(DiskFull):
+        files.grow(ENTRIES[3:600])
+    assert files.size == 3
+    disk.full = False
+    files.grow(ENTRIES[3:600])
+    files.publish(signed(files))
+    assert check_readable(tmp_path / "log") == 600
+
+
 # -- publishing ----------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +360,29 @@ async def test_entries_that_come_while_witnesses_think_are_in_the_next_head(stor
         for n in range(12):
             proof = await publisher.covering(statement(n).digest)
             proof.verify(statement(n).envelope, LOG, publisher.keys(), quorum=4)
+    running.cancel()
+
+
+async def test_an_unforeseen_fault_of_the_disk_is_shown_and_publishing_goes_on(store, publisher, members, monkeypatch):
+    """An OSError used to end the task that publishes, and with it every run, without a word."""
+    monkeypatch.setattr("dure_coordinator.log.publisher.AGAIN_S", 0.01)
+    grow, broken = publisher.files.grow, True
+
+    def fails(entries):
+        if broken:
+            raise OSError(5, "Input/output error")
+        grow(entries)
+
+    publisher.files.grow = fails
+    running = asyncio.create_task(publisher.run())
+    await keep(store, 0)
+    await publisher.committed.bump()
+    async with asyncio.timeout(20):
+        while "Input/output" not in publisher.trouble:  # noqa: ASYNC110  # a plain attribute; nobody wakes us
+            await asyncio.sleep(0.01)
+        broken = False
+        await publisher.covering(statement(0).digest)
+    assert publisher.trouble == ""
     running.cancel()
 
 
