@@ -12,9 +12,20 @@ from dure.statements.kinds import RunPlan
 from dure_participant.store import Decision
 from dure_participant.worker_host import OWN_INTERPRETER
 
+PREPARE = "dure node env prepare {} --wheels FOLDER"
+
 
 class NotPrepared(Unavailable):
-    """The environment is not there yet; the message names it and the command that makes it."""
+    """The environment is not there yet; the message names it and the command that makes it.
+
+    Attributes:
+        told: the same for the coordinator, whose administrator asks the operator: nothing of this site's in it.
+    """
+
+    def __init__(self, env_sha256: bytes, run: bytes, directory: Path) -> None:
+        short = env_sha256.hex()[:16]
+        self.told = f"environment {short} is not prepared at this node; its operator runs: {PREPARE.format(run.hex()[:16])}"
+        super().__init__(f"environment {short} is not prepared at this node; its operator runs: {how_to_prepare(directory, run)}")
 
 
 def env_of(plan: RunPlan, decision: Decision | None) -> bytes | None:
@@ -23,7 +34,7 @@ def env_of(plan: RunPlan, decision: Decision | None) -> bytes | None:
 
 
 def how_to_prepare(directory: Path, run: bytes) -> str:
-    return f"dure node env prepare {run.hex()[:16]} --wheels FOLDER --dir {directory}"
+    return f"{PREPARE.format(run.hex()[:16])} --dir {directory}"
 
 
 def launcher(directory: Path, env_sha256: bytes | None, run: bytes) -> Sequence[str]:
@@ -37,8 +48,7 @@ def launcher(directory: Path, env_sha256: bytes | None, run: bytes) -> Sequence[
         return OWN_INTERPRETER
     found = place.prepared(directory, env_sha256)
     if found is None:
-        how = how_to_prepare(directory, run)
-        raise NotPrepared(f"environment {env_sha256.hex()[:16]} is not prepared at this node; its operator runs: {how}")
+        raise NotPrepared(env_sha256, run, directory)
     return command_in(found)
 
 

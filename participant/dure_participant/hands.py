@@ -19,7 +19,7 @@ import numpy as np
 import structlog
 
 from dure.apps import App, config_of_plan, read_app, unpack_app
-from dure.blobs import BlobId, BlobStore
+from dure.blobs import NO_ROOM, BlobId, BlobStore
 from dure.errors import BadInput, DureError, Refused, Unavailable
 from dure.failpoints import Point, reach
 from dure.forecast import exchange_disk
@@ -216,7 +216,7 @@ class Hands:
         arrays, base, found = action.instruction.arrays, None, bytes(32)
         if arrays is not None:
             if short := await asyncio.to_thread(self._no_room, plan, action):
-                return inputs.TrainResult(problem=short)
+                return inputs.TrainResult(problem=short, told=NO_ROOM)
             base = await self._base(run, action.weights)
             found = await asyncio.to_thread(lambda: weights_id(open_flat(base, arrays.layout), arrays.layout))
             if found != arrays.weights_id:
@@ -315,7 +315,7 @@ class Hands:
         if not run.waited and (not action.deadline_ms or self._clock() < action.deadline_ms / 1000 - SAY_BEFORE_S):
             raise why
         run.waited = True
-        return inputs.TrainResult(problem=str(why)[:400])
+        return inputs.TrainResult(problem=str(why)[:400], told=why.told)
 
     async def _app(self, run: Run, plan: RunPlan) -> Path:
         """The folder of the plan's app, fetched and unpacked once."""

@@ -102,4 +102,6 @@ def test_an_app_that_fails_on_one_node_in_every_way_goes_on_with_the_others_and_
     wanted = ("ValueError", "metrics", "num-examples", "num-examples", "not ready at the deadline")
     assert all(word in reason for (_, _, reason), word in zip(said, wanted, strict=True)), said
     status = consortium.dure("node", "status", "--dir", consortium.dir_of("dan/node"))
-    assert all(word in status for word in ("above 0", "exceeds w_max = 1024", "still at work at the deadline")), status
+    assert all(word in status for word in ("above 0", "exceeds w_max = 1024")), status
+    # At the deadline the coordinator's word and the worker's own limit race; either names what happened.
+    assert any(word in status for word in ("still at work at the deadline", "the task took longer than")), status
