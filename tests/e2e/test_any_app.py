@@ -18,8 +18,6 @@ from dure.apps import pack_app
 from dure_coordinator.admin_client import call
 from dure_demo.consortium import Consortium
 
-pytestmark = pytest.mark.deep  # minutes of real processes
-
 APPS = Path(__file__).parents[1] / "apps"
 MEMBERS = ("ara", "bora", "chan", "dan")
 LIMIT_S = 120.0

@@ -16,8 +16,6 @@ from dure.errors import DureError
 from dure_coordinator.admin_client import call
 from dure_participant.app import open_store
 
-pytestmark = pytest.mark.deep  # minutes of real processes
-
 MEMBERS = ("ara", "bora", "chan", "dan", "eun")
 LATE, SLEEPY = "dan", "bora"
 

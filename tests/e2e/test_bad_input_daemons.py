@@ -17,8 +17,6 @@ from dure.charter.root import LIFE
 from dure_demo import consortium as consortium_module
 from dure_demo.consortium import Consortium, dure_command, node_environment
 
-pytestmark = pytest.mark.deep  # minutes of real processes
-
 MEMBERS = ("ara", "bora", "chan")
 LIMIT_S = 90.0
 TEN_MINUTES = 600.0

@@ -161,7 +161,6 @@ def started(shell: Shell, *more: str) -> str:
 
 
 @pytest.mark.timeout(480)
-@pytest.mark.deep  # half a minute of real processes
 def test_the_readme_by_hand(shell):
     for block in BLOCKS:
         for line in block.strip().splitlines():

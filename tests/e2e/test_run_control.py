@@ -13,8 +13,6 @@ from safetensors.numpy import load_file
 
 from dure_demo.consortium import dure_command, node_environment
 
-pytestmark = pytest.mark.deep  # minutes of real processes
-
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):

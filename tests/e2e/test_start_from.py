@@ -13,8 +13,6 @@ from safetensors.numpy import load_file, save_file
 from dure.model.content import flower_run_id
 from dure_demo.consortium import dure_command, node_environment
 
-pytestmark = pytest.mark.deep  # minutes of real processes
-
 MEMBERS = ("ara", "bora", "chan")
 
 

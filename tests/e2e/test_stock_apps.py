@@ -13,8 +13,6 @@ from support.echo_app import ADDED, echo_app
 from dure.model.content import flower_run_id
 from dure_demo.consortium import Consortium
 
-pytestmark = pytest.mark.deep  # minutes of real processes
-
 MEMBERS = ("ara", "bora", "chan", "dan")
 LIMIT_S = 90.0
 MEAN = ADDED * np.mean([1, 2, 3, 4])
