@@ -27,8 +27,9 @@ class CoordinatorSettings:
     """Bytes of one upload taken between two syncs to disk: what a coordinator that was killed asks for again at most."""
     http_witnesses: Mapping[str, str] = field(default_factory=dict)
     """Member id -> URL of a C2SP tlog-witness with that member's witness key, for members whose node is not the witness."""
-    gone_grace_s: float = 3.0
-    """How long a member that lost its connection holds up a phase that others have finished."""
+    gone_grace_s: float = 10.0
+    """How long a member that lost its connection holds up a phase that others have finished; longer than a service manager takes to start a
+    node again (RestartSec=5 in deploy/systemd, and its own start), so that a restart costs nobody an exchange."""
     return_grace_s: float = 30.0
     """The same after a restart of the coordinator, when everybody has to come back; nodes try at least every 15 s."""
     join_grace_s: float = 3.0

@@ -20,6 +20,7 @@ from pathlib import Path
 from dure.errors import DureError
 from dure_coordinator.admin_client import call
 
+COORDINATOR_SETTINGS = "gone_grace_s = 3.0  # nobody restarts a killed node by itself here: no use in waiting ten seconds\n"
 START_DEADLINE_S = 60.0
 """How long a coordinator may take until it says which ports it serves; torch is not imported there."""
 
@@ -85,6 +86,7 @@ class Consortium:
         hub = self.dir_of("coordinator")
         self.say(f"coordinator: own keys and CA, at 127.0.0.1:{self.port}")
         self.dure("coordinator", "init", "--name", label, "--advertise", f"127.0.0.1:{self.port}", "--dir", hub)
+        (hub / "coordinator.toml").write_text(COORDINATOR_SETTINGS)
         joins = []
         for member in self.members:
             self.dure("member", "init", member, "--consortium", label, "--dir", self.dir_of(f"{member}/member"))

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from dure.cli import main
+from dure_coordinator.settings import CoordinatorSettings
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -77,6 +78,12 @@ def test_units_verify_and_are_well_sandboxed(unit, tmp_path):
     done = subprocess.run(["systemd-analyze", "security", "--offline=true", there], capture_output=True, text=True, check=False)
     exposure = float(re.search(r"exposure level for .*: ([0-9.]+)", done.stdout)[1])
     assert exposure <= 2.0
+
+
+def test_a_node_that_systemd_starts_again_is_still_waited_for():
+    """The grace was 3 s and RestartSec 5: every crash of a node cost its member the exchange."""
+    pause_s = float(re.search(r"^RestartSec=(\d+)$", (DEPLOY / "systemd" / "dure-node.service").read_text(), re.M)[1])
+    assert CoordinatorSettings().gone_grace_s >= pause_s + 3.0
 
 
 def test_compose_builds_the_images_that_are_there_and_publishes_metrics_on_loopback_only():
