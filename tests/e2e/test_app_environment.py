@@ -45,7 +45,7 @@ def locked(tmp_path):
 
 def begin(stage, app):
     packed = pack_app(app)
-    arguments = {"app_sha256": packed.digest.hex(), "set": [], "rounds": 4, "outer_step": "average", "deadlines": {"execute": 20}}
+    arguments = {"app_sha256": packed.digest.hex(), "set": [], "rounds": 4, "outer_step": "average", "deadlines": {"execute": 12}}
     return call(stage.consortium.dir_of("coordinator"), "run-start", arguments, packed.archive, timeout_s=30.0)["run"]
 
 

@@ -39,6 +39,7 @@ def consortium(tmp_path):
         made.stop()
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(300)
 def test_a_run_survives_sigkill_of_a_node_and_of_the_coordinator(consortium):
     """The node is left out of the exchanges it misses and counted again later; the coordinator goes on where it was.
