@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	@echo "== setup 2/3: torch 2.13.0 (CPU), a wheel of about 200 MB; one copy, seconds to minutes by your line"
 	@$(PIP) "torch==2.13.0"
 	@echo "== setup 3/3: dure with all its extras, about a minute"
-	@$(PIP) -e ".[coordinator,participant,demo,dev]"
+	@$(PIP) -e ".[coordinator,postgres,participant,demo,dev]"
 	@touch $@
 	@echo "== setup: done; $(BIN)/dure --help"
 

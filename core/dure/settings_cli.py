@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +38,13 @@ def in_force(directory: Path) -> tuple[str, Any]:
     raise BadInput(f"{directory} holds no node and no coordinator; give its folder with --dir")
 
 
+def without_password(value: Any) -> Any:
+    """A setting for people: of a URL everything but the password."""
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    return re.sub(r"(password=)[^&]*", r"\1***", re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", value), flags=re.I)
+
+
 @app.command()
 @one_line_errors
 def show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
@@ -49,7 +57,7 @@ def show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     rows = [
         {
             "setting": f.name,
-            "value": dict(value) if hasattr(value := getattr(found, f.name), "items") else value,
+            "value": dict(value) if hasattr(value := getattr(found, f.name), "items") else without_password(value),
             "from": "default" if value == getattr(defaults, f.name) else name,
         }
         for f in fields(found)

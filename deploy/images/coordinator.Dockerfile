@@ -9,7 +9,7 @@ COPY participant participant
 COPY protos protos
 COPY demo demo
 RUN python -m venv /opt/dure \
-    && /opt/dure/bin/pip install --no-cache-dir ".[coordinator]"
+    && /opt/dure/bin/pip install --no-cache-dir ".[coordinator,postgres]"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/dure --create-home dure \

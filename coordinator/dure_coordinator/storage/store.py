@@ -12,32 +12,25 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
-from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 
-from dure.errors import Conflict, Unavailable
+from dure.errors import Conflict, Refused
 from dure.statements.dsse import Envelope
 from dure.statements.statement import Chain
 from dure.tlog.merkle import Frontier
-from dure_coordinator.storage import log_rows, snapshots
+from dure_coordinator.storage import database, log_rows, snapshots
 from dure_coordinator.storage import tables as t
+from dure_coordinator.storage.database import StoreUnusable
 from dure_coordinator.storage.snapshots import SnapshotRow
 
 T = TypeVar("T")
-MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-class StoreUnusable(Unavailable):
-    """The database cannot be opened or written; nothing of this call counts."""
+class EventsMissing(Refused):
+    """A run's events have a gap: this run cannot be read, the others can."""
 
 
 @dataclass(frozen=True)
@@ -189,24 +182,12 @@ class Store:
         Raises:
             StoreUnusable: cannot be opened, or was written by a newer version.
         """
-        target = _parsed(url)
-        if target.get_backend_name() == "sqlite" and target.database and not Path(target.database).parent.is_dir():
-            raise StoreUnusable(f"database {_shown(url)}: its folder does not exist")
+        store = cls(database.engine_of(url))
         try:
-            engine = sa.create_engine(target)
-        except (ImportError, ArgumentError) as e:
-            raise StoreUnusable(f"database {_shown(url)}: {_cause(e)}; install that driver, or name another one in the URL") from None
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _durable_sqlite)
-        store = cls(engine)
-        try:
-            await store._call(lambda: _upgraded(engine))
-        except CommandError as e:
+            await store._call(lambda: database.prepare(store.engine, url))
+        except BaseException:
             await store.close()
-            raise StoreUnusable(f"database {_shown(url)}: written by another version of Dure ({e}); use that one or a newer one") from e
-        except (DBAPIError, OSError) as e:
-            await store.close()
-            raise StoreUnusable(f"database {_shown(url)}: {_cause(e)}") from e
+            raise
         return store
 
     async def close(self) -> None:
@@ -221,8 +202,11 @@ class Store:
 
     async def _read(self, query: Callable[[sa.Connection], T]) -> T:
         def work() -> T:
-            with self.engine.connect() as c:
-                return query(c)
+            try:
+                with self.engine.connect() as c:
+                    return query(c)
+            except DBAPIError as e:
+                raise StoreUnusable(f"database: {database.cause(e)}") from e
 
         return await self._call(work)
 
@@ -236,7 +220,7 @@ class Store:
             except DBAPIError as e:
                 if isinstance(e, sa.exc.IntegrityError):
                     raise
-                raise StoreUnusable(f"database: {_cause(e)}; nothing of this was kept") from e
+                raise StoreUnusable(f"database: {database.cause(e)}; nothing of this was kept") from e
 
         return await self._call(work)
 
@@ -277,13 +261,17 @@ class Store:
             raise Conflict(f"run {run.hex()[:12]}: event {first} is there already; two coordinators on one database?") from e
 
     async def events(self, run: bytes, first: int = 0, most: int = -1) -> list[EventRow]:
-        """A run's events in order, from position `first` on, at most so many. A gap means the database was damaged."""
+        """A run's events in order, from position `first` on, at most so many.
+
+        Raises:
+            EventsMissing: there is a gap; the database was damaged.
+        """
         query = sa.select(t.events.c.position, t.events.c.time, t.events.c.body).where(t.events.c.run == run, t.events.c.position >= first)
         query = query.order_by(t.events.c.position)
         query = query.limit(most) if most >= 0 else query
         rows = await self._read(lambda c: [EventRow(*r) for r in c.execute(query)])
         if [r.position for r in rows] != list(range(first, first + len(rows))):
-            raise StoreUnusable(f"run {run.hex()[:12]}: its events have a gap; restore the database from a backup")
+            raise EventsMissing("events", f"of run {run.hex()[:12]} have a gap")
         return rows
 
     async def snapshot(self, run: bytes) -> tuple[SnapshotRow, tuple[bytes, ...]] | None:
@@ -369,8 +357,10 @@ class Store:
         return None if row is None else UploadRow(**row._mapping)
 
     async def uploads(self, run: bytes, instance: bytes) -> list[UploadRow]:
-        query = sa.select(t.uploads).where(t.uploads.c.run == run, t.uploads.c.instance == instance).order_by(t.uploads.c.member)
-        return await self._read(lambda c: [UploadRow(**r._mapping) for r in c.execute(query)])
+        """Of one instance, by member in bytewise order, which is not every database's."""
+        query = sa.select(t.uploads).where(t.uploads.c.run == run, t.uploads.c.instance == instance)
+        rows = await self._read(lambda c: [UploadRow(**r._mapping) for r in c.execute(query)])
+        return sorted(rows, key=lambda row: row.member)
 
     async def settle_uploads(self, until: float) -> None:
         """Uploads that were left in mid-exchange when their run ended go at that time."""
@@ -403,7 +393,7 @@ class Store:
         if run is not None:
             query = query.where(u.run == run)
         count, length, until, pins = await self._read(lambda c: c.execute(query).one())
-        return KeptBytes(count, length or 0, until, pins or 0)
+        return KeptBytes(count, int(length or 0), until, int(pins or 0))  # PostgreSQL adds numbers up to a Decimal
 
     # -- nodes and journal -----------------------------------------------------------------------------------------
 
@@ -437,43 +427,6 @@ _UPLOAD = sa.select(t.uploads).where(t.uploads.c.upload == sa.bindparam("upload"
 _COMMITTED = sa.update(t.uploads).where(t.uploads.c.upload == sa.bindparam("its_upload"))
 
 
-def _upgraded(engine: sa.Engine) -> None:
-    with engine.connect() as connection:
-        upgrade(connection)
-        connection.commit()
-
-
-def _parsed(url: str) -> sa.engine.URL:
-    """The URL, if it is one this store can use: its one thread needs a driver without asyncio."""
-    try:
-        target = sa.engine.make_url(url)
-    except ArgumentError:
-        raise StoreUnusable("database: is no SQLAlchemy URL; write sqlite:////path/file or postgresql+psycopg://host/name") from None
-    try:
-        if target.get_dialect().is_async:
-            raise StoreUnusable(f"database {_shown(url)}: names an asyncio driver; write {target.get_backend_name()} with a plain one")
-    except (ImportError, ArgumentError):
-        pass  # said when the engine is made, which names what is missing
-    return target
-
-
-def upgrade(connection: sa.Connection) -> None:
-    """Brings the tables to this version's; a no-op when they are."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    head = ScriptDirectory.from_config(config).get_current_head()
-    if MigrationContext.configure(connection).get_current_revision() != head:
-        command.upgrade(config, "head")
-
-
-def _durable_sqlite(connection: Any, _record: object) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
 def _write_with(c: sa.Connection, run: bytes, also: With) -> None:
     for statement in also.statements:
         if _insert_new(c, t.statements, statement.__dict__):
@@ -493,6 +446,7 @@ def _write_with(c: sa.Connection, run: bytes, also: With) -> None:
         c.execute(sa.update(t.uploads).where(t.uploads.c.instance == also.pin).values(pinned=True))
     if also.label is not None:
         label, reason = also.label
+        reason = reason.replace("\0", "\ufffd")  # some of it are a member's own words, and PostgreSQL's text has no NUL
         c.execute(sa.update(t.runs).where(t.runs.c.run == run).values(label=label, reason=reason))
     if also.journal is not None:
         row = also.journal
@@ -526,11 +480,3 @@ def _journal_row(row: Any) -> JournalRow:
 
 def _json(value: Sequence[int] | dict[str, Any] | None) -> str | None:
     return None if value is None else json.dumps(value, sort_keys=True)
-
-
-def _cause(e: Exception) -> str:
-    return str(getattr(e, "orig", None) or e).splitlines()[0]
-
-
-def _shown(url: str) -> str:
-    return sa.engine.make_url(url).render_as_string(hide_password=True)

@@ -1,21 +1,23 @@
-"""The database: migrations give what the tables say, and what is returned has been committed."""
+"""The database: migrations give what the tables say, and what is returned has been committed. On SQLite, and on a real PostgreSQL."""
 
 from __future__ import annotations
-
-import sqlite3
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.postgres import Postgres, found_or_skip
 
 from dure.errors import Conflict
+from dure.settings_cli import without_password
 from dure.statements.kinds import RunApproval
 from dure.statements.statement import Chain, seal
 from dure_coordinator.storage.store import (
     BlobRow,
+    EventsMissing,
     JournalRow,
+    KeptBytes,
     NewEvent,
     NodeRow,
     RunRow,
@@ -30,13 +32,21 @@ from dure_coordinator.storage.tables import metadata
 RUN = bytes(range(32))
 
 
-def url(path) -> str:
-    return f"sqlite:///{path}/c.db"
+@pytest.fixture(scope="module")
+def server():
+    made = Postgres(found_or_skip())
+    yield made
+    made.remove()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.deep)])
+def url(request, tmp_path):
+    return f"sqlite:///{tmp_path}/c.db" if request.param == "sqlite" else request.getfixturevalue("server").database()
 
 
 @pytest.fixture
-async def store(tmp_path):
-    store = await Store.open(url(tmp_path))
+async def store(url):
+    store = await Store.open(url)
     await store.add_run(RunRow(RUN, "digits", b"plan", bytes(32)))
     yield store
     await store.close()
@@ -48,26 +58,29 @@ async def test_migrations_lead_to_exactly_the_tables_the_code_uses(store):
     assert difference == []
 
 
-async def test_sqlite_is_durable_at_every_commit(store):
+async def test_sqlite_is_durable_at_every_commit(tmp_path):
+    store = await Store.open(f"sqlite:///{tmp_path}/c.db")
     with store.engine.connect() as c:
         assert c.scalar(sa.text("PRAGMA journal_mode")) == "wal"
         assert c.scalar(sa.text("PRAGMA synchronous")) == 2
         assert c.scalar(sa.text("PRAGMA foreign_keys")) == 1
+    await store.close()
 
 
-async def test_opening_again_keeps_everything(store, tmp_path):
+async def test_opening_again_keeps_everything(store, url):
     await store.append(RUN, NewEvent(0, 5.0, b"first"))
-    again = await Store.open(url(tmp_path))
+    await store.close()
+    again = await Store.open(url)
     assert [e.body for e in await again.events(RUN)] == [b"first"]
     await again.close()
 
 
-async def test_a_database_of_a_newer_version_is_refused_by_name(store, tmp_path):
+async def test_a_database_of_a_newer_version_is_refused_by_name(store, url):
+    with store.engine.begin() as c:
+        c.execute(sa.text("update alembic_version set version_num = '9999'"))
     await store.close()
-    with sqlite3.connect(tmp_path / "c.db") as db:
-        db.execute("update alembic_version set version_num = '9999'")
     with pytest.raises(StoreUnusable, match="another version"):
-        await Store.open(url(tmp_path))
+        await Store.open(url)
 
 
 async def test_an_unwritable_database_is_one_line(tmp_path):
@@ -111,6 +124,38 @@ async def test_what_belongs_to_an_event_is_committed_with_it(store):
     assert await store.journal(RUN) == [also.journal]
 
 
+async def test_a_members_words_are_kept_whatever_they_hold(store):
+    """PostgreSQL's text has no NUL: a refusal with one in it would have kept the run from ever ending."""
+    await store.write(RUN, With(label=("aborted", "asan: no\0, thanks é")))
+    assert (await store.runs())[0].reason == "asan: no\ufffd, thanks é"
+
+
+async def test_what_uploads_take_is_counted_in_whole_bytes(store):
+    await store.begin_upload(UploadRow(bytes(32), RUN, b"i", "b-c", 10, 5))
+    await store.begin_upload(UploadRow(b"2" * 32, RUN, b"i", "bb", 2**40, 5))
+    assert await store.kept_bytes(RUN) == KeptBytes(2, 2**40 + 10, None, 0)
+    assert type((await store.kept_bytes()).length) is int
+    assert [u.member for u in await store.uploads(RUN, b"i")] == ["b-c", "bb"]
+
+
+async def test_the_log_takes_statements_in_the_order_of_their_numbers(store):
+    key, rows, chain = Ed25519PrivateKey.generate(), [], Chain()
+    for member in ("a", "b", "c"):
+        envelope, chain = seal(RunApproval(RUN, member, "n1"), key, chain, 7.0)
+        rows.append(StatementRow.of(envelope.to_bytes(), RUN))
+    await store.write(RUN, With(statements=(rows[1],)))
+    assert (await store.log_head()).size == 0
+    await store.write(RUN, With(statements=(rows[0], rows[2])))
+    assert await store.log_entries(0, 3) == [r.envelope for r in rows]
+    assert await store.log_index(rows[2].digest) == 2
+
+
+async def test_events_with_a_gap_are_that_runs_trouble(store):
+    await store.append(RUN, NewEvent(0, 1.0, b"one"), NewEvent(2, 1.0, b"three"))
+    with pytest.raises(EventsMissing, match="gap"):
+        await store.events(RUN)
+
+
 async def test_two_statements_with_one_seq_are_both_kept_as_evidence(store):
     key = Ed25519PrivateKey.generate()
     rows = tuple(StatementRow.of(seal(RunApproval(RUN, m, "n1"), key, Chain(), 7.0)[0].to_bytes(), RUN) for m in ("a", "b"))
@@ -131,16 +176,79 @@ async def test_a_run_is_registered_once(store):
 
 
 @pytest.mark.parametrize(
-    ("url", "named"),
+    ("wrong", "named"),
     [
         ("nonsense", "is no SQLAlchemy URL"),
         ("sqlite+aiosqlite:///x.db", "asyncio driver"),
         ("nosuchbase://host/x", "name another one"),
         ("sqlite:////no/such/folder/x.db", "folder does not exist"),
+        ("postgresql://dure@127.0.0.1:1/x", "[Cc]onnection refused"),
     ],
 )
-async def test_a_database_url_that_cannot_be_used_is_one_clear_line(url, named):
+async def test_a_database_url_that_cannot_be_used_is_one_clear_line(wrong, named):
     """The first two left as tracebacks: a coordinator.toml of before the plain driver names aiosqlite."""
     with pytest.raises(StoreUnusable, match=named) as refused:
-        await Store.open(url)
+        await Store.open(wrong)
     assert "\n" not in str(refused.value)
+
+
+async def test_a_database_url_is_shown_without_its_password():
+    for shown in ("postgresql://dure:hush@127.0.0.1:1/x", "postgresql://dure@/x?host=/none&password=hush"):
+        with pytest.raises(StoreUnusable) as refused:
+            await Store.open(shown)
+        assert "hush" not in str(refused.value) and "hush" not in without_password(shown)
+    assert without_password("postgresql://dure:hush@hub/x") == "postgresql://dure:***@hub/x"
+    assert without_password("sqlite:////var/lib/x.db") == "sqlite:////var/lib/x.db"
+
+
+# -- PostgreSQL alone ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.deep
+async def test_a_second_coordinator_on_one_postgresql_database_is_refused(server):
+    """serve.lock is in a folder, and a database may be named from two."""
+    url = server.database()
+    first = await Store.open(url)
+    with pytest.raises(StoreUnusable, match="another coordinator uses it"):
+        await Store.open(url)
+    await first.close()
+    await (await Store.open(url)).close()
+
+
+@pytest.mark.deep
+async def test_a_postgresql_that_crashes_is_unusable_until_it_is_back_and_has_what_was_committed(server):
+    store = await Store.open(server.database())
+    await store.add_run(RunRow(RUN, "digits", b"plan", bytes(32)))
+    server.stop("immediate")
+    try:
+        with pytest.raises(StoreUnusable):
+            await store.append(RUN, NewEvent(0, 1.0, b"lost"))
+        with pytest.raises(StoreUnusable):
+            await store.runs()
+    finally:
+        server.start()
+    await store.append(RUN, NewEvent(0, 1.0, b"kept"))
+    assert [e.body for e in await store.events(RUN)] == [b"kept"]
+    await store.close()
+
+
+@pytest.mark.deep
+async def test_a_postgresql_that_does_not_sync_is_refused_and_commits_wait_for_the_disk(server):
+    url = server.database()
+    with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as c:
+        c.execute(sa.text(f"ALTER DATABASE {sa.make_url(url).database} SET synchronous_commit = off"))
+    store = await Store.open(url)
+    assert await store._read(lambda c: c.scalar(sa.text("SHOW synchronous_commit"))) == "on"
+    await store.close()
+    _configure(server, "ALTER SYSTEM SET fsync = off")
+    try:
+        with pytest.raises(StoreUnusable, match="fsync off"):
+            await Store.open(url)
+    finally:
+        _configure(server, "ALTER SYSTEM RESET fsync")
+
+
+def _configure(server, change):
+    with sa.create_engine(server.database(), isolation_level="AUTOCOMMIT").connect() as c:
+        c.execute(sa.text(change))
+        c.execute(sa.text("SELECT pg_reload_conf()"))

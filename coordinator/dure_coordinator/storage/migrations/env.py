@@ -1,4 +1,4 @@
-"""Alembic's entry; always called by `storage.store.upgrade` with an open connection."""
+"""Alembic's entry; always called by `storage.database.upgrade` with an open connection."""
 
 from __future__ import annotations
 
