@@ -16,6 +16,7 @@ from dure import failpoints
 from dure.errors import Unavailable
 from dure.identity.node import load_node
 from dure.logs import configure_logs
+from dure.memory import keep_freed_memory
 from dure.scrape import serve_metrics
 from dure_participant.agent import Agent
 from dure_participant.metrics import samples
@@ -60,6 +61,7 @@ def is_running(directory: Path) -> bool:
 def run(directory: Path, metrics: str | None = None) -> None:
     """Run the node until SIGTERM or SIGINT; everything it knew is then in its folder. `metrics`: port of the Prometheus scrape."""
     configure_logs()
+    keep_freed_memory()
     # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
     sys.setswitchinterval(0.0005)
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))

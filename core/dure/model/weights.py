@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from dure.blobs import writing
@@ -26,7 +27,7 @@ from dure.model.mapped import chunk_starts
 
 F32 = np.dtype("<f4")
 Floats = NDArray[np.float32]
-_WEIGHTS_LABEL = b"dure/weights/1\0"
+_WEIGHTS_LABEL = b"dure/weights/2\0"
 
 
 class WeightsRefused(Refused):
@@ -124,22 +125,59 @@ def shown_part(flat_D: Floats, layout: Layout, where: slice) -> Floats:
     return part
 
 
-def weights_id(flat_D: Floats, layout: Layout) -> bytes:
-    """SHA-256 over (name, dtype, shape, bytes) of all tensors in bytewise order of name.
+class WeightsHasher:
+    """The weights id of a flat vector that passes by in order, in parts of any size; nothing of it is kept.
 
-    The bytes are those of the tensor as it is shown. Padding and the order of tensors are not in it: the same weights have one id
-    in every run. Encoding: docs/spec/formats.md, "Weights id". Streams over a mapped file.
+    SHA-256 over (name, dtype, shape, BLAKE3 of the bytes) of all tensors in bytewise order of name. The bytes are those of the tensor
+    as it is shown. Padding and the order of tensors are not in it: the same weights have one id in every run. Encoding:
+    docs/spec/formats.md, "Weights id".
     """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._digests: dict[str, bytes] = {}
+        self._open = (e for e in layout.entries)
+        self._entry = next(self._open, None)
+        self._hash = blake3()
+        self._at = 0
+
+    def update(self, part: Floats) -> None:
+        """The next elements, float32."""
+        first, last = self._at, self._at + part.size
+        self._at = last
+        while (e := self._entry) is not None and e.offset < last:
+            inside = part[max(e.offset - first, 0) : e.offset + e.count - first]
+            self._hash.update(np.ascontiguousarray(shown(inside, e.dtype)).view(np.uint8).data)
+            if e.offset + e.count > last:
+                return
+            self._next(e)
+
+    def digest(self) -> bytes:
+        """32 bytes, once the whole vector has passed."""
+        while (e := self._entry) is not None and e.offset + e.count <= self._at:  # empty tensors at the end
+            self._next(e)
+        if self._at != self._layout.elements:
+            raise LayoutRefused(f"needs float32[{self._layout.elements}], got {self._at} elements")
+        h = sha256(_WEIGHTS_LABEL + struct.pack("<I", len(self._layout.entries)))
+        for e in sorted(self._layout.entries, key=lambda e: e.name.encode()):
+            name, dtype = e.name.encode(), e.dtype.encode()
+            h.update(struct.pack("<I", len(name)) + name + struct.pack("<I", len(dtype)) + dtype)
+            h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, DTYPES[e.dtype].bytes * e.count))
+            h.update(self._digests[e.name])
+        return h.digest()
+
+    def _next(self, done: Entry) -> None:
+        self._digests[done.name] = self._hash.digest()
+        self._hash, self._entry = blake3(), next(self._open, None)
+
+
+def weights_id(flat_D: Floats, layout: Layout) -> bytes:
+    """What `WeightsHasher` gives for a vector that is there whole, mapped perhaps."""
     _same_length(flat_D, layout)
-    h = sha256(_WEIGHTS_LABEL + struct.pack("<I", len(layout.entries)))
-    for e in sorted(layout.entries, key=lambda e: e.name.encode()):
-        name, dtype = e.name.encode(), e.dtype.encode()
-        h.update(struct.pack("<I", len(name)) + name + struct.pack("<I", len(dtype)) + dtype)
-        h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, DTYPES[e.dtype].bytes * e.count))
-        for at in chunk_starts(e.offset, e.offset + e.count, flat_D):
-            part = flat_D[at : min(at + CHUNK_ELEMENTS, e.offset + e.count)]
-            h.update(np.ascontiguousarray(shown(part, e.dtype)).data)
-    return h.digest()
+    hasher = WeightsHasher(layout)
+    for at in chunk_starts(0, layout.elements, flat_D):
+        hasher.update(flat_D[at : at + CHUNK_ELEMENTS])
+    return hasher.digest()
 
 
 def check_finite(flat_D: Floats, layout: Layout) -> None:

@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from dure.model.base import BaseRecord, BaseRefused
 from dure.model.layout import MAX_ELEMENTS, Layout, LayoutDiffers, LayoutRefused
 from dure.model.weights import (
     NonFinite,
+    WeightsHasher,
     WeightsRefused,
     check_finite,
     check_padding,
@@ -184,13 +186,31 @@ def test_weights_id_is_the_documented_hash_and_ignores_order():
         )  # fmt: skip
 
     want = sha256(
-        b"dure/weights/1\0" + struct.pack("<I", 2)
-        + head(b"a", (3,), 12) + a.tobytes() + head(b"b", (2, 2), 16) + b.tobytes()
+        b"dure/weights/2\0" + struct.pack("<I", 2)
+        + head(b"a", (3,), 12) + blake3(a.tobytes()).digest() + head(b"b", (2, 2), 16) + blake3(b.tobytes()).digest()
     ).digest()  # fmt: skip
     for order in (("a", (3,)), ("b", (2, 2))), (("b", (2, 2)), ("a", (3,))):
         layout, flat = model(*order), []
         flatten_to(lambda part, flat=flat: flat.append(bytes(part)), {"a": a, "b": b}, layout)
         assert weights_id(np.frombuffer(b"".join(flat), np.float32), layout) == want
+
+
+@settings(max_examples=30, deadline=None)
+@given(tensors, st.integers(1, 3000))
+def test_weights_id_is_the_same_however_the_vector_is_cut(ts, step):
+    layout, flat = Layout.build(ts), []
+    flatten_to(lambda part: flat.append(bytes(part)), some_weights(layout), layout)
+    whole, hasher = np.frombuffer(b"".join(flat), np.float32), WeightsHasher(layout)
+    for at in range(0, len(whole), step):
+        hasher.update(whole[at : at + step])
+    assert hasher.digest() == weights_id(whole, layout)
+
+
+def test_weights_id_of_half_a_vector_is_refused():
+    hasher = WeightsHasher(model(("a", (3,)), ("b", (5,))))
+    hasher.update(np.zeros(10, np.float32))
+    with pytest.raises(LayoutRefused, match="10 elements"):
+        hasher.digest()
 
 
 @pytest.mark.parametrize(
