@@ -13,14 +13,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+LOAD_AT_START = os.getloadavg()[0]
+"""Of the machine, one minute, before this bench did anything: above 0.3 on a quiet machine, somebody else was measured, too."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 LOOK_EVERY_S = 0.1
+SETTLED_AFTER = 3
+"""Looks after which a process's role stands; before, it may still be the copy of its parent that it was forked as."""
 
 
 @dataclass
@@ -92,7 +97,10 @@ class Watch:
         for pid in sorted(parents):  # a parent is older than its child, but numbers wrap: unknown ones are met at the next look
             if parents[pid] in roles and pid != os.getpid():
                 known = self.seen.get(pid)
-                role = known.role if known else self._roles(pid, command_of(pid), roles[parents[pid]])
+                settled = known is not None and len(known.cpu_s) >= SETTLED_AFTER
+                role = known.role if known and settled else self._roles(pid, command_of(pid), roles[parents[pid]])
+                if known and role:
+                    known.role = role
                 if role:
                     roles[pid] = role
                     yield pid, role
@@ -146,6 +154,21 @@ def command_of(pid: int) -> str:
         return ""
 
 
+class Progress:
+    """Lines on standard error, with seconds since the start and the bench's name, so that standard output stays JSON."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._began = name, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        print(f"[{time.monotonic() - self._began:6.1f} s] {self._name}: {line}", file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Median, least and most of repeated measurements."""
+    return {"median": round(median(values), digits), "least": round(min(values), digits), "most": round(max(values), digits)}
+
+
 def machine() -> dict[str, Any]:
     """Where a result comes from."""
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
@@ -165,14 +188,31 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "core", "coordinator", "participant", "bench/*.py", "bench/noise", "bench/rounds")
+    changed = git(
+        "status",
+        "--porcelain",
+        "--",
+        "core",
+        "coordinator",
+        "participant",
+        "bench/*.py",
+        "bench/noise",
+        "bench/flare_noise",
+        "bench/rounds",
+    )
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
 def write(path: Path | None, results: list[Mapping[str, Any]]) -> None:
     """The results as JSON, to a file or to standard output; each object says when, where, of which commit and by which command."""
     command = " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
-    stamp = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "command": command, "machine": machine()}
+    stamp = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit(),
+        "command": command,
+        "machine": machine(),
+        "load_at_start": round(LOAD_AT_START, 2),
+    }
     text = json.dumps([{**result, **stamp} for result in results], indent=1) + "\n"
     if path is None:
         print(text, end="")

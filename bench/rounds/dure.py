@@ -8,9 +8,8 @@ from pathlib import Path
 
 from dure_demo.consortium import Consortium
 from measure import Watch
-from rounds.played import Played, rounds_of
+from rounds.played import APP, Played, rounds_of
 
-APP = Path(__file__).resolve().parents[1] / "noise"
 RUN_DEADLINE_S = 1800.0
 
 

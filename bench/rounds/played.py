@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import Watch
+from measure import Watch, command_of
+
+APP = Path(__file__).resolve().parents[1] / "noise"
+ROUND_DEADLINE_S = 300.0
+"""Without a new mark for so long, a run is taken to have failed."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,71 @@ class Played:
         return received / len(self.counted), sent / len(self.counted)
 
 
+@dataclass
+class Processes:
+    """A peer's daemons: each in a session of its own, with a log file; all of them gone after `stop`."""
+
+    logs: Path
+    environment: Mapping[str, str]
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with (self.logs / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(self.environment), start_new_session=True
+            )
+
+    def dead(self) -> str:
+        """The name of a daemon that ended by itself, with the end of its log; "" while all run."""
+        for name, process in self.running.items():
+            if process.poll() is not None:
+                return f"{name} ended with {process.returncode}: {self.tail(name)}"
+        return ""
+
+    def tail(self, name: str, size: int = 1500) -> str:
+        return (self.logs / f"{name}.log").read_text(errors="replace")[-size:]
+
+    def tails(self) -> str:
+        return "\n".join(f"-- {name}:\n{self.tail(name)}" for name in self.running)
+
+    def stop(self, watch: Watch) -> None:
+        """SIGTERM, five seconds, SIGKILL; what they had started, and `watch` saw, as well."""
+        started = [(seen.pid, command_of(seen.pid)) for seen in watch.seen.values()]
+        for process in self.running.values():
+            if process.poll() is None:
+                process.terminate()
+        until = time.monotonic() + 5.0
+        for process in self.running.values():
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for pid, command in started:
+            if command and command_of(pid) == command:  # not another process that got the number since
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_rounds(marks: Path, rounds: int, processes: Processes) -> None:
+    """Until the server marked the last round.
+
+    Raises:
+        RuntimeError: a daemon ended, or no round did for too long; with the ends of the logs.
+    """
+    seen, since = -1, time.monotonic()
+    while seen < rounds + 1:
+        found = len(marks.read_text().splitlines()) if marks.exists() else 0
+        if found > seen:
+            seen, since = found, time.monotonic()
+        dead = processes.dead()
+        if dead or time.monotonic() - since > ROUND_DEADLINE_S:
+            raise RuntimeError(dead or f"no round ended for {ROUND_DEADLINE_S:.0f} s\n{processes.tails()}")
+        time.sleep(0.2)
+
+
 def rounds_of(marks: Path, nodes: int) -> list[Round]:
-    """The rounds a Flower ServerApp marked (noise/server_app.py); the mark of round 0 is where the first begins."""
+    """The rounds a server marked (noise/server_app.py, flare_job/server.py); the mark of round 0 is where the first begins."""
     lines = [json.loads(line) for line in marks.read_text().splitlines()] if marks.exists() else []
     found = []
     for before, after in pairwise(lines):
