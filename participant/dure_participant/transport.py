@@ -11,6 +11,7 @@ import grpc
 
 from dure.errors import BadInput, NotAuthorised, Unavailable
 from dure.identity.node import NodeIdentity
+from dure.wire import log as log_wire
 from dure.wire.control import (
     WireRefused,
     decode_directive,
@@ -32,7 +33,6 @@ from dure.wire.messages import (
     ReportReply,
     SumEvidence,
 )
-from dure_pb.v1 import log_pb2 as log_pb
 from dure_pb.v1 import log_pb2_grpc as log_rpc
 from dure_pb.v1 import members_pb2 as pb
 from dure_pb.v1 import members_pb2_grpc as rpc
@@ -108,50 +108,60 @@ class Line:
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
 
-    async def append(self, envelopes: Sequence[bytes]) -> tuple[int, str]:
-        """Hand statements to the log; (how many are entries now, why not the next).
+    async def append(self, envelopes: Sequence[bytes]) -> log_wire.Appended:
+        """Hand statements to the log, at most `wire.log.BATCH`.
 
         Raises:
             Unavailable: no answer; send them again, it is idempotent.
         """
         try:
-            answer = await self._log.Append(log_pb.AppendRequest(envelopes=envelopes), timeout=CALL_DEADLINE_S)
+            answer = await self._log.Append(log_wire.encode_append(envelopes), timeout=CALL_DEADLINE_S)
+            return log_wire.decode_appended(answer, len(envelopes))
         except grpc.aio.AioRpcError as error:
             if error.code() in REFUSED:
-                return 0, (error.details() or "refused")[:500]
+                return log_wire.Appended(0, (error.details() or "refused")[:500])
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
         except grpc.aio.UsageError:
             raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
-        return min(answer.accepted, len(envelopes)), "".join(c if c.isprintable() else " " for c in answer.reason)[:500]
+        except WireRefused as error:
+            raise Unavailable(f"an answer is out of form: {error}") from None
 
     async def entries(self, start: int, end: int) -> AsyncIterator[bytes]:
         """Entries [start, end) of the log, as the coordinator gives them; fewer if it ends early."""
         try:
-            async for answer in self._log.Entries(log_pb.EntriesRequest(start=start, end=end)):
-                for entry in answer.entries:
+            async for answer in self._log.Entries(log_wire.encode_span(start, end)):
+                for entry in log_wire.decode_entries(answer):
                     yield entry
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        except WireRefused as error:
+            raise Unavailable(f"entries are out of form: {error}") from None
 
     async def log_file(self, path: str) -> bytes:
         """A file of the log as the coordinator has it; `Unavailable` if there is none now."""
         try:
-            return bytes((await self._log.File(log_pb.FileRequest(path=path), timeout=CALL_DEADLINE_S)).data)
+            answer = await self._log.File(log_wire.encode_path(path), timeout=CALL_DEADLINE_S)
+            return log_wire.decode_file(answer, path)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
         except grpc.aio.UsageError:
             raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
+        except WireRefused as error:
+            raise Unavailable(f"a file of the log is out of form: {error}") from None
 
     async def witness(self, answer: Callable[[bytes], Awaitable[tuple[int, bytes]]]) -> None:
         """Be this member's witness until the stream ends (`Unavailable`): each head asked about gets its answer."""
-        call = self._log.Witness()
+        call, last = self._log.Witness(), 0
         try:
-            await call.write(log_pb.WitnessRequest(number=0))
-            while (asked := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in grpc-stubs
-                status, body = await answer(asked.add_checkpoint)
-                await call.write(log_pb.WitnessRequest(number=asked.number, status=status, body=body))
+            await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer()))
+            while (message := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in grpc-stubs
+                asked = log_wire.decode_head_asked(message, last)
+                last = asked.number
+                await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer(last, *await answer(asked.request))))
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        except WireRefused as error:
+            raise Unavailable(f"a head is out of form: {error}") from None
         finally:
             call.cancel()
         raise Unavailable(f"{self._identity.address}: the stream of heads ended")

@@ -113,7 +113,7 @@ async def serving(folder: Path, limits: Limits | None = None) -> AsyncIterator[P
     coordinator = await Coordinator.open(founded.hub, CoordinatorSettings())
     coordinator.fleet.on_opened = None
     files = TlsFiles(founded.hub.tls_key_pem, founded.hub.tls_pem + founded.hub.ca_pem)
-    made = members_port(coordinator.fleet, coordinator.fleet.roster, files, "127.0.0.1:0", limits or Limits())
+    made = members_port(coordinator.fleet, coordinator.fleet.roster, files, "127.0.0.1:0", limits or Limits(), coordinator.log_service())
     await made.server.start()
     try:
         yield Port(made.address, founded, coordinator)

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dure.errors import Unavailable
-from dure.tlog.witness import WitnessRefused
+from dure.tlog.witness import MAX_ANSWER_BYTES, refusal_of
 from dure_coordinator.log.publisher import ASK_S, Witness
-
-MAX_ANSWER_BYTES = 64 * 1024
 
 
 class StreamWitness:
@@ -49,21 +47,13 @@ class StreamWitness:
         if status == 200:
             waiting.set_result(body)
             return
-        waiting.set_exception(refusal(status, body))
+        waiting.set_exception(refusal_of(status, body))
 
     def gone(self) -> None:
         """The stream ended."""
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(Unavailable("went away"))
-
-
-def refusal(status: int, body: bytes) -> WitnessRefused:
-    """A witness's answer other than 200."""
-    text = body[:500].decode(errors="replace").strip()
-    size = int(text) if status == 409 and text.isascii() and text.isdigit() and len(text) < 20 else None
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return WitnessRefused(status, plain or f"refused with status {status}", size=size)
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,7 @@ class HttpWitness:
                 return bytes(answer.read(MAX_ANSWER_BYTES))
         except urllib.error.HTTPError as error:
             with error:
-                raise refusal(error.code, error.read(MAX_ANSWER_BYTES)) from None
+                raise refusal_of(error.code, error.read(MAX_ANSWER_BYTES)) from None
         except (OSError, ValueError) as error:
             raise Unavailable(f"{self.submission_prefix}: {error}") from None
 

@@ -6,25 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import structlog
-
 from dure.charter.log_keys import witness_name
 from dure.errors import Refused
-from dure.statements.dsse import MAX_ENVELOPE_BYTES
-from dure.wire.control import WireRefused
+from dure.wire import log as wire
 from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
-from dure_coordinator.log.witnesses import MAX_ANSWER_BYTES, StreamWitness, Witnesses
+from dure_coordinator.log.witnesses import StreamWitness, Witnesses
 from dure_coordinator.rpc.interceptor import CALLER
 from dure_coordinator.rpc.status import answering
 from dure_pb.v1 import log_pb2 as pb
 from dure_pb.v1 import log_pb2_grpc as rpc
-
-log = structlog.get_logger()
-
-BATCH = 64
-"""Entries in one message: at most 2 MiB."""
-MAX_PATH = 100
 
 
 class Log(rpc.LogServiceServicer):
@@ -36,14 +27,12 @@ class Log(rpc.LogServiceServicer):
     async def Append(self, request: pb.AppendRequest, context: Any) -> pb.AppendResponse:
         async with answering(context):
             caller, accepted = CALLER.get(), 0
-            for envelope in request.envelopes[:BATCH]:
-                if len(envelope) > MAX_ENVELOPE_BYTES:
-                    raise WireRefused("envelopes", f"one is larger than {MAX_ENVELOPE_BYTES} bytes")
+            for envelope in wire.decode_append(request):
                 why_not = await self._intake.append(caller, envelope)
                 if why_not:
-                    return pb.AppendResponse(accepted=accepted, reason=why_not)
+                    return wire.encode_appended(wire.Appended(accepted, why_not))
                 accepted += 1
-            return pb.AppendResponse(accepted=accepted)
+            return wire.encode_appended(wire.Appended(accepted))
 
     async def Witness(self, requests: AsyncIterator[pb.WitnessRequest], context: Any) -> AsyncIterator[pb.WitnessResponse]:
         caller = CALLER.get()
@@ -54,32 +43,42 @@ class Log(rpc.LogServiceServicer):
         reading = asyncio.create_task(self._read(requests, witness))
         await self._publisher.committed.bump()
         try:
-            while True:
-                number, body = await witness.next()
-                yield pb.WitnessResponse(number=number, add_checkpoint=body)
+            async with answering(context):
+                while (asked := await self._next(witness, reading)) is not None:
+                    yield wire.encode_head_asked(asked)
         finally:
             reading.cancel()
             self._witnesses.leave(name, witness)
 
+    async def _next(self, witness: StreamWitness, reading: asyncio.Task[None]) -> wire.HeadAsked | None:
+        """The next head to ask about; None once the node has ended its side. What it sent out of form is raised."""
+        asking = asyncio.ensure_future(witness.next())
+        try:
+            await asyncio.wait({asking, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                return wire.HeadAsked(*asking.result())
+            reading.result()
+            return None
+        finally:
+            asking.cancel()
+
     async def _read(self, requests: AsyncIterator[pb.WitnessRequest], witness: StreamWitness) -> None:
-        async for answer in requests:
-            if len(answer.body) <= MAX_ANSWER_BYTES:
-                witness.answer(answer.number, answer.status, answer.body)
-        witness.gone()
+        last: int | None = None
+        async for message in requests:
+            answer = wire.decode_head_answer(message, last)
+            last = answer.number
+            witness.answer(answer.number, answer.status, answer.body)
 
     async def Entries(self, request: pb.EntriesRequest, context: Any) -> AsyncIterator[pb.EntriesResponse]:
         async with answering(context):
-            if not 0 <= request.start <= request.end <= self._publisher.files.size:
-                raise Refused("end", f"must lie in 0…{self._publisher.files.size}")
-            for start in range(request.start, request.end, BATCH):
-                entries = await self._publisher.store.log_entries(start, min(request.end, start + BATCH))
-                yield pb.EntriesResponse(entries=entries)
+            first, end = wire.decode_span(request, self._publisher.files.size)
+            for start in range(first, end, wire.BATCH):
+                yield wire.encode_entries(await self._publisher.store.log_entries(start, min(end, start + wire.BATCH)))
 
     async def File(self, request: pb.FileRequest, context: Any) -> pb.FileResponse:
         async with answering(context):
-            if len(request.path) > MAX_PATH:
-                raise WireRefused("path", f"longer than {MAX_PATH} characters")
+            path = wire.decode_path(request)
             try:
-                return pb.FileResponse(data=await asyncio.to_thread(self._publisher.files.read, request.path))
+                return wire.encode_file(await asyncio.to_thread(self._publisher.files.read, path))
             except FileNotFoundError:
                 raise Refused("path", "is no file of this log now") from None

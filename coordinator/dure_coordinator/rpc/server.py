@@ -14,12 +14,13 @@ from dure.errors import BadInput, Unavailable
 from dure.statements.dsse import MAX_ENVELOPE_BYTES
 from dure.wire.bulk import MAX_FRAME_BYTES
 from dure.wire.control import MAX_BODY_BYTES
+from dure.wire.log import BATCH
 from dure.wire.messages import MAX_CONTROL_BYTES
 from dure_coordinator.callers import Roster
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.rpc.bulk import BulkService, BulkSettings
 from dure_coordinator.rpc.interceptor import Authorise, member_of
-from dure_coordinator.rpc.log import BATCH, Log
+from dure_coordinator.rpc.log import Log
 from dure_coordinator.rpc.members import Members, MembersBulk
 from dure_pb.v1 import log_pb2_grpc, members_pb2_grpc
 

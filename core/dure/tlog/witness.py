@@ -20,6 +20,8 @@ from dure.tlog.note import MAX_NOTE_BYTES, Note, NoteKey, NoteRefused, cosign, d
 
 SIZE_TYPE = "text/x.tlog.size"
 MAX_REQUEST_BYTES = MAX_NOTE_BYTES + 64 * (MAX_PROOF + 1)
+MAX_ANSWER_BYTES = 64 * 1024
+"""Some cosignature lines, or one line that says why not."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class WitnessRefused(Refused):
         self.size = size
         """With 409: the size the next request should start from."""
         self.evidence = evidence
+
+
+def refusal_of(status: int, body: bytes) -> WitnessRefused:
+    """What a witness's answer other than 200 says, as far as it can be shown to people."""
+    text = body[:500].decode(errors="replace").strip()
+    size = int(text) if status == 409 and text.isascii() and text.isdigit() and len(text) < 20 else None
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return WitnessRefused(status, plain or f"refused with status {status}", size=size)
 
 
 @dataclass(frozen=True)

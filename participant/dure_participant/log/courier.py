@@ -45,7 +45,10 @@ class Courier:
                 await asyncio.to_thread(self._store.mark_delivered, waiting[-1][0])
 
     async def _deliver(self, line: Line, envelopes: list[bytes]) -> None:
-        accepted, reason = await line.append(envelopes)
-        if accepted < len(envelopes):
-            log.error("log.statement_refused", reason=reason)
-            raise Unavailable(f"the log does not take this node's statement: {reason}")
+        """Every one of them; in as many messages as it takes."""
+        for at in range(0, len(envelopes), BATCH):
+            given = envelopes[at : at + BATCH]
+            answer = await line.append(given)
+            if answer.accepted < len(given):
+                log.error("log.statement_refused", reason=answer.reason)
+                raise Unavailable(f"the log does not take this node's statement: {answer.reason}")

@@ -24,7 +24,6 @@ from dure.tlog.checkpoint import Checkpoint, open_checkpoint
 from dure.tlog.files import COSIGNED, LogFiles
 from dure.tlog.merkle import Frontier, frontier_at, leaf_hash, root_at
 from dure.tlog.note import Note, NoteKey, SignatureLine
-from dure.tlog.tiles import MAX_ENTRY_BYTES
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
 from dure_participant.store import NodeStore
 
@@ -165,8 +164,6 @@ class Mirror:
 
 
 def _put(spool: IO[bytes], entry: bytes) -> None:
-    if len(entry) > MAX_ENTRY_BYTES:
-        raise WitnessRefused(422, f"an entry has {len(entry)} bytes", evidence=True)
     spool.write(len(entry).to_bytes(2, "big") + entry)
 
 
