@@ -19,7 +19,7 @@ from dure.identity.files import write_atomic
 from dure_coordinator.admin_client import call
 from dure_coordinator.forecast_words import beside_lines, plan_lines, size_lines
 from dure_coordinator.run_steer_cli import register
-from dure_coordinator.watch import follow, kept_line, render
+from dure_coordinator.watch import follow, kept_line, phases_table, render
 
 app = typer.Typer(no_args_is_help=True, help="Training runs: plan, start, watch, steer, export. The coordinator must be serving.")
 
@@ -223,18 +223,27 @@ def list_runs(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
 
 @app.command()
 @one_line_errors
-def show(run: RunId, directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
+def show(
+    run: RunId,
+    phases: Annotated[bool, typer.Option("--phases", help="Also where the time went: seconds per phase of the last exchanges.")] = False,
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
     """Where a run stands: phase, members, what was counted, who was left out and why.
 
     Example: dure run show 3f9a --json
+
+    Example: dure run show 3f9a --phases     waiting for nodes to train, or for their links, or for the coordinator?
     """
-    found = call(directory, "run-show", {"run": run, "beside": True})
+    found = call(directory, "run-show", {"run": run, "beside": True, "phases": phases})
     if as_json:
         show_json(found)
         return
     draw(render(found))
     for line in beside_lines(found["forecast"]):
         say(line)
+    if phases:
+        draw(phases_table(found["phases"]))
 
 
 @app.command("let-go")

@@ -180,6 +180,21 @@ def _metrics(line: Shown, largest: float) -> Text:
     return Text.assemble(("█" * round(BAR * _barred(line) / (largest or 1.0)), "cyan"), f"  {words}")
 
 
+def phases_table(phases: Shown) -> Table | Text:
+    """Seconds per phase: the newest exchange, beside the median of the last few of its kind."""
+    if not phases:
+        return Text("no exchange is over yet")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"seconds of exchange {phases['exchange']} ({phases['category']})", no_wrap=True)
+    for column in ("newest", f"median of {phases['of']}", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    total = sum(s["newest"] for s in phases["seconds"].values())
+    for name, s in phases["seconds"].items():
+        table.add_row(name, f"{s['newest']:.3f}", f"{s['median']:.3f}", f"{s['newest'] / total:.0%}" if total else "")
+    table.add_row("all", f"{total:.3f}", f"{sum(s['median'] for s in phases['seconds'].values()):.3f}", "")
+    return table
+
+
 def render(shown: Shown, notes: list[str] | None = None) -> Group:
     """The whole picture, for a terminal."""
     head = Text(f"run {shown['run'][:12]} {shown['name']}: {headline(shown)}", style="bold")

@@ -22,10 +22,11 @@ from dure_coordinator.exchange import (
     share,
     steering,
     survivors,
+    timing,
     upload,
     void,
 )
-from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, is_over, refuse, with_exchange
+from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, refuse
 from dure_coordinator.exchange.duties import Duty, duties
 from dure_coordinator.exchange.events import (
     Abort,
@@ -114,7 +115,7 @@ def apply(state: RunState, event: Event, now: float) -> Decision:
         # Equal is enough: a phase that rebuilds the state it was given must not keep the run turning.
         while (further := _advance(after, now)) is not after and further != after:
             after = further
-    after = _timed(after, now)
+    after = timing.noted(after, now)
     if after is state or after == state:
         return Decision(state, taken.reply, "", False)
     return Decision(after, taken.reply, _reason(state, after), True)
@@ -124,13 +125,6 @@ def _advance(state: RunState, now: float) -> RunState:
     for advance in _ADVANCES:
         state = advance(state, now)
     return state
-
-
-def _timed(state: RunState, now: float) -> RunState:
-    """Notes when the exchange ended, whichever of the many ends it was."""
-    exchange = state.exchange
-    ended = exchange is not None and is_over(exchange) and not exchange.ended
-    return with_exchange(state, ended=now) if ended else state
 
 
 def _take(state: RunState, event: Event, now: float) -> Taken:

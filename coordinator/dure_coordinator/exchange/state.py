@@ -213,6 +213,8 @@ class ExchangeState:
     """When it was begun, unix seconds."""
     ended: float = 0.0
     """When it was closed or failed, unix seconds; 0 while it runs."""
+    phases: tuple[tuple[str, float], ...] = ()
+    """(phase, when it came to it, unix seconds), in order; timing.py names them."""
 
     @property
     def instance(self) -> InstanceState | None:

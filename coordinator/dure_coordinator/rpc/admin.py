@@ -27,6 +27,7 @@ from dure_coordinator.bases import Start, start_from
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.history import history, over, rounds_over, time_left_s
 from dure_coordinator.exchange.state import Counted
+from dure_coordinator.exchange.timing import phase_table
 from dure_coordinator.export import model_of, write_model
 from dure_coordinator.fleet import summary_of
 from dure_coordinator.forecasting import beside, check_disk, key_of, links_of, said_of
@@ -122,6 +123,8 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         shown = {**self.show(engine), "uploads": (await self._c.store.kept_bytes(engine.run)).__dict__}
         if arguments.get("beside"):
             shown["forecast"] = await beside(self._c, engine, shown["members"])
+        if arguments.get("phases"):
+            shown["phases"] = phase_table(engine.state)
         return shown
 
     def show(self, engine: RunEngine) -> dict[str, Any]:
