@@ -1,6 +1,7 @@
 """The coordinator's own folder: its keys, its certificates, and the charter as it is drawn up and published.
 
-<dir>/coordinator.json  signing.key log.key ca.key tls.key (0600)  ca.pem tls.pem  charter.toml  N.root.json  consortium.json  joins/
+<dir>/coordinator.json  signing.key log.key ca.key tls.key release-ca.key (0600)  ca.pem tls.pem release-root.pem
+      charter.toml  N.root.json  consortium.json  joins/
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.charter import root
@@ -44,6 +46,15 @@ class CoordinatorFolder:
     @property
     def ca_pem(self) -> bytes:
         return read(self.directory / "ca.pem", WHAT)
+
+    @property
+    def release_root_pem(self) -> bytes:
+        """The release CA's certificate."""
+        return read(self.directory / "release-root.pem", WHAT)
+
+    @property
+    def release_ca_key(self) -> EllipticCurvePrivateKey:
+        return keys.load_tls_key(self.directory / "release-ca.key")
 
     @property
     def tls_pem(self) -> bytes:
@@ -82,7 +93,7 @@ class CoordinatorFolder:
 
     @staticmethod
     def create(directory: Path, name: str, advertise: str, now: float) -> CoordinatorFolder:
-        """Make a coordinator's keys, CA and server certificate.
+        """Make a coordinator's keys, its CA and server certificate, and the release CA.
 
         Raises:
             BadInput: a name or address is out of form.
@@ -101,6 +112,8 @@ class CoordinatorFolder:
             ca = tls.issue_coordinator_ca(ca_key, name, at)
             hosts = list(dict.fromkeys([host.strip("[]"), "localhost", "127.0.0.1"]))
             server = tls.issue_coordinator_certificate(ca, ca_key, keys.new_tls_key(directory / "tls.key").public_key(), hosts, at)
+            release_ca = tls.issue_release_ca(keys.new_tls_key(directory / "release-ca.key"), name, at)
+            write_atomic(directory / "release-root.pem", tls.pem(release_ca))
             write_atomic(directory / "ca.pem", tls.pem(ca))
             write_atomic(directory / "tls.pem", tls.pem(server))
             folder = CoordinatorFolder(directory, name, advertise, secrets.token_bytes(16))

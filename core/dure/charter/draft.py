@@ -127,7 +127,11 @@ def terms_from(folder: CoordinatorFolder, text: str | None = None, known: Mappin
         if member not in known:
             raise BadInput(f"{path}: members: no join request of {member}; `dure charter draft {member}.join.json`")
     coordinator = CharterCoordinator(
-        keys.public_bytes(folder.signing_key), keys.public_bytes(folder.log_key), folder.ca_pem.decode(), body["coordinator_member"] or None
+        keys.public_bytes(folder.signing_key),
+        keys.public_bytes(folder.log_key),
+        folder.ca_pem.decode(),
+        folder.release_root_pem.decode(),
+        body["coordinator_member"] or None,
     )
     fields = {name: body[name] for name in FIELDS if name not in ("coordinator_member", "members", "agreement_sha256")}
     terms = schema.decode(

@@ -36,6 +36,8 @@ class CharterCoordinator:
     signing_key: Key
     log_key: Key
     ca_pem: Pem
+    release_ca_pem: Pem
+    """Root of the certificates that sign releases; it signs nothing else."""
     member: Annotated[str, Pattern(r"[a-z0-9-]{1,32}")] | None
     """The member whose organisation runs the coordinator, if any; then it counts as one of c."""
 
@@ -121,6 +123,8 @@ def check_terms(terms: Terms) -> None:
         raise BadInput(f"k = {k}: must be {c + 1} to {n - c}, so that {c} colluders can neither decide nor block")
     if u_min(n, c) > n:
         raise BadInput(f"colluders = {c}: {n} members can never be enough ({u_min(n, c)} would have to finish); lower it")
+    if terms.coordinator.release_ca_pem == terms.coordinator.ca_pem:
+        raise BadInput("coordinator.release_ca_pem: must sign nothing but releases; it is the coordinator's CA")
     operator = terms.coordinator.member
     if operator is not None:
         if operator not in [m.id for m in terms.members]:

@@ -60,6 +60,7 @@ def describe(terms: Terms, version: int, digest: bytes) -> list[str]:
     lines = [f"charter of {terms.name}, version {version}", f"digest {digest.hex()}", tolerance(terms)]
     lines += [f"  {m.id:<32} {keys.words(JoinRequest(m, b'').digest)}  {m.display_name}" for m in terms.members]
     lines.append(f"a member's weight in one exchange is at most {terms.w_max} examples")
+    lines.append(f"releases are signed under the CA {keys.words(keys.fingerprint(terms.coordinator.release_ca_pem.encode()))}")
     lines.append(f"the ServerApp may choose bases itself: {'yes' if terms.allow_unrecomputed_bases else 'no'}")
     lines.append(f"runs without secure aggregation: {'ALLOWED' if terms.allow_unmasked else 'no'}")
     return lines

@@ -22,6 +22,8 @@ CA_DAYS = 3_650
 NODE_DAYS = 30
 """Issued by the member CA directly for now; short-lived intermediates come later."""
 COORDINATOR_DAYS = 365
+RELEASE_SIGNER_DAYS = 1
+"""Nothing is signed with it later."""
 BACKDATE = timedelta(hours=1)
 """Clocks of different companies differ; a fresh certificate must not be \"not yet valid\" next door."""
 SPIFFE = re.compile(r"spiffe://(?P<host>[a-z0-9-]{1,32}\.[a-z0-9.-]{1,200})/node/(?P<node>[A-Za-z0-9._-]{1,64})")
@@ -116,6 +118,28 @@ def issue_coordinator_certificate(
         .add_extension(x509.SubjectAlternativeName([_host_name(h) for h in hosts]), critical=False)
         .sign(ca_key, SHA256())
     )
+
+
+def issue_release_ca(key: EllipticCurvePrivateKey, name: str, now: datetime) -> x509.Certificate:
+    """The self-signed root of what signs releases, and of nothing else; the charter holds it."""
+    return (
+        _builder(f"{name} release CA", _name(f"{name} release CA"), key.public_key(), now, CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_ca_usage(), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+        .sign(key, SHA256())
+    )
+
+
+def issue_release_signer(
+    ca: x509.Certificate, ca_key: EllipticCurvePrivateKey, key: EllipticCurvePublicKey, name: str, now: datetime
+) -> x509.Certificate:
+    """A certificate for the one signature of one release; its key is thrown away afterwards.
+
+    Verifiers look at the chain as of the day it begins, so it never begins before its root.
+    """
+    begins = max(now, ca.not_valid_before_utc + BACKDATE)
+    return _leaf(ca, ca_key, key, f"release {name}", begins, RELEASE_SIGNER_DAYS, ExtendedKeyUsageOID.CODE_SIGNING).sign(ca_key, SHA256())
 
 
 def _host_name(host: str) -> x509.GeneralName:
