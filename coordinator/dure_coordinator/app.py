@@ -59,7 +59,7 @@ from dure_coordinator.rpc.admin import ADMIN_SOCKET, Admin
 from dure_coordinator.rpc.log import Log
 from dure_coordinator.rpc.server import Limits, MembersPort, TlsFiles, members_port, unix_server
 from dure_coordinator.rpc.serverapp import ServerAppGrid
-from dure_coordinator.settings import CoordinatorSettings, load
+from dure_coordinator.settings import FILE, CoordinatorSettings, load
 from dure_coordinator.sockets import prepare_socket
 from dure_coordinator.spool import Spools
 from dure_coordinator.storage.store import BlobRow, RunRow, Store
@@ -113,9 +113,15 @@ def outside_witnesses(charter: Charter, settings: CoordinatorSettings) -> dict[s
     """Witnesses that members run outside their node, from the settings.
 
     Raises:
-        BadInput: one is of nobody in the charter.
+        BadInput: one is of nobody in the charter, or no URL.
     """
-    return {witness_name(charter.member(member).host): HttpWitness(url) for member, url in settings.http_witnesses.items()}
+    found = {}
+    for member, url in settings.http_witnesses.items():
+        try:
+            found[witness_name(charter.member(member).host)] = HttpWitness(url)
+        except BadInput as error:
+            raise BadInput(f"{FILE}: http_witnesses.{member}: {error}") from None
+    return found
 
 
 @dataclass

@@ -46,8 +46,8 @@ def register(app: typer.Typer) -> None:
             say(found["trouble"])
         log = found["log"]
         say(f"log: {log['size']} entries under a cosigned head{'; ' + log['trouble'] if log['trouble'] else ''}")
-        for name, why in sorted(log["missing"].items()):
-            say(f"  the next head waits for {name}: {why}")
+        for name, why in sorted(log["witnesses"].items()):
+            say(f"  {'the next head waits for' if log['missing'] else 'not under the newest head:'} {name}: {why}")
         kept = found["uploads"]
         say(f"masked uploads on disk: {kept['uploads']} with {kept['length']:,} of {kept['quota']:,} bytes")
         for run in found["runs"]:

@@ -35,6 +35,7 @@ GATHER_S = 1.0
 """How long entries that nobody waits for gather under the next head."""
 BATCH = 1024
 """Entries read from the database at a time."""
+AWAY = "not connected"
 
 
 class Witness(Protocol):
@@ -69,7 +70,7 @@ class Publisher:
     """Bumped when a head is published."""
     clock: Callable[[], float] = time.time
     refusals: dict[str, str] = field(default_factory=dict)
-    """Why a witness did not cosign the head under way, by name."""
+    """Why a witness did not cosign the newest head it was asked about, by name; kept until it cosigns one."""
     trouble: str = ""
     """Why the last try to publish ended without a head, in words; "" when it was the witnesses, or nothing."""
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -146,7 +147,8 @@ class Publisher:
             for name, witness in self.reach().items()
             if name in keys
         }
-        self.refusals = {name: "not connected" for name in keys if name not in asked.values()}
+        here = set(asked.values())
+        self.refusals = {n: why for n, why in self.refusals.items() if n in here and why != AWAY} | dict.fromkeys(keys.keys() - here, AWAY)
         lines: list[SignatureLine] = []
         pending = set(asked)
         try:
@@ -164,13 +166,17 @@ class Publisher:
         try:
             async with asyncio.timeout(ASK_S):
                 for _ in range(2):  # the first try may be from a size it is past
-                    old = self._sizes.get(key.name, 0)
+                    old = min(self._sizes.get(key.name, 0), checkpoint.size)
                     try:
-                        return await self._once(key, witness, checkpoint, note, old)
+                        line = await self._once(key, witness, checkpoint, note, old)
+                        self.refusals.pop(key.name, None)
+                        return line
                     except WitnessRefused as refused:
                         if refused.status != 409 or refused.size is None or refused.size == old:
                             raise
                         self._sizes[key.name] = refused.size
+                        if refused.size > checkpoint.size:
+                            raise Unavailable(_rolled_back(refused.size, checkpoint.size)) from None
         except TimeoutError:
             self.refusals[key.name] = f"no answer in {ASK_S:g} s"
         except (DureError, OSError) as error:
@@ -178,8 +184,6 @@ class Publisher:
         return None
 
     async def _once(self, key: NoteKey, witness: Witness, checkpoint: Checkpoint, note: bytes, old: int) -> SignatureLine | None:
-        if old > checkpoint.size:
-            raise Unavailable(f"has seen {old} entries, this log has {checkpoint.size}: it was rolled back; restore the missing ones")
         proof = await asyncio.to_thread(consistency_proof, self.files.tree(checkpoint.size).node, old, checkpoint.size)
         answer = await witness.add_checkpoint(AddCheckpoint(old, tuple(proof), note).to_bytes())
         for text in answer.decode(errors="replace").splitlines():
@@ -212,3 +216,7 @@ class Publisher:
     def missing(self) -> dict[str, str]:
         """Witnesses without which the next head has no quorum, and why; empty while everything committed is published."""
         return {} if self.size == self.files.size else dict(self.refusals)
+
+
+def _rolled_back(seen: int, size: int) -> str:
+    return f"has seen {seen} entries, this log has {size}: it was rolled back; restore the missing ones"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import urllib.error
-import urllib.request
+import socket
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from urllib.parse import urlsplit
 
-from dure.errors import Unavailable
+from dure.errors import BadInput, Unavailable
 from dure.tlog.witness import MAX_ANSWER_BYTES, refusal_of
 from dure_coordinator.log.publisher import ASK_S, Witness
 
@@ -56,27 +58,77 @@ class StreamWitness:
                 waiting.set_exception(Unavailable("went away"))
 
 
-@dataclass(frozen=True)
 class HttpWitness:
-    """A witness outside the members' port, as c2sp.org/tlog-witness has it."""
+    """A witness outside the members' port, as c2sp.org/tlog-witness has it. Redirects are not followed.
 
-    submission_prefix: str
-    """URL before `/add-checkpoint`."""
+    It has one thread of its own, so that one that drips its answer for ever holds up nobody but itself: whoever gives up on it has its
+    connection cut, and until that has ended it is not asked again.
+
+    Args:
+        submission_prefix: http or https URL before `/add-checkpoint`.
+
+    Raises:
+        BadInput: not such a URL.
+    """
+
+    def __init__(self, submission_prefix: str) -> None:
+        parts = urlsplit(submission_prefix)
+        try:
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            self._host = ""
+        if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment or parts.username:
+            raise BadInput(f"{submission_prefix!r} is no URL of a witness; write https://host/path, what comes before /add-checkpoint")
+        self._tls, self._path = parts.scheme == "https", f"{parts.path.rstrip('/')}/add-checkpoint"
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="witness")
+        self._asked: Future[bytes] | None = None
 
     async def add_checkpoint(self, request: bytes) -> bytes:
         """As `Witness.add_checkpoint`."""
-        return await asyncio.to_thread(self._post, request)
-
-    def _post(self, body: bytes) -> bytes:
-        request = urllib.request.Request(f"{self.submission_prefix}/add-checkpoint", data=body, method="POST")  # noqa: S310  # the operator's URL
+        if self._asked is not None and not self._asked.done():
+            raise Unavailable("has not ended its answer to the head before")
+        made = HTTPSConnection if self._tls else HTTPConnection
+        post = _Post(made(self._host, self._port, timeout=ASK_S), self._path, request)
+        self._asked = self._thread.submit(post)
         try:
-            with urllib.request.urlopen(request, timeout=ASK_S) as answer:  # noqa: S310
-                return bytes(answer.read(MAX_ANSWER_BYTES))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise refusal_of(error.code, error.read(MAX_ANSWER_BYTES)) from None
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"{self.submission_prefix}: {error}") from None
+            return await asyncio.wrap_future(self._asked)
+        finally:
+            post.give_up()
+
+
+@dataclass
+class _Post:
+    """One request and its answer, in the witness's thread."""
+
+    connection: HTTPConnection
+    path: str
+    body: bytes
+    given_up: bool = False
+    _socket: socket.socket | None = None
+
+    def give_up(self) -> None:
+        """From the event loop: what is still being read ends with an error. (Each reads of the other what it writes second.)"""
+        self.given_up = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def __call__(self) -> bytes:
+        try:
+            self.connection.connect()
+            self._socket = self.connection.sock
+            if self.given_up:
+                raise TimeoutError("given up")
+            self.connection.request("POST", self.path, self.body, {"Content-Type": "application/octet-stream"})
+            answer = self.connection.getresponse()
+            said = answer.read(MAX_ANSWER_BYTES)
+        except (OSError, HTTPException, ValueError) as error:
+            raise Unavailable(f"{self.connection.host}: {error or type(error).__name__}") from None
+        finally:
+            self.connection.close()
+        if answer.status != 200:
+            raise refusal_of(answer.status, said)
+        return said
 
 
 @dataclass

@@ -31,6 +31,7 @@ from dure_coordinator.exchange.timing import phase_table
 from dure_coordinator.export import model_of, write_model
 from dure_coordinator.fleet import summary_of
 from dure_coordinator.forecasting import beside, check_disk, key_of, links_of, said_of
+from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.planning import make_plan, outer_step
 from dure_coordinator.rpc.steering import EVENTS, steer
 from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
@@ -103,7 +104,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "up_s": round(time.time() - self._c.started, 1),
             "connected": sorted(self._c.fleet.here),
             "members": [m.id for m in self._c.charter.members],
-            "log": {"size": self._c.publisher.size, "trouble": self._c.publisher.trouble, "missing": self._c.publisher.missing()},
+            "log": _log_of(self._c.publisher),
             "runs": (await self._list({}, b""))["runs"],
             "uploads": {**(await self._c.store.kept_bytes()).__dict__, "quota": self._c.settings.spool_quota_bytes},
         }
@@ -258,6 +259,15 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         await asyncio.to_thread(write_model, self._c.blobs, found, out, engine.run)
         facts = {"model": str(out / "model.safetensors"), "parameters": found.layout.parameters}
         return {"run": engine.run.hex(), "round": found.round, "what": found.what, **facts}
+
+
+def _log_of(publisher: Publisher) -> dict[str, Any]:
+    return {
+        "size": publisher.size,
+        "trouble": publisher.trouble,
+        "missing": publisher.missing(),
+        "witnesses": dict(publisher.refusals),
+    }
 
 
 def _state(label: str) -> str:

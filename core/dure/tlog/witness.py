@@ -48,6 +48,8 @@ def refusal_of(status: int, body: bytes) -> WitnessRefused:
     text = body[:500].decode(errors="replace").strip()
     size = int(text) if status == 409 and text.isascii() and text.isdigit() and len(text) < 20 else None
     plain = "".join(c if c.isprintable() else " " for c in text)
+    if size is not None:
+        plain = f"its newest head has size {size}"
     return WitnessRefused(status, plain or f"refused with status {status}", size=size)
 
 
