@@ -1,0 +1,47 @@
+"""How documents say facts: one phrase for what nobody declared, numbers with units, times in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from dure.provenance.facts import Facts
+
+NOT_DECLARED = "not declared"
+
+
+def said(value: str | None) -> str:
+    """Somebody's words, or that there are none."""
+    return value if value else NOT_DECLARED
+
+
+def when(seconds: int) -> str:
+    """RFC 3339 in UTC, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rounded(number: str, digits: int = 6) -> str:
+    """A decimal in at most so many significant digits."""
+    return f"{Decimal(number):.{digits}g}"
+
+
+def flop(number: str | None) -> str:
+    return NOT_DECLARED if number is None else f"{Decimal(number):.3e} FLOP"
+
+
+def cell(text: str) -> str:
+    """Text for one cell of a Markdown table; a member's words must not become markup."""
+    plain = "".join(f"\\{c}" if c in "\\`*_[]<>|" else c for c in text)
+    return " ".join(plain.split())
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *(list(map(cell, row)) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def title(facts: Facts) -> str:
+    return facts.about.title or facts.name

@@ -1,0 +1,204 @@
+"""A release's facts as the log has them: the run, who took part, what was measured on its weights. Pure, from verified entries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from dure.charter.model import Charter
+from dure.errors import BadInput
+from dure.model.outer import lineage
+from dure.provenance.contributions import Row, contributions
+from dure.provenance.facts import About, Binding, Compute, MemberFacts, Metric, TrainingRun
+from dure.secagg.encode import decode_trailer, num_examples
+from dure.secagg.ids import InstanceId, Purpose
+from dure.statements import kinds
+from dure.statements.statement import Signed
+
+
+@dataclass
+class LogOfRun:
+    """What the log says of one run."""
+
+    run: bytes
+    plan: kinds.RunPlan
+    statements: list[Signed[Any]] = field(default_factory=list)
+    """Everything that concerns the run, in order."""
+    time: int = 0
+    """Unix seconds of the newest entry of the whole log."""
+
+    @property
+    def opens(self) -> dict[bytes, kinds.InstanceOpen]:
+        return {s.fact.instance: s.fact for s in self._of(kinds.InstanceOpen)}
+
+    def _of(self, kind: type) -> Iterator[Signed[Any]]:
+        return (s for s in self.statements if isinstance(s.fact, kind))
+
+    def summed(self) -> Iterator[tuple[InstanceId, kinds.InstanceOpen, kinds.InstanceAggregate]]:
+        """Every opened sum but those of scales."""
+        opens = self.opens
+        for signed in self._of(kinds.InstanceAggregate):
+            where = InstanceId.decode(signed.fact.instance)
+            if where.purpose is not Purpose.SCALES and signed.fact.instance in opens:
+                yield where, opens[signed.fact.instance], signed.fact
+
+    def train_exchanges(self) -> list[int]:
+        """Numbers of the train exchanges that were summed, in order: round k is the k-th."""
+        return sorted({where.exchange for where, opened, _ in self.summed() if opened.category == "train"})
+
+    def accepts(self, exchange: int) -> dict[str, kinds.ExchangeAccept]:
+        return {s.fact.member: s.fact for s in self._of(kinds.ExchangeAccept) if s.fact.exchange == exchange}
+
+
+def run_in(entries: Iterable[Signed[Any]], wanted: str) -> LogOfRun:
+    """One run's part of the log.
+
+    Args:
+        wanted: the beginning of the run's id, hex.
+
+    Raises:
+        BadInput: no run starts so, or several do.
+    """
+    found: dict[bytes, LogOfRun] = {}
+    time = 0
+    for signed in entries:
+        time = max(time, signed.time)
+        run = _run_of(signed)
+        if isinstance(signed.fact, kinds.RunPlan) and run.hex().startswith(wanted.lower()):
+            found[run] = LogOfRun(run, signed.fact)
+        if run in found:
+            found[run].statements.append(signed)
+    if len(found) != 1:
+        raise BadInput(f"run {wanted}: {'several runs' if found else 'no run'} in the log start so; `dure contributions` shows all")
+    only = next(iter(found.values()))
+    only.time = time
+    return only
+
+
+def _run_of(signed: Signed[Any]) -> bytes:
+    if isinstance(signed.fact, kinds.RunPlan):
+        return signed.envelope.payload_sha256
+    instance = getattr(signed.fact, "instance", None)
+    if instance is not None:
+        return InstanceId.decode(instance).run
+    run = getattr(signed.fact, "run", None)
+    return run if isinstance(run, bytes) else b""
+
+
+def exchange_of_round(log: LogOfRun, round_number: int | None) -> tuple[int, int]:
+    """(round, exchange that made its model); None: the newest.
+
+    Raises:
+        BadInput: there is no such round.
+    """
+    trained = log.train_exchanges()
+    number = len(trained) if round_number is None else round_number
+    if not 0 <= number <= len(trained):
+        raise BadInput(f"run {log.run.hex()[:12]} has no round {number} in the log; it has rounds 0 (its first weights) to {len(trained)}")
+    return number, trained[number - 1] if number else 0
+
+
+def training_run(log: LogOfRun, number: int, exchange: int) -> TrainingRun:
+    plan, base = log.plan, log.plan.base
+    step = plan.outer_step
+    return TrainingRun(
+        run=log.run,
+        app_name=plan.app_name,
+        app_version=plan.app_version,
+        app_sha256=plan.app_sha256,
+        env_sha256=plan.env_sha256,
+        rounds=plan.rounds,
+        round=number,
+        exchange=exchange,
+        outer_step=" ".join([step.name, *(f"{k}={v}" for k, v in sorted(step.settings.items()))]),
+        lineage=lineage(step.name),
+        base=None if base is None else base.origin,
+        base_weights_id=None if base is None else base.weights_id,
+        settings={key: str(value)[:500] for key, value in sorted(plan.settings.items())},
+    )
+
+
+def member_facts(log: LogOfRun, charter: Charter, exchange: int) -> tuple[MemberFacts, ...]:
+    """Every roster member's part, up to and with this exchange."""
+    names = {m.id: m.display_name for m in charter.members}
+    rows = contributions(_until(log, exchange), span=(0.0, float(2**48)))
+    return tuple(_member(row, names.get(row.member, row.member)) for row in rows)
+
+
+def _until(log: LogOfRun, exchange: int) -> Iterator[Signed[Any]]:
+    for signed in log.statements:
+        instance = getattr(signed.fact, "instance", None)
+        number = InstanceId.decode(instance).exchange if instance is not None else getattr(signed.fact, "exchange", 0)
+        if number <= exchange:
+            yield signed
+
+
+def _member(row: Row, display_name: str) -> MemberFacts:
+    return MemberFacts(
+        row.member, display_name, row.invited, row.counted, row.accepted, row.tokens, row.steps, row.milliseconds, row.devices, data=None
+    )
+
+
+def binding(log: LogOfRun, exchange: int, weights_id: bytes, base_id: bytes | None) -> Binding:
+    """What in the log names these weights.
+
+    Args:
+        base_id: of a base record whose weights were found to be these, bit for bit; None if there is none.
+    """
+    accepted = sorted(m for m, said in log.accepts(exchange).items() if base_id is not None and said.base_id == base_id)
+    opened = {InstanceId.decode(o.instance).exchange for o in log.opens.values() if o.weights_id == weights_id}
+    return Binding(base_id if accepted else None, tuple(accepted), tuple(sorted(opened)))
+
+
+def metrics_of(log: LogOfRun, exchange: int, weights_id: bytes) -> tuple[Metric, ...]:
+    """What members measured on these weights (evaluate), and while they made them (train)."""
+    found: list[Metric] = []
+    for where, opened, total in log.summed():
+        evaluated = opened.category == "evaluate" and opened.weights_id == weights_id
+        if evaluated or (opened.category == "train" and where.exchange == exchange):
+            totals = decode_trailer([v - 2**64 if v >= 2**63 else v for v in total.trailer], opened.metrics)
+            examples = num_examples(totals.sum_w_int, log.plan.w_max)
+            found += [
+                Metric(where.exchange, opened.category, name, format(Decimal(repr(value)), "f")[:80], examples, totals.members)
+                for name, value in sorted(totals.metrics.items())
+            ]
+    return tuple(sorted(found, key=lambda m: (m.category, m.exchange, m.name)))
+
+
+def compute(members: Iterable[MemberFacts], device_ms: Mapping[str, int], parameters: int, about: About) -> Compute:
+    """The three totals (docs/spec/releases.md, "Compute"); integers throughout."""
+    tokens = sum(m.tokens for m in members)
+    known = {a.device: a for a in about.accelerators}
+    hardware: int | None = None
+    if device_ms and all(device in known for device in device_ms):
+        hardware = sum(int(Decimal(known[d].peak_flops)) * known[d].devices * ms for d, ms in device_ms.items()) // 1000
+    formula = str(6 * parameters * tokens) if tokens else None
+    return Compute(tokens, formula, None, None if hardware is None else str(hardware), dict(sorted(device_ms.items())))
+
+
+def device_times(log: LogOfRun, exchange: int) -> dict[str, int]:
+    """Milliseconds by device, of usage statements that a counted member's commit names."""
+    counted, named = _counted_usage(log, exchange)
+    total: Counter[str] = Counter()
+    for signed in _until(log, exchange):
+        said = signed.fact
+        if isinstance(said, kinds.Usage) and (said.exchange, said.member) in counted and signed.envelope.sha256 in named:
+            total[said.device] += said.milliseconds
+    return dict(total)
+
+
+def _counted_usage(log: LogOfRun, exchange: int) -> tuple[set[tuple[int, str]], set[bytes]]:
+    counted: set[tuple[int, str]] = set()
+    named: set[bytes] = set()
+    for signed in _until(log, exchange):
+        said = signed.fact
+        if isinstance(said, kinds.InstanceSurvivors):
+            where = InstanceId.decode(said.instance)
+            if where.purpose is not Purpose.SCALES:
+                counted |= {(where.exchange, s.member) for s in said.survivors}
+        elif isinstance(said, kinds.InstanceCommit) and said.usage_sha256 is not None:
+            named.add(said.usage_sha256)
+    return counted, named
