@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -11,29 +12,39 @@ from typing import Annotated, Any
 import typer
 
 from dure.apps import pack_app, read_app
-from dure.console import DEFAULT_DIR, AsJson, Dir, draw, err, one_line_errors, out, say, show_json
+from dure.console import DEFAULT_DIR, AsJson, Dir, draw, err, one_line_errors, out, say, show_json, span_words
 from dure.environments.lock import LOCK_NAMES, read_lock
 from dure.environments.wheels import lock_of, read_wheels
 from dure.errors import BadInput, Unavailable
 from dure.identity.files import write_atomic
+from dure.statements.kinds import Deadlines
 from dure_coordinator.admin_client import call
+from dure_coordinator.deadlines import read_deadlines
 from dure_coordinator.forecast_words import beside_lines, plan_lines, size_lines
 from dure_coordinator.run_steer_cli import register
 from dure_coordinator.watch import follow, kept_line, phases_table, render
 
 app = typer.Typer(no_args_is_help=True, help="Training runs: plan, start, watch, steer, export. The coordinator must be serving.")
 
+PHASES = ", ".join(f"{name} ({span_words(limit_s)})" for name, limit_s in asdict(Deadlines()).items())
 AWAY_S = 120.0
 """How long `watch` waits for a coordinator that is being restarted."""
 AppDir = Annotated[Path, typer.Argument(metavar="APP", help="A Flower app folder with [tool.flwr.app] in its pyproject.toml.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id; a unique beginning is enough.")]
 Rounds = Annotated[int | None, typer.Option(help="Rounds; default: the app's own number.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the app's run config; may be repeated.")]
-Step = Annotated[str | None, typer.Option(help="average | nesterov,lr=0.8,momentum=0.5 | adam,… | none; default: the app's [tool.dure].")]
+Step = Annotated[str | None, typer.Option(help="average | nesterov,lr=0.8,momentum=0.5 | adam,… | none; default: as the app says.")]
 KeepUploads = Annotated[
     str, typer.Option(help="none: masked uploads go once the charter's challenge window has closed; all: kept for good, for auditors.")
 ]
 Members = Annotated[str | None, typer.Option(help="Comma-separated member ids; default: all members.")]
+Deadline = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PHASE=TIME",
+        help=f"How long a phase may take: {PHASES}. TIME is in seconds, or 90m, 36h, 2d. May be repeated; operators see it in the plan.",
+    ),
+]
 
 From = Annotated[str | None, typer.Option("--from", metavar="RUN|FILE", help="Start from a run's model or a safetensors file.")]
 FromRound = Annotated[int | None, typer.Option("--round", min=0, help="With --from RUN: the model after this round; default: its newest.")]
@@ -51,6 +62,7 @@ def _arguments(
     step: str | None,
     members: str | None,
     keep_uploads: str,
+    deadlines: list[str] | None,
     source: str | None,
     round_number: int | None,
 ) -> tuple[dict[str, Any], bytes]:
@@ -62,6 +74,8 @@ def _arguments(
         arguments["outer_step"] = step
     if members:
         arguments["members"] = [m.strip() for m in members.split(",") if m.strip()]
+    if deadlines:
+        arguments["deadlines"] = read_deadlines(deadlines)
     if source is not None:
         arguments["from"] = str(Path(source).resolve()) if Path(source).is_file() else source
     if round_number is not None:
@@ -80,6 +94,7 @@ def plan(
     outer_step: Step = None,
     members: Members = None,
     keep_uploads: KeepUploads = "none",
+    deadline: Deadline = None,
     source: From = None,
     round_number: FromRound = None,
     parameters: Parameters = None,
@@ -95,7 +110,7 @@ def plan(
 
     Example: dure run plan apps/pretrain --rounds 100 --up-mbps 50 --down-mbps 200
     """
-    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number)
+    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, deadline, source, round_number)
     speeds = {"parameters": parameters, "up_mbps": up_mbps, "down_mbps": down_mbps, "hub_mbps": hub_mbps}
     found = call(directory, "run-plan", arguments | {k: v for k, v in speeds.items() if v is not None}, archive)
     if as_json:
@@ -114,6 +129,7 @@ def start(
     outer_step: Step = None,
     members: Members = None,
     keep_uploads: KeepUploads = "none",
+    deadline: Deadline = None,
     source: From = None,
     round_number: FromRound = None,
     parameters: Parameters = None,
@@ -126,11 +142,13 @@ def start(
 
     Example: dure run start apps/pretrain --rounds 4 --set seed=7
 
+    Example: dure run start apps/pretrain --deadline execute=6h --deadline upload=45m
+
     Example: dure run start apps/pretrain --from 3f9a     goes on from that run's model
 
     Where sums were opened on those weights before, every operator is shown each of them and must consent.
     """
-    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, source, round_number)
+    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, deadline, source, round_number)
     size = {} if parameters is None else {"parameters": parameters}
     found = call(directory, "run-start", {**arguments, **size, "ignore_disk": ignore_disk}, archive)
     if as_json:

@@ -81,3 +81,11 @@ def first_use(directory: Path) -> Iterator[None]:
     yield
     if not known:
         err.print(f"state is kept in {directory.resolve()} (--dir)", markup=False)
+
+
+def span_words(seconds: int) -> str:
+    """A time for people: 90 s, 10 min, 6 h, 2 days; the largest unit that is whole."""
+    for size, name in ((86_400, "day"), (3_600, "h"), (60, "min")):
+        if seconds % size == 0:
+            return f"{seconds // size} {name}" + ("s" if name == "day" and seconds > size else "")
+    return f"{seconds} s"

@@ -153,11 +153,20 @@ class Consortium:
         path = self.root / "logs" / f"{role}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
 
-    def run_start(self, app: Path, *, rounds: int, settings: Mapping[str, str], outer_step: str | None = None) -> tuple[str, str]:
-        """Plan and start a run; returns (run id, plan digest), both hex."""
+    def run_start(
+        self,
+        app: Path,
+        *,
+        rounds: int,
+        settings: Mapping[str, str],
+        outer_step: str | None = None,
+        deadlines: Mapping[str, int] | None = None,
+    ) -> tuple[str, str]:
+        """Plan and start a run; returns (run id, plan digest), both hex. Deadlines are in seconds, by phase."""
         chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         if outer_step is not None:
             chosen += ["--outer-step", outer_step]
+        chosen += [part for phase, limit_s in (deadlines or {}).items() for part in ("--deadline", f"{phase}={limit_s}")]
         hub = self.dir_of("coordinator")
         printed = self.dure("run", "start", app, "--rounds", str(rounds), *chosen, "--json", "--dir", hub)
         facts = json.loads(printed.strip().splitlines()[-1])

@@ -30,10 +30,11 @@ from dure_participant.exchange import inputs
 from dure_participant.exchange.site import History, Site
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.step import Step, begin, owed, step
-from dure_participant.hands import Hands, Run
+from dure_participant.hands import Hands
 from dure_participant.log.courier import Courier
 from dure_participant.log.mirror import Mirror
 from dure_participant.recompute import Progress
+from dure_participant.running import Run
 from dure_participant.settings import NodeSettings
 from dure_participant.store import NodeStore, Recomputation
 from dure_participant.tidy import tidy

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
 
-from dure.apps import App, config_of_plan, read_app, unpack_app
-from dure.blobs import NO_ROOM, BlobId, BlobStore
+from dure.blobs import BlobId, BlobStore
 from dure.errors import BadInput, DureError, Refused, Unavailable
 from dure.failpoints import Point, reach
-from dure.forecast import exchange_disk
 from dure.model.base import BaseRecord
-from dure.model.content import flower_node_id, flower_run_id
 from dure.model.layout import Layout
-from dure.model.weights import open_flat, weights_id
 from dure.recompute.evidence import Trust
 from dure.recompute.sums import Finding
 from dure.secagg import thresholds
@@ -35,22 +30,20 @@ from dure.statements.statement import open_statement
 from dure.wire.messages import ReportKind
 from dure_participant import policy
 from dure_participant.bulk import BulkRefused, pull_blob, push_upload
-from dure_participant.environment import NotPrepared, env_of, launcher
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.site import Site
-from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.turn import known_instances, plan_of
 from dure_participant.log.courier import Courier
 from dure_participant.recompute import Progress, Recomputer
+from dure_participant.running import Run, folder_of, local_of
 from dure_participant.settings import NodeSettings
 from dure_participant.store import Accepted, Decision, NodeStore
-from dure_participant.trained import why_not
+from dure_participant.trainer import Trainer
 from dure_participant.transport import Line
-from dure_participant.uploads import MaskedFile, Stream, file_sha256, instance_name, open_stream
+from dure_participant.uploads import MaskedFile, instance_name, open_stream
 from dure_participant.verify import verify
-from dure_participant.worker_host import Task, TaskResult, WorkerHost, WorkerSettings
 
 log = structlog.get_logger()
 
@@ -59,38 +52,6 @@ DECISION_POLL_S = 0.5
 STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID, ReportKind.DISPUTE}
 """Reports that bring signed statements: those are in the log first."""
 E_B_LIMIT_BYTES = 1 << 28
-OVERSLEPT_MS = 2_000
-"""How much before the deadline, by this node's clock, a training that is called off counts as one that was too slow."""
-SAY_BEFORE_S = 2.0
-"""Before an exchange's deadline a node that waits for its environment says why it sits out."""
-
-
-@dataclass
-class Run:
-    """One run in this process: its state and what is being done for it."""
-
-    run: bytes
-    state: NodeRunState
-    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
-    """Ids of actions that ended and are owed only because the state has not moved on; not started again until it does."""
-    jobs: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
-    streams: dict[bytes, Stream] = field(default_factory=dict)
-    """By upload id."""
-    worker: WorkerHost | None = None
-    app: App | None = None
-    """As unpacked; it does not change."""
-    unsaved: bool = False
-    """The state differs from the stored one in what the coordinator will say again."""
-    saving: asyncio.Task[None] | None = None
-    waited: bool = False
-    """An exchange passed while the environment was missing: the next one is not waited through."""
-    pulled_bytes: int = 0
-    """Of blobs, since the last usage statement; a restart forgets them."""
-
-    @property
-    def label(self) -> str:
-        return self.run.hex()[:12]
 
 
 class Hands:
@@ -112,6 +73,9 @@ class Hands:
         self._site, self._dir, self._settings, self._store, self._blobs = site, directory, settings, store, blobs
         self._clock, self._line, self._courier, self._feed = clock, line, courier, feed
         self._pulls: dict[str, asyncio.Lock] = {}
+        self.trainer = Trainer(
+            member=site.member, directory=directory, settings=settings, store=store, blobs=blobs, clock=clock, pull=self._pull
+        )
         self.recomputer = Recomputer(blobs, line, clock)
         self.shelf = asyncio.Lock()
         """Held while new blobs come into being that no state names yet; nothing is cleared away meanwhile."""
@@ -182,7 +146,7 @@ class Hands:
     async def _show_code(self, run: Run, plan: RunPlan) -> None:
         """The app's code on this disk: it can be read, and its environment prepared, before anybody allows it."""
         try:
-            await self._app(run, plan)
+            await self.trainer.app(run, plan)
         except Unavailable:
             raise
         except DureError as error:
@@ -203,98 +167,9 @@ class Hands:
     # -- training --------------------------------------------------------------------------------------------------
 
     async def _train(self, run: Run, action: act.Train) -> None:
-        result = await self._execute(run, action)
+        result = await self.trainer.execute(run, action)
         reach(Point.TRAINING_ENDED)
         await self._feed(run, inputs.Trained(action.exchange, result))
-
-    async def _execute(self, run: Run, action: act.Train) -> inputs.TrainResult:
-        plan = self._plan(run.state.plan_envelope)
-        try:
-            app, worker = await self._worker(run, plan)
-        except NotPrepared as error:
-            return await self._unprepared(run, action, error)
-        arrays, base, found = action.instruction.arrays, None, bytes(32)
-        if arrays is not None:
-            if short := await asyncio.to_thread(self._no_room, plan, action):
-                return inputs.TrainResult(problem=short, told=NO_ROOM)
-            base = await self._base(run, action.weights)
-            found = await asyncio.to_thread(lambda: weights_id(open_flat(base, arrays.layout), arrays.layout))
-            if found != arrays.weights_id:
-                wrong = "the base's weights are not those the instruction names"
-                return inputs.TrainResult(problem=wrong, told=wrong)
-        out = self._local(run, action.exchange)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        task = Task(
-            run_id=flower_run_id(run.run),
-            node_id=flower_node_id(self._site.member),
-            exchange=action.exchange,
-            instruction=action.instruction.to_json(),
-            out_path=out.resolve(),
-            state_path=(self._folder(run) / "context").resolve(),
-            base_path=None if base is None else base.resolve(),
-            node_config={**self._settings.node_config, "device": self._settings.device},
-            run_config=config_of_plan(app, plan.settings),
-            weight_key=app.dure.weight_key,
-        )
-        log.info("train.begins", run=run.label, exchange=action.exchange, kind=action.instruction.message_type)
-        started = time.monotonic()
-        try:
-            result = await worker.run(task, timeout_s=self._left_s(action))
-        except asyncio.CancelledError:
-            self._overslept(run, action)
-            raise
-        if result.killed:  # it starts from the same state, so a second try is the same training
-            log.warning("train.again", run=run.label, exchange=action.exchange, reason=result.error)
-            result = await worker.run(task, timeout_s=self._left_s(action))
-        spent_ms = int((time.monotonic() - started) * 1000)
-        log.info("train.ended", run=run.label, exchange=action.exchange, status=result.status, milliseconds=spent_ms)
-        return await self._judged(action, result, base, found, spent_ms)
-
-    def _overslept(self, run: Run, action: act.Train) -> None:
-        """The exchange went on while the app was still at work; its operator hears why nothing was counted."""
-        if action.deadline_ms and self._clock() * 1000 > action.deadline_ms - OVERSLEPT_MS:
-            log.warning("train.overslept", run=run.label, exchange=action.exchange)
-            self._store.note(f"exchange {action.exchange} went on without this node: its app was still at work at the deadline", run.run)
-
-    def _left_s(self, action: act.Train) -> float | None:
-        return max(1.0, action.deadline_ms / 1000 - self._clock()) if action.deadline_ms else None
-
-    def _no_room(self, plan: RunPlan, action: act.Train) -> str:
-        """Why this exchange is not begun here: the disk would be full before its end; "" where it fits."""
-        arrays = action.instruction.arrays
-        assert arrays is not None
-        there = self._blobs.has(BlobId.parse(action.weights))
-        train = action.instruction.category == "train"
-        needed, free = exchange_disk(plan, arrays.layout.elements, train=train, base_is_there=there), shutil.disk_usage(self._dir).free
-        if needed <= free:
-            return ""
-        return f"disk: this exchange takes {needed / 1e9:.2f} GB at this node and {free / 1e9:.2f} GB are free; make room"
-
-    async def _judged(self, action: act.Train, result: TaskResult, base: Path | None, found: bytes, spent_ms: int) -> inputs.TrainResult:
-        """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""
-        if result.status != "ok":
-            return inputs.TrainResult(problem=result.error[:400], told=result.told[:400])
-        arrays, update = action.instruction.arrays, bytes(32)
-        if result.flat_path is not None:
-            assert base is not None and arrays is not None
-            local = result.flat_path
-            problem = await asyncio.to_thread(why_not, base, local, arrays.layout, weight=result.num_examples, w_max=action.w_max)
-            if problem:
-                return inputs.TrainResult(
-                    problem=problem[:400], told=f"{problem.partition(':')[0][:200]}: cannot be summed; its operator sees why"
-                )
-            update = await asyncio.to_thread(file_sha256, local)
-        return inputs.TrainResult(
-            weights_id=found,
-            has_arrays=result.flat_path is not None,
-            update_sha256=update,
-            weight=result.num_examples,
-            metrics=dict(result.metrics),
-            tokens=result.usage.tokens,
-            steps=result.usage.steps,
-            milliseconds=spent_ms,
-            device=self._settings.device,
-        )
 
     async def _base(self, run: Run, weights: str) -> Path:
         blob = BlobId.parse(weights)
@@ -307,43 +182,6 @@ class Hands:
                 await pull_blob(self._line().channel, blob, self._blobs)
                 run.pulled_bytes += blob.length
         self._pulls.pop(str(blob), None)
-
-    async def _unprepared(self, run: Run, action: act.Train, why: NotPrepared) -> inputs.TrainResult:
-        """Waits through one exchange for the operator, and says so before its deadline; later ones go on without this node at once."""
-        if not await asyncio.to_thread(self._store.has_note, str(why), run.run):
-            await asyncio.to_thread(self._store.note, str(why), run.run)
-        if not run.waited and (not action.deadline_ms or self._clock() < action.deadline_ms / 1000 - SAY_BEFORE_S):
-            raise why
-        run.waited = True
-        return inputs.TrainResult(problem=str(why)[:400], told=why.told)
-
-    async def _app(self, run: Run, plan: RunPlan) -> Path:
-        """The folder of the plan's app, fetched and unpacked once."""
-        app_dir = self._folder(run) / "app"
-        if not app_dir.exists():
-            blob = BlobId.parse(plan.app_blob)
-            await self._pull(run, blob)
-            archive = await asyncio.to_thread(self._blobs.read_bytes, blob, limit=1 << 30)
-            fresh = app_dir.with_name("app.new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            await asyncio.to_thread(unpack_app, archive, fresh, digest=plan.app_sha256)
-            fresh.rename(app_dir)  # whole or not at all
-        return app_dir
-
-    async def _worker(self, run: Run, plan: RunPlan) -> tuple[App, WorkerHost]:
-        app_dir = await self._app(run, plan)
-        if run.app is None:
-            run.app = await asyncio.to_thread(read_app, app_dir)
-        if run.app.env_sha256 != plan.env_sha256:
-            raise Refused("env_sha256", "is not the lock in the plan's app")
-        if run.worker is None:
-            decision = await asyncio.to_thread(self._store.decision, run.run)
-            start = await asyncio.to_thread(launcher, self._dir, env_of(plan, decision), run.run)
-            limits = WorkerSettings(
-                timeout_s=self._settings.task_timeout_s, threads=self._settings.threads, max_log_bytes=self._settings.worker_log_bytes
-            )
-            run.worker = WorkerHost(app_dir, self._folder(run) / "scratch", launcher=start, settings=limits)
-        return run.app, run.worker
 
     # -- uploading -------------------------------------------------------------------------------------------------
 
@@ -373,7 +211,7 @@ class Hands:
             layout, base, local = (
                 Layout.from_json(exchange.layout),
                 await self._base(run, exchange.weights),
-                self._local(run, action.exchange),
+                local_of(self._dir, run, action.exchange),
             )
         if action.purpose == "update":
             raw = await asyncio.to_thread(self._blobs.read_bytes, BlobId.parse(action.e_b), limit=E_B_LIMIT_BYTES)
@@ -522,14 +360,8 @@ class Hands:
 
     # -- places ----------------------------------------------------------------------------------------------------
 
-    def _folder(self, run: Run) -> Path:
-        return self._dir / "runs" / run.run.hex()[:16]
-
-    def _local(self, run: Run, exchange: int) -> Path:
-        return self._folder(run) / f"local-{exchange:06d}.f32"
-
     def _masked(self, run: Run, instance: bytes) -> Path:
-        return self._folder(run) / "uploads" / f"{instance_name(instance)}.masked"
+        return folder_of(self._dir, run) / "uploads" / f"{instance_name(instance)}.masked"
 
     async def _job(self, run: Run, name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Await the job of this name, started once; cancelling the waiter leaves it running."""

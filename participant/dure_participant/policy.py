@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dure.console import span_words
 from dure.errors import BadInput
 from dure.model.outer import lineage
-from dure.statements.kinds import RunPlan
+from dure.statements.kinds import Deadlines, RunPlan
 from dure_participant.exchange import again
 from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.site import History
@@ -129,6 +130,7 @@ def in_words(plan: RunPlan, digest: bytes, history: History, environment: str) -
         f"members: {', '.join(plan.roster)}; at least {plan.u_min} must finish an exchange",
         f"who could open a sum: more than {plan.colluders} members working together with the coordinator",
         f"{plan.rounds} rounds, at most {plan.max_exchanges} exchanges; settings: {settings}",
+        times_in_words(plan.deadlines),
         f"next base: {'' if step != 'none' else 'chosen by the app, '}{lineage(step)}",
         *([f"averaged whatever the step: {', '.join(plan.outer_step.averaged)}, integers"] if plan.outer_step.averaged else []),
         *(f"may differ per node, for everybody to see: {key}, of {', '.join(some)}" for key, some in sorted(plan.per_node_config.items())),
@@ -137,6 +139,14 @@ def in_words(plan: RunPlan, digest: bytes, history: History, environment: str) -
     ]
     lines += again.in_words(plan.base, plan) if plan.base is not None else ["first weights: as the coordinator sends them"]
     return [*lines, *_earlier_runs(plan, history)]
+
+
+def times_in_words(limits: Deadlines) -> str:
+    """What a site must keep up with, not to be left out."""
+    quick = max(limits.epoch, limits.share, limits.survivors, limits.reveal)
+    train, upload, verify = (span_words(s) for s in (limits.execute, limits.upload, limits.accept))
+    between = f"and at most {span_words(quick)} for each answer between; the plan waits {span_words(limits.approve)} for approvals"
+    return f"times: {train} to train, {upload} to upload, {verify} to verify, {between}"
 
 
 def _earlier_runs(plan: RunPlan, history: History) -> list[str]:

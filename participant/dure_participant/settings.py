@@ -29,10 +29,14 @@ class NodeSettings:
     """Threads of numeric libraries in the worker; 0 leaves it to them."""
     device: str = "cpu"
     """Accelerator the worker uses; also handed to the app."""
+    train_at_once: int = 0
+    """Runs whose apps may work here at one time; others wait for their turn. 0: one on an accelerator, any number on `device = "cpu"`."""
     task_timeout_s: float = 86_400.0
     """Longest one task may take before the worker is killed."""
     worker_log_bytes: int = 8 << 20
     """All of a worker's output that is kept."""
+    worker_disk_bytes: int = 20 * 10**9
+    """Most that one run's app may keep in its scratch folder (its HOME and TMPDIR); above it the worker is killed. 0: no limit."""
     drain_s: float = 8.0
     """Longest wait, after SIGTERM, for an exchange in which others count on this node; 0: leave at once, and resume later."""
     recompute: str = "never"
@@ -40,6 +44,11 @@ class NodeSettings:
     whenever one does not verify."""
     node_config: Mapping[str, Value] = field(default_factory=dict)
     """Everything else: given to apps, seen by nobody else."""
+
+    @property
+    def places(self) -> int:
+        """`train_at_once` as it is meant; 0: any number."""
+        return self.train_at_once or (0 if self.device == "cpu" else 1)
 
 
 def load(directory: Path) -> NodeSettings:
@@ -75,6 +84,9 @@ def judge(body: Mapping[str, Any], path: Path) -> NodeSettings:
         own[name] = value
     if own.get("recompute", "never") not in ("never", "always"):
         raise BadInput(f"{path}: recompute must be never or always, is {own['recompute']!r}")
+    for name in ("threads", "train_at_once", "worker_log_bytes", "worker_disk_bytes"):
+        if own.get(name, 0) < 0:
+            raise BadInput(f"{path}: {name} must be 0 or more, is {own[name]}")
     rest = {k: v for k, v in body.items() if k not in known}
     for name, value in rest.items():
         if not isinstance(value, (str, int, float, bool)):

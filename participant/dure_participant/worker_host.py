@@ -10,16 +10,18 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dure.environments.place import ISOLATED
 from dure.model.content import Instruction
+from dure.output_log import OutputLog
 from dure_participant.worker.protocol import (
     MAX_RESULT_BYTES,
     MAX_TASK_BYTES,
@@ -41,6 +43,8 @@ ENV_FIXED = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONNOUSERSITE": "1",
 }
+LOOK_S = 2.0
+"""How often the scratch folder is looked at while a task runs."""
 OWN_INTERPRETER = (sys.executable, *ISOLATED, "-m")
 """The agent's interpreter; the working folder is the worker's to write, so nothing is imported from it."""
 
@@ -69,6 +73,15 @@ class WorkerSettings:
     """OMP_NUM_THREADS and its relatives; 0: leave it to the libraries."""
     max_log_bytes: int = 8 << 20
     """All of the worker's output kept on disk; older output goes first."""
+    max_scratch_bytes: int = 0
+    """Most that may lie in the scratch folder while a task runs; 0: no limit."""
+
+
+class ScratchFull(WorkerMisbehaved):
+    """The app keeps more in its scratch folder than the site lets it; all of it is removed, its log excepted."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"the app's files in its scratch folder take more than {most / 1e9:.3g} GB")
 
 
 class WorkerHost:
@@ -91,7 +104,8 @@ class WorkerHost:
         self._app_dir, self._scratch_dir, self._launcher = app_dir.resolve(), scratch_dir.resolve(), tuple(launcher)
         self._settings = settings or WorkerSettings()
         self._process: asyncio.subprocess.Process | None = None
-        self._log: asyncio.Task[None] | None = None
+        self._log: OutputLog | None = None
+        self._printed = 0
         self._turn = asyncio.Lock()
         self._number = 0
         self.restarts = 0
@@ -100,6 +114,11 @@ class WorkerHost:
     @property
     def log_path(self) -> Path:
         return self._scratch_dir / "worker.log"
+
+    @property
+    def printed_bytes(self) -> int:
+        """What all workers of this host have printed; most of it is gone where it exceeds the log."""
+        return self._printed + (0 if self._log is None else self._log.bytes)
 
     @property
     def pid(self) -> int | None:
@@ -126,12 +145,15 @@ class WorkerHost:
                     process = await self._ready()
                     self._number += 1
                     await self._send(process, {"number": self._number, "task": task.to_json()})
-                    answer = await self._receive(process)
+                    answer = await self._answer(process)
                 result = self._judge(answer, task, time.monotonic() - started)
             except TimeoutError:
-                result = await self._lost(f"the task took longer than {limit_s:g} s", started)
+                result = replace(await self._lost(f"the task took longer than {limit_s:.3g} s", started), late=True)
             except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError):
                 result = await self._lost(None, started)
+            except ScratchFull as error:
+                result = await self._lost(str(error), started)
+                await asyncio.to_thread(clear, self._scratch_dir, (self.log_path.name, self.log_path.name + ".1"))
             except WorkerMisbehaved as error:
                 result = await self._lost(str(error), started)
             except BaseException:
@@ -150,10 +172,9 @@ class WorkerHost:
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         if self._log is not None:
-            # A grandchild in a session of its own may hold the log's pipe open: do not wait for it.
-            await asyncio.wait({self._log}, timeout=2)
-            self._log.cancel()
-            self._log = None
+            output, self._log = self._log, None
+            await asyncio.to_thread(output.end, 2.0)
+            self._printed += output.bytes
 
     def environment(self) -> dict[str, str]:
         """What the worker sees; nothing of the agent's environment but the allowed names."""
@@ -174,20 +195,22 @@ class WorkerHost:
         if self._process is not None:
             await self.kill()
         (self._scratch_dir / "tmp").mkdir(parents=True, exist_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
-            *self._launcher,
-            "dure_participant.worker",
-            str(self._app_dir),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=self._scratch_dir,
-            env=self.environment(),
-            start_new_session=True,
-        )
+        self._log = OutputLog(self.log_path, self._settings.max_log_bytes)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._launcher,
+                "dure_participant.worker",
+                str(self._app_dir),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=self._log.writer,
+                cwd=self._scratch_dir,
+                env=self.environment(),
+                start_new_session=True,
+            )
+        finally:
+            self._log.started()
         self.restarts += 1 if self._number else 0
-        assert self._process.stderr is not None
-        self._log = asyncio.create_task(copy_log(self._process.stderr, self.log_path, self._settings.max_log_bytes))
         return self._process
 
     async def _send(self, process: asyncio.subprocess.Process, frame: Mapping[str, object]) -> None:
@@ -196,6 +219,27 @@ class WorkerHost:
         assert len(data) <= MAX_TASK_BYTES, "an instruction is capped far below this"
         process.stdin.write(data)
         await process.stdin.drain()
+
+    async def _answer(self, process: asyncio.subprocess.Process) -> object:
+        """The worker's answer; `ScratchFull` if its files outgrow what they may take first."""
+        if not self._settings.max_scratch_bytes:
+            return await self._receive(process)
+        receiving = asyncio.create_task(self._receive(process))
+        watching = asyncio.create_task(self._watch_scratch(self._settings.max_scratch_bytes))
+        try:
+            await asyncio.wait({receiving, watching}, return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else watching.result()
+        finally:
+            for task in (receiving, watching):
+                task.cancel()
+            await asyncio.gather(receiving, watching, return_exceptions=True)
+
+    async def _watch_scratch(self, most: int) -> None:
+        while True:
+            began = time.monotonic()
+            if await asyncio.to_thread(exceeds, self._scratch_dir, most):
+                raise ScratchFull(most)
+            await asyncio.sleep(max(LOOK_S, 20 * (time.monotonic() - began)))  # a folder of a million files is looked at seldom
 
     async def _receive(self, process: asyncio.subprocess.Process) -> object:
         assert process.stdout is not None
@@ -233,20 +277,27 @@ class WorkerHost:
         )
 
 
-async def copy_log(stream: asyncio.StreamReader, path: Path, max_bytes: int) -> None:
-    """Copy a stream to a file that never exceeds half of `max_bytes`; the half before it is kept as `<name>.1`."""
-    half = max(max_bytes // 2, 1)
-    file = open(path, "ab")  # noqa: ASYNC230, SIM115 (a local log; turned over below)
-    try:
-        while block := await stream.read(min(1 << 16, half)):
-            if file.tell() + len(block) > half:
-                file.close()
-                os.replace(path, path.with_name(path.name + ".1"))
-                file = open(path, "wb")  # noqa: ASYNC230, SIM115
-            file.write(block)
-            file.flush()
-    finally:
-        file.close()
+def exceeds(folder: Path, most: int) -> bool:
+    """Whether the files below a folder take more than so many bytes on the disk. Files that come and go meanwhile are no error."""
+    total = 0
+    for base, _folders, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(base, name)).st_blocks * 512
+            if total > most:
+                return True
+    return False
+
+
+def clear(folder: Path, keep: tuple[str, ...]) -> None:
+    """Removes everything in a folder but these names."""
+    for path in folder.iterdir():
+        if path.name in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _check_flat(path: Path, flat_bytes: int | None) -> None:

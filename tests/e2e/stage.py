@@ -100,9 +100,17 @@ class Stage:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def begin(self, rounds: int = 2, settings: Mapping[str, str] | None = None, outer_step: str = "average") -> str:
+    def begin(
+        self,
+        rounds: int = 2,
+        settings: Mapping[str, str] | None = None,
+        outer_step: str = "average",
+        deadlines: Mapping[str, int] | None = None,
+    ) -> str:
         """Start a run that every member's operator allows; returns its id in hex."""
-        run, plan = self.consortium.run_start(TALLY, rounds=rounds, settings=settings or {}, outer_step=outer_step)
+        run, plan = self.consortium.run_start(
+            TALLY, rounds=rounds, settings=settings or {}, outer_step=outer_step, deadlines=deadlines or {}
+        )
         for member in self.members:
             store = open_store(self.consortium.dir_of(f"{member}/node"))
             store.decide(bytes.fromhex(plan), allowed=True, reason="", how="test")

@@ -123,7 +123,7 @@ def advance_execute(state: RunState, now: float) -> RunState:
     late = now >= exchange.began + facts.plan.deadlines.execute
     able = [m for m in exchange.members if m not in exchange.sat_out]
     if len(able) < facts.u_min:
-        return fail_exchange(state, f"{len(able)} members can contribute, {facts.u_min} are needed")
+        return fail_exchange(state, f"{len(able)} members can contribute, {facts.u_min} are needed{_why_out(exchange)}")
     ready = [m for m in able if m in exchange.ready and not is_lost(state, m)]
     pending = [m for m in able if m not in exchange.ready and not is_lost(state, m)]
     if pending and not late:
@@ -131,10 +131,18 @@ def advance_execute(state: RunState, now: float) -> RunState:
     if len(ready) < facts.u_min:
         if not late:
             return state
-        return fail_exchange(
-            state, f"{len(ready)} members were ready in time, {facts.u_min} are needed; missing: {names(set(able) - set(ready))}"
-        )
+        limit_s = facts.plan.deadlines.execute
+        missing = f"; not ready within {limit_s} s: {names(set(able) - set(ready))}"
+        return fail_exchange(state, f"{len(ready)} members were ready in time, {facts.u_min} are needed{missing}{_why_out(exchange)}")
     return _freeze(state, exchange, tuple(ready), now)
+
+
+def _why_out(exchange: ExchangeState) -> str:
+    """Who sat out with which reason, those of one reason together; "" where nobody did."""
+    by_reason: dict[str, list[str]] = {}
+    for member, (_, reason) in sorted(exchange.sat_out.items()):
+        by_reason.setdefault(reason, []).append(member)
+    return "".join(f"; {names(members)}: {reason}" for reason, members in by_reason.items())[:400]
 
 
 def _freeze(state: RunState, exchange: ExchangeState, ready: tuple[str, ...], now: float) -> RunState:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dure.output_log import OutputLog
+
 ENV_ALLOWED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 ENV_FIXED = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -150,19 +152,22 @@ class ServerAppProcess:
         if self._stopped:
             return -signal.SIGKILL
         os.makedirs(self.config.run_dir, exist_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
-            *self.launcher,
-            "dure_coordinator.flower.process",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=self.config.run_dir,
-            env=environment(self.config, self.threads),
-            start_new_session=True,
-        )
+        log = OutputLog(self.log_path, self.max_log_bytes)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.launcher,
+                "dure_coordinator.flower.process",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log.writer,
+                stderr=log.writer,
+                cwd=self.config.run_dir,
+                env=environment(self.config, self.threads),
+                start_new_session=True,
+            )
+        finally:
+            log.started()
         process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        log = asyncio.create_task(copy_log(process.stdout, self.log_path, self.max_log_bytes))
+        assert process.stdin is not None
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 process.stdin.write(self.config.to_json().encode())
@@ -171,27 +176,10 @@ class ServerAppProcess:
             code = await process.wait()
         finally:
             self._kill()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(log, 5)
+            await asyncio.to_thread(log.end, 5.0)
         return code
 
     def _kill(self) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-
-
-async def copy_log(stream: asyncio.StreamReader, path: Path, max_bytes: int) -> None:
-    """Copy a stream to a file that never exceeds half of `max_bytes`; the half before it is kept as `<name>.1`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "ab")  # noqa: ASYNC230, SIM115 (a local log; turned over below)
-    try:
-        while block := await stream.read(1 << 16):
-            if file.tell() + len(block) > max_bytes // 2:
-                file.close()
-                os.replace(path, path.with_name(path.name + ".1"))
-                file = open(path, "wb")  # noqa: ASYNC230, SIM115
-            file.write(block[: max_bytes // 2])
-            file.flush()
-    finally:
-        file.close()

@@ -24,6 +24,7 @@ from dure.statements.dsse import key_id
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import read_verified, seal
 from dure_coordinator.bases import Start, start_from
+from dure_coordinator.deadlines import checked
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.history import history, over, rounds_over, time_left_s
 from dure_coordinator.exchange.state import Counted
@@ -188,7 +189,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             members=tuple(arguments.get("members", ())),
             step=outer_step(app, arguments.get("outer_step")),
             nonce=secrets.token_bytes(16),
-            deadlines=dict(arguments.get("deadlines", {})),
+            deadlines=checked(arguments.get("deadlines", {})),
             now=time.time(),
             keep_uploads=str(arguments.get("keep_uploads", "none")),
             base=None if start is None else start.base,

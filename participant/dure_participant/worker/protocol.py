@@ -92,6 +92,8 @@ class TaskResult:
     usage: Usage = field(default_factory=Usage)
     killed: bool = False
     """An error because a signal ended the worker: lack of memory, or a person; not what the app did."""
+    late: bool = False
+    """An error because the task took longer than it may."""
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ from dure.secagg.summing import shape_of
 from dure_coordinator.forecast_words import beside_lines, plan_lines, size_lines
 from dure_coordinator.forecasting import check_disk, links_of, no_room
 from dure_participant.exchange.actions import Train
-from dure_participant.hands import Hands
+from dure_participant.trainer import Trainer
 
 MEMBERS = tuple(f"m{i}" for i in range(5))
 D = 10_000_000
@@ -109,11 +109,11 @@ def test_a_node_whose_disk_would_be_full_says_so_before_it_trains(tmp_path, monk
     node = SimpleNamespace(_blobs=store, _dir=tmp_path)
     needed = exchange_disk(plan("adam"), D, train=True, base_is_there=True)
     free(monkeypatch, needed)
-    assert Hands._no_room(node, plan("adam"), action) == ""
+    assert Trainer._no_room(node, plan("adam"), action) == ""
     free(monkeypatch, needed - 1)
-    assert "GB at this node" in Hands._no_room(node, plan("adam"), action)
+    assert "GB at this node" in Trainer._no_room(node, plan("adam"), action)
     evaluate = Train("t", 1, Instruction("evaluate", "1", 60.0, (ArrayItem("a", layout, bytes(32)),)), str(weights), b"", 0, 1)
-    assert Hands._no_room(node, plan("adam"), evaluate) == "", "an evaluation writes nothing"
+    assert Trainer._no_room(node, plan("adam"), evaluate) == "", "an evaluation writes nothing"
 
 
 def test_a_forecast_is_told_in_words_with_and_without_a_known_size():

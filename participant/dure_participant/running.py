@@ -1,0 +1,53 @@
+"""One run in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dure.apps import App
+from dure_participant.exchange.state import NodeRunState
+from dure_participant.uploads import Stream
+from dure_participant.worker_host import WorkerHost
+
+
+@dataclass
+class Run:
+    """One run in this process: its state and what is being done for it."""
+
+    run: bytes
+    state: NodeRunState
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    """Ids of actions that ended and are owed only because the state has not moved on; not started again until it does."""
+    jobs: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
+    streams: dict[bytes, Stream] = field(default_factory=dict)
+    """By upload id."""
+    worker: WorkerHost | None = None
+    app: App | None = None
+    """As unpacked; it does not change."""
+    unsaved: bool = False
+    """The state differs from the stored one in what the coordinator will say again."""
+    saving: asyncio.Task[None] | None = None
+    told_of_output: bool = False
+    """That the app prints more than is kept."""
+    waited: bool = False
+    """An exchange passed while the environment was missing: the next one is not waited through."""
+    pulled_bytes: int = 0
+    """Of blobs, since the last usage statement; a restart forgets them."""
+
+    @property
+    def label(self) -> str:
+        return self.run.hex()[:12]
+
+
+def folder_of(directory: Path, run: Run) -> Path:
+    """Of one run, in the node's folder."""
+    return directory / "runs" / run.run.hex()[:16]
+
+
+def local_of(directory: Path, run: Run, exchange: int) -> Path:
+    """Local weights after an exchange's training, flat."""
+    return folder_of(directory, run) / f"local-{exchange:06d}.f32"
