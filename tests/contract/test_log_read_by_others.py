@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from support.signed_log import AT, SignedLog, signed_log
 from dure.charter.log_keys import witness_name
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import CHECKPOINT, LogFiles
+from dure.tlog.http import LogServer, Shelf
 from dure.tlog.merkle import consistency_proof, inclusion_proof, leaf_hash, root_at
 from dure.tlog.note import Note, SignatureLine, cosign, sign
 from dure.tlog.proof import TlogProof
@@ -84,6 +86,19 @@ def test_a_log_of_three_levels_is_accepted(reader, log, tmp_path):
         with pytest.raises(Rejected):
             reader.read(str(folder), checks)
         flip(folder / path, 7)
+
+
+@pytest.fixture
+def served(folder) -> Iterator[str]:
+    """The log's address over HTTP."""
+    with LogServer("127.0.0.1", 0, Shelf(folder), public=False) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server.url
+        server.shutdown()
+
+
+def test_the_log_is_accepted_over_http(reader, served, checks, log):
+    assert reader.read(served, checks) == {"size": SIZE, "cosigned": len(log.witnesses)}
 
 
 # -- tampered twins ------------------------------------------------------------------------------------------------------

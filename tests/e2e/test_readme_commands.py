@@ -32,6 +32,7 @@ ELSEWHERE = {
     "dure node env prepare PLAN --wheels FOLDER --dir krafton/node": "tests/e2e/test_app_environment.py",
     "dure coordinator env prepare APP --wheels FOLDER --dir hub": "tests/e2e/test_app_environment.py",
     "dure run start APP --from RUN [--round N]": "tests/e2e/test_start_from.py",
+    "dure log serve --listen 7480": "tests/integration/test_log_over_http.py",
 }
 STORY = {
     "dure coordinator serve --dir hub",

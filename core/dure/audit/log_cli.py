@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +18,7 @@ from dure.errors import DureError
 from dure.identity.files import read, write_atomic
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope
+from dure.tlog.http import LogServer, Shelf, check_private, parse_listen
 from dure.tlog.merkle import inclusion_proof
 from dure.tlog.proof import TlogProof
 
@@ -146,6 +149,30 @@ def verify(
         show_json({"holds": True, "index": parsed.index, "size": head.checkpoint.size, "cosigned": head.cosigned})
     else:
         say(f"{body} is entry {parsed.index} of {head.checkpoint.size}; cosigned by {', '.join(sorted(head.cosigned))}")
+
+
+@app.command()
+@one_line_errors
+def serve(
+    listen: Annotated[str, typer.Option(help="PORT, which is loopback, or ADDRESS:PORT.")] = "7480",
+    directory: Dir = DEFAULT_DIR,
+) -> None:
+    """Serve the log over HTTP until SIGTERM: its files, read only (C2SP tlog-tiles), from a coordinator's folder or a node's mirror.
+
+    Loopback only, unless the charter makes the log public (public_log). Tiles may be cached for ever. A process of its own: nobody who
+    reads here can slow a coordinator or node down.
+
+    Example: dure log serve --listen 7480 --dir /var/lib/dure/coordinator
+    """
+    place = log_of(directory)
+    host, port = parse_listen(listen)
+    public = place.charter.terms.public_log
+    check_private(host, public=public)
+    with LogServer(host, port, Shelf(place.folder, place.head_name), public=public) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+        say(f"log  {server.url}/  read only, {'public by the charter' if public else 'for this machine only'}")
+        server.serve_forever()
 
 
 @app.command()

@@ -34,6 +34,11 @@ class LogPlace:
     def folder(self) -> Path:
         return self.directory / "log"
 
+    @property
+    def head_name(self) -> str:
+        """File of the newest head here that a quorum cosigned."""
+        return COSIGNED if (self.directory / "node.json").exists() else CHECKPOINT
+
     def head(self) -> Head:
         """The newest head here that a quorum cosigned.
 
@@ -41,7 +46,7 @@ class LogPlace:
             BadInput: there is none yet.
             NoteRefused, CheckpointRefused: it does not verify.
         """
-        path = self.folder / (COSIGNED if (self.directory / "node.json").exists() else CHECKPOINT)
+        path = self.folder / self.head_name
         if not path.exists():
             raise BadInput("the log has no cosigned head here yet; it gets one once enough members' nodes are connected")
         terms = self.charter.terms

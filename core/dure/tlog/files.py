@@ -28,6 +28,15 @@ SYNC_EVERY = 4096
 """Entries between two syncs while many are written at once."""
 
 
+def log_path(path: str) -> str:
+    """The same path, if it is the one spelling of a log's file in the layout: `checkpoint`, a tile, an entry bundle.
+
+    Raises:
+        TileRefused: nothing else of a log's folder is for others.
+    """
+    return path if path == CHECKPOINT else Tile.parse(path).path
+
+
 class LogDamaged(DureError):
     """A file of the log has other bytes than it had, or than the database says. Nothing more is published until a person has looked."""
 
@@ -110,9 +119,7 @@ class LogFiles:
 
     def read(self, path: str) -> bytes:
         """A file of the log by its path in the layout; FileNotFoundError where there is none."""
-        if path != CHECKPOINT:
-            path = Tile.parse(path).path
-        return (self.folder / path).read_bytes()
+        return (self.folder / log_path(path)).read_bytes()
 
     def grow(self, entries: Iterable[bytes]) -> None:
         """Writes and syncs the files of a tree that goes on with these entries. After any error this is where it was at the published head

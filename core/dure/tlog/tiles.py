@@ -22,7 +22,7 @@ WIDTH = 256
 HEIGHT = 8
 MAX_ENTRY_BYTES = 65_535
 MAX_LEVEL = 63 // HEIGHT
-_PATH = re.compile(r"tile/(entries|[0-7])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
+_PATH = re.compile(r"tile/(entries|[0-7])/((?:x[0-9]{3}/){0,5}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 _LENGTH = struct.Struct(">H")
 
 ENTRIES = -1

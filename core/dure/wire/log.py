@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dure.errors import Refused
 from dure.statements.dsse import MAX_ENVELOPE_BYTES
-from dure.tlog.files import CHECKPOINT
+from dure.tlog.files import CHECKPOINT, log_path
 from dure.tlog.merkle import HASH_BYTES
 from dure.tlog.note import MAX_NOTE_BYTES
-from dure.tlog.tiles import ENTRIES, MAX_ENTRY_BYTES, Tile
+from dure.tlog.tiles import ENTRIES, MAX_ENTRY_BYTES, Tile, TileRefused
 from dure.tlog.witness import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES
 from dure.wire.control import MAX_REASON_CHARS, WireRefused
 from dure_pb.v1 import log_pb2 as pb
@@ -148,20 +147,9 @@ def decode_path(message: pb.FileRequest) -> str:
     """The one spelling of the path of a file a log may have."""
     if len(message.path) > MAX_PATH:
         raise WireRefused("path", f"longer than {MAX_PATH} characters")
-    return log_path(message.path)
-
-
-def log_path(path: str) -> str:
-    """The same path, if it is `checkpoint` or the one spelling of a tile's.
-
-    Raises:
-        WireRefused: it is neither; nothing else of a log's folder is for others.
-    """
-    if path == CHECKPOINT:
-        return path
     try:
-        return Tile.parse(path).path
-    except Refused as error:
+        return log_path(message.path)
+    except TileRefused as error:
         raise WireRefused("path", error.why) from None
 
 
