@@ -292,6 +292,7 @@ class Coordinator:
             config = replace(
                 self._config(app, facts.plan, run_dir / "app", work_dir, engine.run),
                 socket=str(path),
+                initial=_rules(facts.plan),
                 **await self._base_of(facts.plan, engine.run),
             )
             process = ServerAppProcess(config, run_dir / "serverapp.log", await self._launcher(facts.plan))
@@ -466,3 +467,7 @@ def notify_ready() -> None:
     address = "\0" + target[1:] if target.startswith("@") else target
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
         channel.sendto(b"READY=1", address)
+
+
+def _rules(plan: RunPlan) -> tuple[tuple[str, str, str], ...]:
+    return () if plan.initial is None else tuple((rule.tensors, rule.kind, rule.value) for rule in plan.initial.rules)

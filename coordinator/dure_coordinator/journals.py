@@ -95,4 +95,5 @@ def reply_record(reply: Reply) -> dict[str, Any]:
         "survivors": sorted(flower_node_id(m) for m in reply.survivors),
         "errors": {str(flower_node_id(m)): why for m, why in sorted(reply.errors.items())},
         "reason": reply.reason,
+        "seed": reply.seed.hex(),
     }

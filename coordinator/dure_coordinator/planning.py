@@ -8,11 +8,13 @@ from dataclasses import replace
 from dure.apps import App, ConfigValue, plan_settings
 from dure.charter.model import Charter, check_current
 from dure.errors import BadInput, Refused
+from dure.model.initial import SCHEME, check_rules
+from dure.model.layout import Layout
 from dure.model.outer import StepRefused, parse_step
 from dure.model.per_node import permitted_of
 from dure.secagg.thresholds import u_min
 from dure.statements import schema
-from dure.statements.kinds import Deadlines, NamedBase, OuterStep, RunPlan
+from dure.statements.kinds import Deadlines, InitialRule, JointInitial, NamedBase, OuterStep, RunPlan
 
 DEFAULT_W_MAX = 65_536
 EXAMPLES = {"nesterov": "nesterov,lr=0.8,momentum=0.5", "adam": "adam,lr=0.01,beta1=0.9,beta2=0.99,eps=1e-3"}
@@ -123,3 +125,23 @@ def make_plan(
         settings=plan_settings(config),
         deadlines=replace(Deadlines(), **deadlines),
     )
+
+
+def with_joint_initial(plan: RunPlan, app: App, layout: Layout | None) -> RunPlan:
+    """The plan with first weights that its members draw together, by the app's rules.
+
+    Raises:
+        BadInput: the app sends no arrays first, or the rules leave one of its tensors out.
+    """
+    if layout is None:
+        raise BadInput(
+            "[tool.dure] initial: the app's first message has no arrays, so there are no first weights to draw; use --initial app"
+        )
+    rules = tuple(InitialRule(rule.tensors, rule.kind, rule.value) for rule in app.dure.initial)
+    try:
+        check_rules(layout, app.dure.initial)
+        return replace(
+            plan, initial=schema.decode(JointInitial, schema.encode(JointInitial(SCHEME, layout.tensors_sha256, layout.parameters, rules)))
+        )
+    except Refused as error:
+        raise BadInput(f"[tool.dure] initial: {error}") from None

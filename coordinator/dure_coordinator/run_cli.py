@@ -49,6 +49,12 @@ Deadline = Annotated[
 From = Annotated[str | None, typer.Option("--from", metavar="RUN|FILE", help="Start from a run's model or a safetensors file.")]
 FromRound = Annotated[int | None, typer.Option("--round", min=0, help="With --from RUN: the model after this round; default: its newest.")]
 
+Initial = Annotated[
+    str | None,
+    typer.Option(
+        metavar="joint|app", help="First weights: from a seed all members draw together (default where the app has rules), or the app's."
+    ),
+]
 Parameters = Annotated[int | None, typer.Option(min=1, help="Elements of the model, where the app shall not be asked.")]
 UpMbps = Annotated[float | None, typer.Option(help="A member's link to the coordinator, 10^6 bits per second; default: 100.")]
 DownMbps = Annotated[float | None, typer.Option(help="The other way; default: 100.")]
@@ -65,6 +71,7 @@ def _arguments(
     deadlines: list[str] | None,
     source: str | None,
     round_number: int | None,
+    initial: str | None,
 ) -> tuple[dict[str, Any], bytes]:
     packed = pack_app(folder)
     arguments: dict[str, Any] = {"app_sha256": packed.digest.hex(), "set": sets or [], "keep_uploads": keep_uploads}
@@ -78,6 +85,10 @@ def _arguments(
         arguments["deadlines"] = read_deadlines(deadlines)
     if source is not None:
         arguments["from"] = str(Path(source).resolve()) if Path(source).is_file() else source
+    if initial is not None:
+        if source is not None:
+            raise BadInput("--initial: with --from the first weights are there already")
+        arguments["initial"] = initial
     if round_number is not None:
         if source is None:
             raise BadInput("--round says which model of a run to start from; give the run with --from")
@@ -97,6 +108,7 @@ def plan(
     deadline: Deadline = None,
     source: From = None,
     round_number: FromRound = None,
+    initial: Initial = None,
     parameters: Parameters = None,
     up_mbps: UpMbps = None,
     down_mbps: DownMbps = None,
@@ -110,7 +122,7 @@ def plan(
 
     Example: dure run plan apps/pretrain --rounds 100 --up-mbps 50 --down-mbps 200
     """
-    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, deadline, source, round_number)
+    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, deadline, source, round_number, initial)
     speeds = {"parameters": parameters, "up_mbps": up_mbps, "down_mbps": down_mbps, "hub_mbps": hub_mbps}
     found = call(directory, "run-plan", arguments | {k: v for k, v in speeds.items() if v is not None}, archive)
     if as_json:
@@ -132,6 +144,7 @@ def start(
     deadline: Deadline = None,
     source: From = None,
     round_number: FromRound = None,
+    initial: Initial = None,
     parameters: Parameters = None,
     ignore_disk: Annotated[bool, typer.Option("--ignore-disk", help="Start although the forecast exceeds the disk or the quota.")] = False,
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
@@ -148,7 +161,7 @@ def start(
 
     Where sums were opened on those weights before, every operator is shown each of them and must consent.
     """
-    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, deadline, source, round_number)
+    arguments, archive = _arguments(folder, rounds, sets, outer_step, members, keep_uploads, deadline, source, round_number, initial)
     size = {} if parameters is None else {"parameters": parameters}
     found = call(directory, "run-start", {**arguments, **size, "ignore_disk": ignore_disk}, archive)
     if as_json:

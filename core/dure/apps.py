@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import io
 import os
+import re
 import tarfile
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from dure.environments.lock import LOCK_NAMES, Lock, read_lock
 from dure.errors import BadInput
+from dure.model.initial import KINDS, Rule
 
 MAX_FILES = 2000
 MAX_ARCHIVE_BYTES = 32 << 20
@@ -39,6 +41,9 @@ SKIPPED_FILES = {".DS_Store"}
 ROUNDS_KEYS = ("num-server-rounds", "num-rounds", "rounds")
 """Names under which Flower's templates keep the number of rounds, most usual first."""
 OUTER_STEPS = ("average", "nesterov", "adam")
+
+DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,24})?(e-?[0-9]{1,2})?")
+"""As docs/spec/formats.md, "Outer steps", writes them."""
 
 ConfigValue = bool | int | float | str
 
@@ -68,6 +73,8 @@ class DureTable:
     linear_strategy: tuple[str, ...] = ()
     """Strategy classes (by name) the author declares to be functions of the weighted mean; "none": a ServerApp that
     uses no strategy class."""
+    initial: tuple[Rule, ...] = ()
+    """What each tensor begins as where the members draw the seed of the first weights together; empty: the app's own arrays."""
     query_replies: str = "mean"
     """`sum`: the ServerApp adds up the replies to its queries, so the one reply holds sums instead of weighted means."""
 
@@ -365,6 +372,7 @@ def _dure_table(raw: object, where: str) -> DureTable:
         max_exchanges=_count(table.pop("max-exchanges", None), f"{where}: max-exchanges"),
         max_messages=_count(table.pop("max-messages", None), f"{where}: max-messages"),
         linear_strategy=_names(table.pop("linear-strategy", []), f"{where}: linear-strategy"),
+        initial=_rules(table.pop("initial", []), f"{where}: initial"),
         query_replies=replies,
     )
     if "subgroups" in table:
@@ -394,6 +402,17 @@ def _names(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise AppRefused(f"{where} is not a list of names")
     return tuple(value)
+
+
+def _rules(value: object, where: str) -> tuple[Rule, ...]:
+    """`["*.bias constant 0", "* normal 0.02"]`: pattern, kind, decimal."""
+    found = []
+    for text in _names(value, where):
+        parts = text.split()
+        if len(parts) != 3 or parts[1] not in KINDS or not DECIMAL.fullmatch(parts[2]):
+            raise AppRefused(f'{where}: {text!r} is not "TENSORS normal|constant DECIMAL", such as "*.bias constant 0" or "* normal 0.02"')
+        found.append(Rule(*parts))
+    return tuple(found)
 
 
 def _count(value: object, where: str) -> int | None:

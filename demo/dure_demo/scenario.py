@@ -35,8 +35,8 @@ class Scenario:
     kill: bool
 
     def exchange_of_round(self, number: int) -> int:
-        """Number of the train exchange of a round; both count from one."""
-        return (number - 1) * (2 if self.app == "digits" else 1) + 1
+        """Number of the train exchange of a round; both count from one. In pretrain's first exchange the seed of the weights is drawn."""
+        return 2 * number - 1 if self.app == "digits" else number + 1
 
 
 def app_folder(name: str) -> Path:

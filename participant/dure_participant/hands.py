@@ -23,6 +23,7 @@ from dure.failpoints import Point, reach
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
 from dure.recompute.evidence import Trust
+from dure.recompute.joint_seed import MESSAGE_TYPE
 from dure.recompute.sums import Finding
 from dure.secagg import thresholds
 from dure.statements.kinds import RunPlan
@@ -35,6 +36,7 @@ from dure_participant.exchange import inputs
 from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.turn import known_instances, plan_of
+from dure_participant.first import make_first
 from dure_participant.log.courier import Courier
 from dure_participant.recompute import Progress, Recomputer
 from dure_participant.running import Run, folder_of, local_of
@@ -167,9 +169,25 @@ class Hands:
     # -- training --------------------------------------------------------------------------------------------------
 
     async def _train(self, run: Run, action: act.Train) -> None:
-        result = await self.trainer.execute(run, action)
+        result = await self._without_app(run, action) or await self.trainer.execute(run, action)
         reach(Point.TRAINING_ENDED)
         await self._feed(run, inputs.Trained(action.exchange, result))
+
+    async def _without_app(self, run: Run, action: act.Train) -> inputs.TrainResult | None:
+        """The answer to a draw; or why no app is shown first weights that are not those which the members drew. None: the app's affair."""
+        plan = plan_of(run.state.plan_envelope)
+        if plan.initial is None:
+            return None
+        if action.instruction.message_type == MESSAGE_TYPE:
+            return inputs.TrainResult(weight=1.0)  # only the opened seeds are wanted
+        arrays = action.instruction.arrays
+        if arrays is None or run.drawn == action.weights or BaseRecord.from_json(action.base_record).exchange:
+            return None
+        async with self.shelf:
+            offered = BlobId.parse(action.weights)
+            wrong = await make_first(self._line, self._blobs, self._trust(run), plan, arrays.layout, offered, action.exchange)
+        run.drawn = "" if wrong else action.weights
+        return inputs.TrainResult(problem=wrong, told=wrong) if wrong else None
 
     async def _base(self, run: Run, weights: str) -> Path:
         blob = BlobId.parse(weights)

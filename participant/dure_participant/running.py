@@ -35,6 +35,8 @@ class Run:
     """That the app prints more than is kept."""
     waited: bool = False
     """An exchange passed while the environment was missing: the next one is not waited through."""
+    drawn: str = ""
+    """Blob id text of first weights that were found to be those of the joint seed; a restart looks again."""
     pulled_bytes: int = 0
     """Of blobs, since the last usage statement; a restart forgets them."""
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from dure.errors import DureError, Refused
+from dure.recompute.joint_seed import CONTENT_ID, drawn
 from dure.secagg import tlv
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import ExchangeAccept, Usage
@@ -155,7 +156,9 @@ def _close(state: RunState, exchange: ExchangeState) -> RunState:
         state = replace(state, base_record=_shipped(exchange), base_weights_id=bytes(32))
     elif exchange.has_arrays and not state.base_record:
         state = replace(state, base_record=exchange.base_record, base_weights_id=exchange.weights_id)
-    state = replace(state, counted=count(state.counted, instance.survivors, exchange.usages))
+    drew = exchange.content_id == CONTENT_ID
+    if not drew:  # nobody trained anything
+        state = replace(state, counted=count(state.counted, instance.survivors, exchange.usages))
     metrics = decoded_metrics(exchange.metrics, instance.trailer)
     kind = "none" if not needs_step(exchange) else "weights" if makes_base(state, exchange) else "mean-update"
     reply = Reply(
@@ -170,6 +173,7 @@ def _close(state: RunState, exchange: ExchangeState) -> RunState:
             for m in exchange.members
             if m not in instance.survivors
         },
+        seed=drawn(instance.recovered) if drew and instance.recovered is not None else b"",
     )
     return close_exchange(state, reply)
 

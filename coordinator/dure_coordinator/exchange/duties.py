@@ -110,6 +110,8 @@ class Reply:
     errors: Mapping[str, str] = field(default_factory=dict)
     """Per member not in the sum, why; on failure for every asked member."""
     reason: str = ""
+    seed: bytes = b""
+    """Of the run's first weights, where the exchange drew it."""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ class ExchangeReply:
     """Reason per node that is not in the sum, in words."""
     reason: str = ""
     """Why the exchange failed; used for every node without its own reason."""
+    seed: bytes = b""
+    """32 bytes where the exchange drew the seed of the run's first weights."""
 
 
 @dataclass(frozen=True)

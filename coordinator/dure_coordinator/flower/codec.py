@@ -93,6 +93,7 @@ def reply_to_pb(reply: ExchangeReply) -> pb.ServerAppGridServiceExchangeResponse
         survivors=list(reply.survivors),
         errors=[pb.ServerAppNodeError(node_id=node, reason=reason) for node, reason in reply.errors.items()],
         reason=reply.reason,
+        seed=reply.seed,
     )
 
 
@@ -117,6 +118,7 @@ def reply_from_pb(message: pb.ServerAppGridServiceExchangeResponse, run_dir: Pat
         survivors=tuple(message.survivors),
         errors={error.node_id: error.reason for error in message.errors},
         reason=message.reason,
+        seed=message.seed,
     )
 
 

@@ -7,7 +7,7 @@ float32, which every strategy can add up; what a strategy widens is rounded to t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from dure.model.content import ArrayItem, ConfigItem, Instruction, InstructionRefused, Item, MetricItem
 from dure.model.dtypes import DTYPES, bfloat16_of, flat_values
+from dure.model.initial import Rule, initialise
 from dure.model.layout import CHUNK_ELEMENTS, Layout
 from dure.model.metrics import gather
 from dure.model.weights import Floats, check_finite, flatten, open_flat, unflatten, weights_id
@@ -117,6 +118,18 @@ def replaced(own: ArrayRecord, base: Path, layout: Layout, origin: str) -> Array
         raise GridRefused(f"--from {origin}: it has tensor {extra!r}, and the app's model does not")
     tensors = unflatten(open_flat(base, layout), layout)
     return ArrayRecord({name: _array(tensors[name], dtype) for name, (dtype, _) in wanted.items()})
+
+
+def initialised(own: ArrayRecord, seed: bytes, rules: Sequence[Rule], path: Path) -> ArrayRecord:
+    """First weights from a seed under the names and in the order of the app's own initial arrays; `path` holds them until the end.
+
+    Raises:
+        Refused: naming a tensor the rules leave out.
+    """
+    layout = Layout.build((name, dtype_of(array), array.shape) for name, array in own.items())
+    with path.open("wb") as file:
+        initialise(seed, layout, rules, file.write)
+    return replaced(own, path, layout, "the joint seed")
 
 
 def dtype_of(array: Array) -> str:

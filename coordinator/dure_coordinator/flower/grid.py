@@ -18,10 +18,13 @@ from flwr.serverapp.strategy import Strategy
 
 from dure.model.content import ArrayItem, Instruction, Value, content_id
 from dure.model.layout import Layout
+from dure.recompute import joint_seed
 from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused, QuorumMissing
 from dure_coordinator.flower.strategies import check_no_strategy, check_sampling, check_strategy
 
+DRAWS = 5
+"""How often a draw that came to nothing is tried again; one that was opened never is (rule 2)."""
 HELD_BACK_S = 10.0
 """An answer that took longer was held back by the coordinator (a paused run, for days): that is not the strategy's waiting."""
 ERROR_CODE = 3
@@ -143,6 +146,23 @@ class DureGrid(Grid):
             check_sampling(strategy, self._members, self._quorum)
         self._strategy = strategy
         self._weight_key = getattr(strategy, "weighted_by_key", self._weight_key)
+
+    def draw_seed(self) -> bytes:
+        """The seed of the first weights, 32 bytes, drawn by the members in an exchange of its own before the strategy's first.
+
+        Raises:
+            GridRefused: it could not be drawn, or was opened before and may not be drawn again.
+        """
+        reasons = []
+        for _ in range(DRAWS):
+            nodes = tuple(sorted(self.get_node_ids()))
+            request = ExchangeRequest(seq=self._seq + 1, instruction=joint_seed.INSTRUCTION, nodes=nodes)
+            reply = self._backend.exchange(request)
+            self._seq = request.seq
+            if reply.status == "ok" and len(reply.seed) == 32:
+                return reply.seed
+            reasons.append(reply.reason)
+        raise GridRefused(f"the seed of the first weights could not be drawn: {'; '.join(dict.fromkeys(reasons))}"[:1000])
 
     # -- inside --------------------------------------------------------------------------------------------------
 

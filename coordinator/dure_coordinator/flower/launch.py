@@ -64,6 +64,8 @@ class ProcessConfig:
     """Canonical JSON of that file's layout; the app's may have another order."""
     base_origin: str = ""
     """Where they come from, in words."""
+    initial: tuple[tuple[str, str, str], ...] = ()
+    """(tensors, kind, value) of the plan's rules, where the members draw the seed of the first weights together."""
     probe: bool = False
     """Run the app only up to its first broadcast, to members that are not there, and keep what it would send."""
 
@@ -75,6 +77,7 @@ class ProcessConfig:
         data: dict[str, Any] = json.loads(text)
         for name in ("per_node_keys", "linear_strategy"):
             data[name] = tuple(data.get(name, ()))
+        data["initial"] = tuple((tensors, kind, value) for tensors, kind, value in data.get("initial", ()))
         return cls(**data)
 
 

@@ -26,6 +26,7 @@ from flwr.app import ArrayRecord, Context, RecordDict
 
 from dure.apps import read_app
 from dure.errors import DureError
+from dure.model.initial import Rule
 from dure.model.layout import Layout
 from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, GridRefused, QuorumMissing, RunResult, RunStopped
@@ -122,7 +123,7 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     )
     results: list[Any] = []
     undo_workflows = private.refuse_older_workflows(GridRefused(f"{app.serverapp} makes a LegacyContext: workflows are {OLDER}"))
-    undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result), _first(config))
+    undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result), _first(config, grid))
     try:
         server_app = private.load_server_app(app.serverapp, folder)
         if not private.has_main(server_app):
@@ -147,8 +148,11 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     return _result(results[-1] if results else None, Path(config.run_dir), grid.layout)
 
 
-def _first(config: ProcessConfig) -> Callable[[ArrayRecord], ArrayRecord]:
-    """What the strategy starts with: the app's own arrays, or those the plan names."""
+def _first(config: ProcessConfig, grid: DureGrid) -> Callable[[ArrayRecord], ArrayRecord]:
+    """What the strategy starts with: the app's own arrays, or those the plan names, or those that the members draw together."""
+    if config.initial:
+        rules = [Rule(*rule) for rule in config.initial]
+        return lambda arrays: convert.initialised(arrays, grid.draw_seed(), rules, Path(config.run_dir) / "first.f32")
     if not config.base_flat:
         return lambda arrays: arrays
     layout = Layout.from_json(Path(config.base_layout).read_bytes())

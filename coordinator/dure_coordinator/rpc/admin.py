@@ -33,7 +33,7 @@ from dure_coordinator.export import model_of, write_model
 from dure_coordinator.fleet import summary_of
 from dure_coordinator.forecasting import beside, check_disk, key_of, links_of, said_of
 from dure_coordinator.log.publisher import Publisher
-from dure_coordinator.planning import make_plan, outer_step
+from dure_coordinator.planning import make_plan, outer_step, with_joint_initial
 from dure_coordinator.rpc.steering import EVENTS, steer
 from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
 from dure_pb.v1 import admin_pb2 as pb
@@ -194,7 +194,12 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             keep_uploads=str(arguments.get("keep_uploads", "none")),
             base=None if start is None else start.base,
         )
-        layout = await self._c.probe(plan, archive, start) if start is not None else self._c.layouts.get(key_of(plan))
+        drawn = start is None and _drawn(app, str(arguments.get("initial", "")))
+        layout = self._c.layouts.get(key_of(plan))
+        if start is not None or (drawn and layout is None):
+            layout = await self._c.probe(plan, archive, start)
+        if drawn:
+            plan = with_joint_initial(plan, app, layout)
         return Made(app, str(blob), plan, start, layout)
 
     async def _from(self, arguments: dict[str, Any]) -> Start | None:
@@ -269,6 +274,15 @@ def _log_of(publisher: Publisher) -> dict[str, Any]:
         "missing": publisher.missing(),
         "witnesses": dict(publisher.refusals),
     }
+
+
+def _drawn(app: App, wanted: str) -> bool:
+    """Whether the members draw the first weights together: as `--initial` says, else where the app has rules for them."""
+    if wanted not in ("", "joint", "app"):
+        raise BadInput(f"--initial {wanted}: must be joint (drawn by all members together) or app (the app's own arrays)")
+    if wanted == "joint" and not app.dure.initial:
+        raise BadInput('--initial joint: the app has no rules for it; in [tool.dure]: initial = ["*.bias constant 0", "* normal 0.02"]')
+    return bool(app.dure.initial) and wanted != "app"
 
 
 def _state(label: str) -> str:

@@ -254,6 +254,7 @@ def _reply_of(record: Mapping[str, Any], seq: int, run_dir: Path, blobs: BlobSto
         survivors=tuple(record["survivors"]),
         errors={int(node): why for node, why in record["errors"].items()},
         reason=record["reason"],
+        seed=bytes.fromhex(record.get("seed", "")),
     )
 
 

@@ -173,7 +173,7 @@ class Layout:
 
         A pattern is a name, or with a star at either end the end, beginning or middle of one.
         """
-        return tuple((e.offset, e.offset + e.count) for e in self._filled if e.integer or any(_named(e.name, p) for p in patterns))
+        return tuple((e.offset, e.offset + e.count) for e in self._filled if e.integer or any(named(e.name, p) for p in patterns))
 
     def gaps(self) -> Iterable[tuple[int, int]]:
         """Padding as [first, last) ranges of elements, in order."""
@@ -232,7 +232,7 @@ def _parsed(data: bytes) -> Layout:
     return Layout._parse(data)
 
 
-def _named(name: str, pattern: str) -> bool:
+def named(name: str, pattern: str) -> bool:
     middle = pattern.removeprefix("*").removesuffix("*")
     if pattern.startswith("*"):
         return middle in name if pattern.endswith("*") else name.endswith(middle)

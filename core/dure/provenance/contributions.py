@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dure.recompute.joint_seed import is_draw
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
 from dure.statements.statement import Signed
@@ -112,7 +113,7 @@ def _plan(reading: _Reading, signed: Signed[kinds.RunPlan]) -> None:
 def _open(reading: _Reading, signed: Signed[kinds.InstanceOpen]) -> None:
     where = InstanceId.decode(signed.fact.instance)
     run = reading.runs.get(where.run)
-    if run is not None:
+    if run is not None and not is_draw(signed.fact):  # nobody trains anything in the draw of the first weights
         exchange = run.exchanges.setdefault(where.exchange, _Exchange(signed.time))
         exchange.invited |= {m.member for m in signed.fact.cohort}
 

@@ -77,6 +77,27 @@ class NamedBase:
 
 
 @dataclass(frozen=True)
+class InitialRule:
+    """What the tensors of a pattern begin as (dure.model.initial.Rule)."""
+
+    tensors: Annotated[str, Pattern(r"\*|\*?[\x21-\x29\x2b-\x7e]{1,64}\*?")]
+    kind: Annotated[str, Pattern("normal|constant")]
+    value: Decimal
+
+
+@dataclass(frozen=True)
+class JointInitial:
+    """First weights drawn by all members together, in the run's first exchange: the same for everyone who knows the opened seeds."""
+
+    scheme: Annotated[str, Pattern("dure-initial-1")]
+    tensors_sha256: Digest
+    """Of names, dtypes and shapes, in any order (dure.model.layout.tensors_sha256)."""
+    parameters: Counter
+    rules: Annotated[tuple[InitialRule, ...], Items(1, 64)]
+    """The first that names a tensor holds."""
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """What members approve before a run. `run` = SHA-256 of this statement's payload, which holds a nonce: one approval, one run."""
 
@@ -116,6 +137,8 @@ class RunPlan:
     settings: Annotated[Mapping[str, SettingValue], Items(0, 256)]
     """The app's run config. Decimals as text; the app folder says their types."""
     deadlines: Deadlines
+    initial: JointInitial | None = None
+    """How the first weights are drawn jointly; null: they are the plan's base, or whatever the ServerApp sends first."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64ure_pb/v1/serverapp.proto\x12\ndure_pb.v1\"B\n ServerAppGridServiceNodesRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"0\n\rServerAppNode\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06member\x18\x02 \x01(\t\"^\n!ServerAppGridServiceNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.dure_pb.v1.ServerAppNode\x12\x0f\n\x07missing\x18\x02 \x01(\t\";\n\x13ServerAppNodeValues\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x13\n\x0bvalues_json\x18\x02 \x01(\x0c\"\xc7\x01\n#ServerAppGridServiceExchangeRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x18\n\x10instruction_json\x18\x02 \x01(\x0c\x12\r\n\x05nodes\x18\x03 \x03(\x04\x12\x34\n\x0bnode_values\x18\x04 \x03(\x0b\x32\x1f.dure_pb.v1.ServerAppNodeValues\x12\x11\n\tflat_file\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\".\n\x0fServerAppMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"5\n\x12ServerAppNodeError\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x99\x04\n$ServerAppGridServiceExchangeResponse\x12G\n\x06status\x18\x01 \x01(\x0e\x32\x37.dure_pb.v1.ServerAppGridServiceExchangeResponse.Status\x12G\n\x06\x61rrays\x18\x02 \x01(\x0e\x32\x37.dure_pb.v1.ServerAppGridServiceExchangeResponse.Arrays\x12\x11\n\tflat_file\x18\x03 \x01(\t\x12,\n\x07metrics\x18\x04 \x03(\x0b\x32\x1b.dure_pb.v1.ServerAppMetric\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x01\x12\x11\n\tsurvivors\x18\x06 \x03(\x04\x12.\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1e.dure_pb.v1.ServerAppNodeError\x12\x0e\n\x06reason\x18\x08 \x01(\t\"V\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\x12\x12\n\x0eSTATUS_STOPPED\x10\x03\"]\n\x06\x41rrays\x12\x16\n\x12\x41RRAYS_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41RRAYS_NONE\x10\x01\x12\x16\n\x12\x41RRAYS_MEAN_UPDATE\x10\x02\x12\x12\n\x0e\x41RRAYS_WEIGHTS\x10\x03\"q\n!ServerAppGridServiceFinishRequest\x12\x0e\n\x06rounds\x18\x01 \x01(\x04\x12\x14\n\x0cmetrics_json\x18\x02 \x01(\x0c\x12\x13\n\x0blayout_json\x18\x03 \x01(\x0c\x12\x11\n\tflat_file\x18\x04 \x01(\t\"$\n\"ServerAppGridServiceFinishResponse\"@\n\x1fServerAppGridServiceFailRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\"\n ServerAppGridServiceFailResponse2\xb7\x03\n\x14ServerAppGridService\x12\x64\n\x05Nodes\x12,.dure_pb.v1.ServerAppGridServiceNodesRequest\x1a-.dure_pb.v1.ServerAppGridServiceNodesResponse\x12m\n\x08\x45xchange\x12/.dure_pb.v1.ServerAppGridServiceExchangeRequest\x1a\x30.dure_pb.v1.ServerAppGridServiceExchangeResponse\x12g\n\x06\x46inish\x12-.dure_pb.v1.ServerAppGridServiceFinishRequest\x1a..dure_pb.v1.ServerAppGridServiceFinishResponse\x12\x61\n\x04\x46\x61il\x12+.dure_pb.v1.ServerAppGridServiceFailRequest\x1a,.dure_pb.v1.ServerAppGridServiceFailResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64ure_pb/v1/serverapp.proto\x12\ndure_pb.v1\"B\n ServerAppGridServiceNodesRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"0\n\rServerAppNode\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06member\x18\x02 \x01(\t\"^\n!ServerAppGridServiceNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.dure_pb.v1.ServerAppNode\x12\x0f\n\x07missing\x18\x02 \x01(\t\";\n\x13ServerAppNodeValues\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x13\n\x0bvalues_json\x18\x02 \x01(\x0c\"\xc7\x01\n#ServerAppGridServiceExchangeRequest\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x18\n\x10instruction_json\x18\x02 \x01(\x0c\x12\r\n\x05nodes\x18\x03 \x03(\x04\x12\x34\n\x0bnode_values\x18\x04 \x03(\x0b\x32\x1f.dure_pb.v1.ServerAppNodeValues\x12\x11\n\tflat_file\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\".\n\x0fServerAppMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"5\n\x12ServerAppNodeError\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa7\x04\n$ServerAppGridServiceExchangeResponse\x12G\n\x06status\x18\x01 \x01(\x0e\x32\x37.dure_pb.v1.ServerAppGridServiceExchangeResponse.Status\x12G\n\x06\x61rrays\x18\x02 \x01(\x0e\x32\x37.dure_pb.v1.ServerAppGridServiceExchangeResponse.Arrays\x12\x11\n\tflat_file\x18\x03 \x01(\t\x12,\n\x07metrics\x18\x04 \x03(\x0b\x32\x1b.dure_pb.v1.ServerAppMetric\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x01\x12\x11\n\tsurvivors\x18\x06 \x03(\x04\x12.\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1e.dure_pb.v1.ServerAppNodeError\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0c\n\x04seed\x18\t \x01(\x0c\"V\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\x12\x12\n\x0eSTATUS_STOPPED\x10\x03\"]\n\x06\x41rrays\x12\x16\n\x12\x41RRAYS_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41RRAYS_NONE\x10\x01\x12\x16\n\x12\x41RRAYS_MEAN_UPDATE\x10\x02\x12\x12\n\x0e\x41RRAYS_WEIGHTS\x10\x03\"q\n!ServerAppGridServiceFinishRequest\x12\x0e\n\x06rounds\x18\x01 \x01(\x04\x12\x14\n\x0cmetrics_json\x18\x02 \x01(\x0c\x12\x13\n\x0blayout_json\x18\x03 \x01(\x0c\x12\x11\n\tflat_file\x18\x04 \x01(\t\"$\n\"ServerAppGridServiceFinishResponse\"@\n\x1fServerAppGridServiceFailRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\"\n ServerAppGridServiceFailResponse2\xb7\x03\n\x14ServerAppGridService\x12\x64\n\x05Nodes\x12,.dure_pb.v1.ServerAppGridServiceNodesRequest\x1a-.dure_pb.v1.ServerAppGridServiceNodesResponse\x12m\n\x08\x45xchange\x12/.dure_pb.v1.ServerAppGridServiceExchangeRequest\x1a\x30.dure_pb.v1.ServerAppGridServiceExchangeResponse\x12g\n\x06\x46inish\x12-.dure_pb.v1.ServerAppGridServiceFinishRequest\x1a..dure_pb.v1.ServerAppGridServiceFinishResponse\x12\x61\n\x04\x46\x61il\x12+.dure_pb.v1.ServerAppGridServiceFailRequest\x1a,.dure_pb.v1.ServerAppGridServiceFailResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,19 +46,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERAPPNODEERROR']._serialized_start=567
   _globals['_SERVERAPPNODEERROR']._serialized_end=620
   _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE']._serialized_start=623
-  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE']._serialized_end=1160
-  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_STATUS']._serialized_start=979
-  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_STATUS']._serialized_end=1065
-  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_ARRAYS']._serialized_start=1067
-  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_ARRAYS']._serialized_end=1160
-  _globals['_SERVERAPPGRIDSERVICEFINISHREQUEST']._serialized_start=1162
-  _globals['_SERVERAPPGRIDSERVICEFINISHREQUEST']._serialized_end=1275
-  _globals['_SERVERAPPGRIDSERVICEFINISHRESPONSE']._serialized_start=1277
-  _globals['_SERVERAPPGRIDSERVICEFINISHRESPONSE']._serialized_end=1313
-  _globals['_SERVERAPPGRIDSERVICEFAILREQUEST']._serialized_start=1315
-  _globals['_SERVERAPPGRIDSERVICEFAILREQUEST']._serialized_end=1379
-  _globals['_SERVERAPPGRIDSERVICEFAILRESPONSE']._serialized_start=1381
-  _globals['_SERVERAPPGRIDSERVICEFAILRESPONSE']._serialized_end=1415
-  _globals['_SERVERAPPGRIDSERVICE']._serialized_start=1418
-  _globals['_SERVERAPPGRIDSERVICE']._serialized_end=1857
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE']._serialized_end=1174
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_STATUS']._serialized_start=993
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_STATUS']._serialized_end=1079
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_ARRAYS']._serialized_start=1081
+  _globals['_SERVERAPPGRIDSERVICEEXCHANGERESPONSE_ARRAYS']._serialized_end=1174
+  _globals['_SERVERAPPGRIDSERVICEFINISHREQUEST']._serialized_start=1176
+  _globals['_SERVERAPPGRIDSERVICEFINISHREQUEST']._serialized_end=1289
+  _globals['_SERVERAPPGRIDSERVICEFINISHRESPONSE']._serialized_start=1291
+  _globals['_SERVERAPPGRIDSERVICEFINISHRESPONSE']._serialized_end=1327
+  _globals['_SERVERAPPGRIDSERVICEFAILREQUEST']._serialized_start=1329
+  _globals['_SERVERAPPGRIDSERVICEFAILREQUEST']._serialized_end=1393
+  _globals['_SERVERAPPGRIDSERVICEFAILRESPONSE']._serialized_start=1395
+  _globals['_SERVERAPPGRIDSERVICEFAILRESPONSE']._serialized_end=1429
+  _globals['_SERVERAPPGRIDSERVICE']._serialized_start=1432
+  _globals['_SERVERAPPGRIDSERVICE']._serialized_end=1871
 # @@protoc_insertion_point(module_scope)

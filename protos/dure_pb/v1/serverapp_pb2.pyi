@@ -74,7 +74,7 @@ class ServerAppNodeError(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ServerAppGridServiceExchangeResponse(_message.Message):
-    __slots__ = ("status", "arrays", "flat_file", "metrics", "num_examples", "survivors", "errors", "reason")
+    __slots__ = ("status", "arrays", "flat_file", "metrics", "num_examples", "survivors", "errors", "reason", "seed")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[ServerAppGridServiceExchangeResponse.Status]
@@ -103,6 +103,7 @@ class ServerAppGridServiceExchangeResponse(_message.Message):
     SURVIVORS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     status: ServerAppGridServiceExchangeResponse.Status
     arrays: ServerAppGridServiceExchangeResponse.Arrays
     flat_file: str
@@ -111,7 +112,8 @@ class ServerAppGridServiceExchangeResponse(_message.Message):
     survivors: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[ServerAppNodeError]
     reason: str
-    def __init__(self, status: _Optional[_Union[ServerAppGridServiceExchangeResponse.Status, str]] = ..., arrays: _Optional[_Union[ServerAppGridServiceExchangeResponse.Arrays, str]] = ..., flat_file: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[ServerAppMetric, _Mapping]]] = ..., num_examples: _Optional[float] = ..., survivors: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[ServerAppNodeError, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    seed: bytes
+    def __init__(self, status: _Optional[_Union[ServerAppGridServiceExchangeResponse.Status, str]] = ..., arrays: _Optional[_Union[ServerAppGridServiceExchangeResponse.Arrays, str]] = ..., flat_file: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[ServerAppMetric, _Mapping]]] = ..., num_examples: _Optional[float] = ..., survivors: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[ServerAppNodeError, _Mapping]]] = ..., reason: _Optional[str] = ..., seed: _Optional[bytes] = ...) -> None: ...
 
 class ServerAppGridServiceFinishRequest(_message.Message):
     __slots__ = ("rounds", "metrics_json", "layout_json", "flat_file")

@@ -1,0 +1,81 @@
+"""A run whose first weights all members draw together: nobody chose them, everybody makes them, and an auditor makes them again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from e2e.stage import Stage
+from safetensors.numpy import load_file
+
+from dure_coordinator.admin_client import call
+
+MEMBERS = ("ara", "bora", "chan", "dan")
+RULES = 'initial = ["*.bias constant 0", "* normal 0.17"]\n'
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    made = Stage.set_up(tmp_path_factory.mktemp("seed"), MEMBERS)
+    made.everybody_up()
+    try:
+        yield made
+    finally:
+        made.consortium.stop()
+
+
+def drawing_app(folder: Path) -> Path:
+    """digits, with rules for its first weights."""
+    shutil.copytree(Path(__file__).parents[2] / "apps" / "digits", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text().replace("w-max = 1797\n", f"w-max = 1797\n{RULES}"))
+    return folder
+
+
+@pytest.mark.timeout(180)
+def test_members_draw_the_first_weights_in_an_exchange_of_its_own(stage, tmp_path):
+    run, plan = stage.consortium.run_start(drawing_app(tmp_path / "app"), rounds=2, settings={}, outer_step="average")
+    for member in MEMBERS:
+        stage.consortium.allow(member, plan)
+    shown = stage.wait(run)
+    assert [line["category"] for line in shown["history"]] == ["query", "train", "evaluate", "train", "evaluate"]
+    assert {facts["exchanges_counted"] for facts in shown["members"].values()} == {4}, "in the draw nobody trains"
+    out = tmp_path / "first"
+    call(stage.consortium.dir_of("coordinator"), "run-export", {"run": run, "out": str(out), "round": 0}, timeout_s=30.0)
+    first = load_file(out / "model.safetensors")
+    assert not first["hidden.bias"].any() and abs(float(first["hidden.weight"].std()) / 0.17 - 1) < 0.1
+    assert not np.array_equal(first["hidden.weight"].ravel()[:10], first["output.weight"].ravel()[:10])
+
+
+@pytest.mark.timeout(120)
+def test_nobody_trains_on_first_weights_that_the_draw_did_not_make(stage, tmp_path):
+    """The ServerApp is its author's code: it may send anything. Without the node's own look this run would train on a chosen start."""
+    app = drawing_app(tmp_path / "app")
+    server = app / "digits" / "server_app.py"
+    server.write_text(server.read_text() + CHEAT)
+    run, plan = stage.consortium.run_start(app, rounds=1, settings={}, outer_step="average")
+    for member in MEMBERS:
+        stage.consortium.allow(member, plan)
+    shown = stage.wait(run, lambda s: len(s["history"]) >= 2 or s["state"] != "running")
+    said = {d["member"]: d["reason"] for d in shown["dropouts"] if d["exchange"] == 2}
+    assert set(said.values()) == {"app: weights: the first ones offered are not those of the seed the members drew"}
+    assert shown["history"][1]["status"] == "failed" and len(said) >= 2, "too few are left for any sum"
+
+
+CHEAT = """
+
+_honest = FedAvg.configure_train
+
+
+def _chosen(self, server_round, arrays, config, grid):
+    import numpy as np
+    from flwr.app import Array, ArrayRecord
+
+    moved = {name: Array(a.numpy() + np.float32(2**-20)) for name, a in arrays.items()}
+    return _honest(self, server_round, ArrayRecord(moved), config, grid)
+
+
+FedAvg.configure_train = _chosen
+"""
