@@ -54,6 +54,7 @@ from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.log.witnesses import HttpWitness, Witnesses
 from dure_coordinator.metrics import samples
+from dure_coordinator.quotas import Quotas
 from dure_coordinator.retention import Retention
 from dure_coordinator.rpc.admin import ADMIN_SOCKET, Admin
 from dure_coordinator.rpc.log import Log
@@ -156,7 +157,9 @@ class Coordinator:
         store = await Store.open(settings.database or f"sqlite:///{folder.directory.resolve()}/coordinator.sqlite")
         blobs = BlobStore(folder.directory / "blobs")
         await asyncio.to_thread(blobs.sweep)
-        spools = Spools(folder.directory / "spools", quota_bytes=settings.spool_quota_bytes, sync_bytes=settings.spool_sync_bytes)
+        quotas = Quotas(settings.spool_quota_bytes, settings.run_quota_bytes, settings.run_reserve_bytes)
+        spools = Spools(folder.directory / "spools", quotas=quotas, sync_bytes=settings.spool_sync_bytes)
+        spools.belong(await store.runs_of_uploads())
         journals = Journals(store)
         changes, witnesses = Changes(), Witnesses(fixed=outside_witnesses(charter, settings))
         publisher = Publisher(
@@ -196,6 +199,7 @@ class Coordinator:
             changes=changes,
             taken_up=TakenUp(*(int(s * 1000) for s in (settings.gone_grace_s, settings.return_grace_s, settings.join_grace_s))),
         )
+        spools.open_runs = fleet.open_runs
         retention = Retention(store, spools, charter.terms.challenge_window_s)
         made = cls(folder, settings, charter, store, blobs, spools, journals, fleet, publisher, witnesses, retention)
         fleet.on_opened = made.start_serverapp

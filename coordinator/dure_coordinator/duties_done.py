@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -35,6 +36,9 @@ from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.spool import Spools
 from dure_coordinator.storage.store import BlobRow, StatementRow, Store, With
 
+RUNS_AT_WORK = 64
+"""Runs whose sums and steps are computed at one time; each has one such duty at most."""
+
 
 @dataclass
 class Duties:
@@ -48,6 +52,9 @@ class Duties:
     publisher: Publisher
     clock: Callable[[], float] = time.time
     chain_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    long: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(RUNS_AT_WORK, thread_name_prefix="duty"))
+    """For sums and steps. Those of a large run take minutes; they must not hold a thread that bulk streams and other runs' phases need,
+    nor hold up another run's sum. The kernel shares the cores out among them."""
 
     async def perform(self, run: RunEngine, duty: Any) -> None:
         """Does one duty and hands its result to the run."""
@@ -81,7 +88,7 @@ class Duties:
             if row.member not in duty.survivors:
                 await asyncio.to_thread(self.spools.remove, row.upload)
                 await self.store.upload_removed(row.upload)
-        result = await asyncio.to_thread(self._add, duty) if duty.purpose != "scalars" else {"root": merkle_root([]), "sum": b""}
+        result = await self._apart(self._add, duty) if duty.purpose != "scalars" else {"root": merkle_root([]), "sum": b""}
         for name, data in (("seeds", duty.seeds), ("evidence", duty.evidence)):
             result[name] = str(await asyncio.to_thread(self.blobs.put_bytes, data)).encode()
         if duty.length:
@@ -94,6 +101,9 @@ class Duties:
         await run.done(duty, result, With(blobs=tuple(rows)))
         for member in duty.survivors:
             await asyncio.to_thread(self.spools.release, upload_id(duty.instance, member))
+
+    async def _apart(self, work: Callable[[Any], dict[str, bytes]], duty: Any) -> dict[str, bytes]:
+        return await asyncio.get_running_loop().run_in_executor(self.long, work, duty)
 
     def _add(self, duty: Sum) -> dict[str, bytes]:
         spools = [self.spools.open(upload_id(duty.instance, m), length=duty.length, chunk_bytes=duty.chunk_bytes) for m in duty.survivors]
@@ -110,7 +120,7 @@ class Duties:
         return result
 
     async def _step(self, run: RunEngine, duty: Step) -> None:
-        result = await asyncio.to_thread(self._advance, duty)
+        result = await self._apart(self._advance, duty)
         reach(Point.STEP_STORED)
         rows = [BlobRow(run.run, "model" if duty.outer_step else "mean", result["reply"].decode(), duty.exchange)]
         if duty.outer_step:

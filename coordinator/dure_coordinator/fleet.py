@@ -260,6 +260,10 @@ class Fleet:
         if not decision.reply.accepted:
             log.warning("node.refused", run=engine.run.hex()[:12], member=member, field=decision.reply.field, reason=decision.reply.reason)
 
+    def open_runs(self) -> list[bytes]:
+        """Runs that are not over."""
+        return [run for run, engine in self.runs.items() if not engine.ended]
+
     def _open_runs_of(self, member: str) -> list[RunEngine]:
         return [e for e in self.runs.values() if not e.ended and member in e.state.facts.roster]
 
@@ -300,8 +304,8 @@ class Fleet:
 
     # -- bulk: who may move which bytes ------------------------------------------------------------------------------
 
-    async def open_blob(self, member: str, blob: BlobId) -> BlobReader:
-        """The blob, or a survivor's committed upload, open, if a run of this member lets it be read now.
+    async def open_blob(self, member: str, blob: BlobId) -> tuple[bytes, BlobReader]:
+        """(run, the blob, or a survivor's committed upload, open), if a run of this member lets it be read now.
 
         Raises:
             NotAuthorised: no run says so; the same answer whether the blob exists or not.
@@ -314,9 +318,10 @@ class Fleet:
             if member not in engine.state.facts.roster:
                 continue
             if text in view.readable_blobs(engine.state, member):
-                return await asyncio.to_thread(self.blobs.open, blob)
+                return engine.run, await asyncio.to_thread(self.blobs.open, blob)
             if (kept := view.readable_upload(engine.state, member, text)) is not None:
-                return await asyncio.to_thread(self.spools.reader, kept.upload, length=kept.length, chunk_bytes=kept.chunk_bytes)
+                reader = await asyncio.to_thread(self.spools.reader, kept.upload, length=kept.length, chunk_bytes=kept.chunk_bytes)
+                return engine.run, reader
         raise NotAuthorised("no run of this member lets it read this blob now")
 
     def disk_full(self, error: DiskFull | SpoolsFull) -> None:
@@ -338,16 +343,17 @@ class Fleet:
             raise NotAuthorised("no sum was opened in an exchange of that number in a run of this member")
         return sums
 
-    async def open_upload(self, member: str, upload: bytes) -> Spool | bytes | view.UploadSlot:
-        """Where this upload's chunks go, or the answer its commit got; a slot without length takes a commit only."""
+    async def open_upload(self, member: str, upload: bytes) -> tuple[bytes, Spool | bytes | view.UploadSlot]:
+        """(run, where this upload's chunks go, or the answer its commit got); a slot without length takes a commit only."""
         known = await self.store.upload(upload)
         if known is not None and known.commit is not None and known.member == member:
-            return ACCEPTED
+            return known.run, ACCEPTED
         engine, slot = self._slot(member, upload)
         if slot.length == 0:
-            return slot
+            return engine.run, slot
         await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, slot.length, slot.chunk_bytes))
-        return await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes)
+        opened = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes, run=engine.run)
+        return engine.run, opened
 
     async def commit_upload(self, member: str, upload: bytes, commit: bytes) -> ReportReply:
         """Judges the signed commit and makes it durable; only then does the upload count.
@@ -365,7 +371,7 @@ class Fleet:
         if fact.length != slot.length:
             raise Refused("length", f"says {fact.length}, this upload has {slot.length} bytes")
         if slot.length:
-            spool = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes)
+            spool = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes, run=engine.run)
             await asyncio.to_thread(spool.finish, fact.root)
         else:
             await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, 0, slot.chunk_bytes))

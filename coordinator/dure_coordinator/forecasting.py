@@ -96,11 +96,13 @@ async def said_of(
 def check_disk(coordinator: Coordinator, found: Forecast) -> None:
     """`BadInput` where the run would not fit the coordinator's disk or its quota for uploads."""
     folder, free = coordinator.folder.directory, shutil.disk_usage(coordinator.folder.directory).free
-    quota = coordinator.settings.spool_quota_bytes
+    settings = coordinator.settings
+    quota = min(settings.spool_quota_bytes, settings.run_quota_bytes or settings.spool_quota_bytes)
+    name = "spool_quota_bytes" if quota == settings.spool_quota_bytes else "run_quota_bytes"
     if found.uploads_peak > quota:
         raise BadInput(
             f"disk: up to {human_bytes(found.uploads_peak)} of masked uploads would be kept at once, the quota is {human_bytes(quota)}; "
-            "raise spool_quota_bytes in coordinator.toml, plan fewer rounds, or start it all the same with --ignore-disk"
+            f"raise {name} in coordinator.toml, plan fewer rounds, or start it all the same with --ignore-disk"
         )
     if found.coordinator_disk > free:
         raise BadInput(

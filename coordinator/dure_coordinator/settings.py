@@ -23,6 +23,10 @@ class CoordinatorSettings:
     """SQLAlchemy URL with a plain driver, such as postgresql+psycopg://host/name; empty is SQLite in the folder."""
     spool_quota_bytes: int = 200 * 10**9
     """All masked uploads on disk together."""
+    run_quota_bytes: int = 0
+    """Most of them of one run; 0: the quota for all is the only bound."""
+    run_reserve_bytes: int = 10**9
+    """What every open run is sure of, whatever the others keep; at most its equal share of the quota. 0: whoever comes first has it all."""
     spool_sync_bytes: int = 64 * 1024 * 1024
     """Bytes of one upload taken between two syncs to disk: what a coordinator that was killed asks for again at most."""
     http_witnesses: Mapping[str, str] = field(default_factory=dict)

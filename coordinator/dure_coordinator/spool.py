@@ -15,7 +15,8 @@ import os
 import struct
 import threading
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from dure.blobs import (
@@ -36,6 +37,7 @@ from dure.blobs import (
 from dure.errors import Refused, Unavailable
 from dure.failpoints import Point, reach
 from dure.tlog.merkle import merkle_root
+from dure_coordinator.quotas import Quotas, room_of
 
 _HEADER = struct.Struct("<8sQIII")  # magic, length, chunk_bytes, chunks, CRC of what is before
 _MAGIC = b"DURESPL1"
@@ -56,10 +58,10 @@ class SpoolsFull(Unavailable):
     Nothing is dropped early to make room: a coordinator that could would have a way around every challenge.
     """
 
-    def __init__(self, *, folder: Path, wanted_bytes: int, free_bytes: int) -> None:
+    def __init__(self, *, folder: Path, wanted_bytes: int, free_bytes: int, why: str = "of the quota (spool_quota_bytes)") -> None:
         super().__init__(
-            f"{folder}: an upload of {wanted_bytes} bytes exceeds the {free_bytes} left of its quota; uploads stay until the charter's "
-            "challenge window has closed (`dure coordinator status`): raise spool_quota_bytes in coordinator.toml, or wait"
+            f"{folder}: an upload of {wanted_bytes} bytes exceeds the {free_bytes} left {why}; uploads stay until the charter's "
+            "challenge window has closed (`dure coordinator status`): raise it in coordinator.toml, or wait"
         )
         self.folder = folder
         self.wanted_bytes = wanted_bytes
@@ -260,32 +262,49 @@ class Spool:
 
 
 class Spools:
-    """All uploads in one folder, one open object per key, within a quota that counts what each may grow to."""
+    """All uploads in one folder, one open object per key, within quotas that count what each may grow to."""
 
-    def __init__(self, folder: Path | str, *, quota_bytes: int, sync_bytes: int = SYNC_BYTES) -> None:
+    def __init__(self, folder: Path | str, *, quotas: Quotas, sync_bytes: int = SYNC_BYTES) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.quota_bytes = quota_bytes
+        self.quotas = quotas
         self.sync_bytes = sync_bytes
+        self.open_runs: Callable[[], Collection[bytes]] = lambda: ()
+        """Whose reserve is kept free."""
+        self._runs: dict[bytes, bytes] = {}
+        """Run of each upload, where it was told."""
         self._open: dict[bytes, Spool] = {}
         self._manifests: OrderedDict[bytes, Manifest] = OrderedDict()
         self._lock = threading.Lock()
         self._lengths = self._promised()
 
-    def open(self, key: bytes, *, length: int, chunk_bytes: int) -> Spool:
-        """The upload of this key, begun or resumed; `SpoolsFull` if its whole length would exceed the quota."""
+    def belong(self, runs: Mapping[bytes, bytes]) -> None:
+        """Which run each upload on the disk is of, after a restart."""
+        with self._lock:
+            self._runs = {key: run for key, run in runs.items() if key in self._lengths} | self._runs
+
+    def open(self, key: bytes, *, length: int, chunk_bytes: int, run: bytes = b"") -> Spool:
+        """The upload of this key, begun or resumed; `SpoolsFull` if one that is new would exceed a quota with its whole length."""
         with self._lock:
             spool = self._open.get(key)
             if spool is not None:
                 if (spool.length, spool.chunk_bytes) != (length, chunk_bytes):
                     raise SpoolRefused("length", "this upload was begun with another length or chunk size")
                 return spool
-            free = self.quota_bytes - sum(n for k, n in self._lengths.items() if k != key)
-            if length > free:
-                raise SpoolsFull(folder=self.folder, wanted_bytes=length, free_bytes=max(0, free))
+            if key not in self._lengths:
+                self._check_room(run, length)
             spool = Spool(self.folder, key, length=length, chunk_bytes=chunk_bytes, sync_bytes=self.sync_bytes)
             self._open[key], self._lengths[key] = spool, length
+            self._runs.setdefault(key, run)
             return spool
+
+    def _check_room(self, run: bytes, length: int) -> None:
+        used: Counter[bytes] = Counter()
+        for key, promised in self._lengths.items():
+            used[self._runs.get(key, b"")] += promised
+        free, why = room_of(run, self.quotas, used, self.open_runs())
+        if length > free:
+            raise SpoolsFull(folder=self.folder, wanted_bytes=length, free_bytes=free, why=why)
 
     def release(self, key: bytes) -> None:
         """Lets go of the files of an upload nobody adds to any more; it stays on the disk."""
@@ -327,6 +346,7 @@ class Spools:
             spool = self._open.pop(key, None)
             self._manifests.pop(key, None)
             self._lengths.pop(key, None)
+            self._runs.pop(key, None)
             if spool is not None:
                 spool.close()
             for kind in ("leaves", "data"):

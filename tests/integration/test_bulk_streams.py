@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -26,11 +26,13 @@ from dure.wire.bulk import (
     split_manifest,
 )
 from dure.wire.control import WireRefused
+from dure_coordinator.quotas import Quotas
 from dure_coordinator.rpc.bulk import BulkService, BulkSettings
 from dure_coordinator.spool import Spool, Spools
 from dure_participant.bulk import BulkRefused, Retry, pull_blob, push_upload
 
 UPLOAD = b"\x05" * 32
+RUN = b"r" * 32
 CHUNK = 4096
 QUICK = Retry(attempts=3, first_pause_s=0.01, longest_pause_s=0.02)
 
@@ -46,20 +48,21 @@ class Policy:
     error: Exception | None = None
     wrap: type | None = None
     opened: int = 0
+    run_of: Callable[[bytes], bytes] = lambda _upload: RUN
 
     async def authorise_pull(self, member: str, blob: BlobId):
         if self.error:
             raise self.error
         reader = self.store.open(blob)
-        return self.wrap(reader) if self.wrap else reader
+        return RUN, self.wrap(reader) if self.wrap else reader
 
-    async def open_upload(self, member: str, upload: bytes) -> Spool | bytes:
+    async def open_upload(self, member: str, upload: bytes) -> tuple[bytes, Spool | bytes]:
         if self.error:
             raise self.error
         self.opened += 1
         if upload in self.committed:
-            return b"answer to " + self.committed[upload]
-        return self.spools.open(upload, length=self.length, chunk_bytes=CHUNK)
+            return RUN, b"answer to " + self.committed[upload]
+        return self.run_of(upload), self.spools.open(upload, length=self.length, chunk_bytes=CHUNK)
 
     async def commit_upload(self, member: str, upload: bytes, commit: bytes) -> bytes:
         spool = self.spools.open(upload, length=self.length, chunk_bytes=CHUNK)
@@ -93,7 +96,7 @@ async def serve(service: BulkService, address: str = "127.0.0.1:0") -> tuple[grp
 
 @contextlib.asynccontextmanager
 async def running(tmp_path, **settings) -> AsyncIterator[Site]:
-    policy = Policy(BlobStore(tmp_path / "there"), Spools(tmp_path / "spools", quota_bytes=2**30))
+    policy = Policy(BlobStore(tmp_path / "there"), Spools(tmp_path / "spools", quotas=Quotas(2**30)))
     service = BulkService(policy, member_of, BulkSettings(**settings))
     server, address = await serve(service)
     try:
@@ -310,7 +313,7 @@ async def test_push_goes_on_by_itself_when_the_coordinator_restarts(tmp_path):
         async def restart() -> None:
             await site.server.stop(None)
             site.policy.spools.close()
-            site.policy.spools = Spools(tmp_path / "spools", quota_bytes=2**30)
+            site.policy.spools = Spools(tmp_path / "spools", quotas=Quotas(2**30))
             site.server, _ = await serve(site.service, site.address)
 
         async def chunk_of(k: int) -> bytes:
@@ -380,8 +383,9 @@ async def test_wrong_frame_of_an_upload_is_refused_and_the_field_named(tmp_path,
         assert site.policy.committed == {}
 
 
-async def test_streams_of_one_member_are_limited_and_those_of_others_go_on(tmp_path):
-    async with running(tmp_path, streams_per_member=2) as site, grpc.aio.insecure_channel(site.address) as channel:
+@pytest.mark.parametrize("limit", ["streams_per_run", "streams_per_member"])
+async def test_streams_of_one_member_are_limited_and_those_of_others_go_on(tmp_path, limit):
+    async with running(tmp_path, **{limit: 2}) as site, grpc.aio.insecure_channel(site.address) as channel:
         site.policy.length = CHUNK
 
         async def begin(upload: int, member: str):
@@ -488,3 +492,19 @@ async def test_a_push_that_is_cancelled_itself_ends_cancelled(tmp_path):
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
+
+
+async def test_a_large_runs_streams_are_not_in_the_way_of_a_small_one(tmp_path):
+    """Four transfers of one run, which may go on for hours, were all that a member could have."""
+    async with running(tmp_path, streams_per_run=2) as site, grpc.aio.insecure_channel(site.address) as channel:
+        site.policy.length, site.policy.run_of = CHUNK, lambda upload: upload[:1]
+
+        async def begin(run: int, number: int):
+            call = channel.stream_stream(PUSH_METHOD)(metadata=(("member", "a"),))
+            await call.write(encode_frame(FrameKind.RESUME, bytes([run, number]) * 16))
+            return call, decode_frame(await call.read()).kind
+
+        calls = [await begin(1, k) for k in range(3)] + [await begin(2, 0)]
+        assert [kind for _, kind in calls] == [FrameKind.RESUME, FrameKind.RESUME, FrameKind.REFUSE, FrameKind.RESUME]
+        for call, _ in calls:
+            call.cancel()

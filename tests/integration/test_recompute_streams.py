@@ -18,6 +18,7 @@ from dure.secagg.ids import Purpose
 from dure.statements.dsse import Envelope
 from dure.tlog.merkle import merkle_root
 from dure.wire.messages import EvidenceQuery, SumEvidence
+from dure_coordinator.quotas import Quotas
 from dure_coordinator.rpc.bulk import BulkService, BulkSettings
 from dure_coordinator.spool import Spools
 from dure_participant import bulk
@@ -47,9 +48,9 @@ class Policy:
         if (fault := self.faults.pop(len(self.pulls), None)) is not None:
             raise fault
         if str(blob) not in self.uploads:
-            return self.blobs.open(blob)
+            return b"", self.blobs.open(blob)
         reader = self.spools.reader(self.uploads[str(blob)], length=blob.length, chunk_bytes=self.chunk_bytes)
-        return _Served(reader, str(blob), self.changed)
+        return b"", _Served(reader, str(blob), self.changed)
 
 
 class _Served:
@@ -82,7 +83,7 @@ class Desk:
 async def desk(tmp_path, made: Instance, *, aggregate: bytes | None = None, total: Upload | None = None) -> AsyncIterator[Desk]:
     """A server holding everything of this instance, and a node with nothing."""
     cut, blobs = made.total.manifest.chunk_bytes, BlobStore(tmp_path / "there")
-    spools = Spools(tmp_path / "spools", quota_bytes=2**32)
+    spools = Spools(tmp_path / "spools", quotas=Quotas(2**32))
     uploads, names = {}, {}
     for i, (member, upload) in enumerate(made.uploads.items()):
         key = bytes([i]) * 32

@@ -59,12 +59,12 @@ class ChunkSource(Protocol):
 class BulkPolicy(Protocol):
     """Who may move which bytes. Raises `NotAuthorised`, `Refused` (never again), or `Unavailable` (try later)."""
 
-    async def authorise_pull(self, member: str, blob: BlobId) -> ChunkSource:
-        """The blob, open, if this member may read it now. Closed by the caller."""
+    async def authorise_pull(self, member: str, blob: BlobId) -> tuple[bytes, ChunkSource]:
+        """(run, the blob, open), if this member may read it now. Closed by the caller."""
         ...
 
-    async def open_upload(self, member: str, upload: bytes) -> Spool | bytes:
-        """Where this upload's chunks go; or, if its commit is durable already, the answer it got."""
+    async def open_upload(self, member: str, upload: bytes) -> tuple[bytes, Spool | bytes]:
+        """(run, where this upload's chunks go; or, if its commit is durable already, the answer it got)."""
         ...
 
     async def commit_upload(self, member: str, upload: bytes, commit: bytes) -> bytes:
@@ -79,8 +79,11 @@ class BulkPolicy(Protocol):
 class BulkSettings:
     """Limits of the bulk streams."""
 
-    streams_per_member: int = 4
-    """Pulls and pushes of one member at a time; more are refused with "try later"."""
+    streams_per_run: int = 4
+    """Pulls and pushes of one member for one run at a time; more are refused with "try later". By run, so that the streams of a large one,
+    which go on for hours, are not in the way of a small one's."""
+    streams_per_member: int = 24
+    """The same of one member for all its runs: fewer than the calls it may make, so that its reports get through."""
     idle_s: float = 300.0
     """A peer that neither sends nor takes a frame for so long loses its stream; it may resume."""
 
@@ -95,7 +98,8 @@ class BulkService:
     settings: BulkSettings = field(default_factory=BulkSettings)
     on_full: Callable[[DiskFull | SpoolsFull], None] = lambda _error: None
     """Told when an upload found no room: its operator must hear of it, the member only hears "later"."""
-    _streams: Counter[str] = field(default_factory=Counter)
+    _streams: Counter[str | tuple[str, bytes]] = field(default_factory=Counter)
+    """By member, and by member and run."""
     _pushes: dict[tuple[str, bytes], asyncio.Task[None]] = field(default_factory=dict)
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -114,34 +118,38 @@ class BulkService:
         try:
             wanted = PullRequest.decode(request)
             root = wanted.blob.root
-            with self._stream(member):
+            with self._stream(member, self.settings.streams_per_member):
                 await self._send_blob(member, wanted, context)
         except DureError as e:
             await self._write(context, refusal_of(e).encode(root))
 
     async def _send_blob(self, member: str, wanted: PullRequest, context: Context) -> None:
-        source = await self.policy.authorise_pull(member, wanted.blob)
+        run, source = await self.policy.authorise_pull(member, wanted.blob)
         try:
-            manifest = source.manifest
-            if wanted.first > manifest.chunks:
-                raise WireRefused("chunk", f"is {wanted.first}, the blob has {manifest.chunks}")
-            end = min(manifest.chunks, wanted.first + wanted.count) if wanted.count else manifest.chunks
-            if wanted.manifest:
-                for part in split_manifest(wanted.blob.root, manifest.encode()):
-                    await self._write(context, part)
-            ahead: asyncio.Task[bytes] | None = None
-            try:
-                for k in range(wanted.first, end):
-                    frame = await (ahead or _chunk_frame(source, wanted.blob.root, k))
-                    ahead = asyncio.create_task(_chunk_frame(source, wanted.blob.root, k + 1)) if k + 1 < end else None
-                    await self._write(context, frame)
-            finally:
-                if ahead is not None:  # the thread must be out of `source` before it is closed
-                    await asyncio.wait({ahead})
-                    ahead.exception()
-            await self._write(context, encode_frame(FrameKind.DONE, wanted.blob.root, end))
+            with self._stream((member, run), self.settings.streams_per_run):
+                await self._send(source, wanted, context)
         finally:
             source.close()
+
+    async def _send(self, source: ChunkSource, wanted: PullRequest, context: Context) -> None:
+        manifest = source.manifest
+        if wanted.first > manifest.chunks:
+            raise WireRefused("chunk", f"is {wanted.first}, the blob has {manifest.chunks}")
+        end = min(manifest.chunks, wanted.first + wanted.count) if wanted.count else manifest.chunks
+        if wanted.manifest:
+            for part in split_manifest(wanted.blob.root, manifest.encode()):
+                await self._write(context, part)
+        ahead: asyncio.Task[bytes] | None = None
+        try:
+            for k in range(wanted.first, end):
+                frame = await (ahead or _chunk_frame(source, wanted.blob.root, k))
+                ahead = asyncio.create_task(_chunk_frame(source, wanted.blob.root, k + 1)) if k + 1 < end else None
+                await self._write(context, frame)
+        finally:
+            if ahead is not None:  # the thread must be out of `source` before it is closed
+                await asyncio.wait({ahead})
+                ahead.exception()
+        await self._write(context, encode_frame(FrameKind.DONE, wanted.blob.root, end))
 
     # -- up --------------------------------------------------------------------------------------------------------
 
@@ -154,7 +162,7 @@ class BulkService:
                 return
             upload = expect(first, FrameKind.RESUME, id=first.id, chunk=0).id
             await self._supersede(member, upload)
-            with self._stream(member):
+            with self._stream(member, self.settings.streams_per_member):
                 await self._run_push(member, upload, context)
         except DureError as e:
             if isinstance(e, DiskFull | SpoolsFull):  # the peer learns "later"; who can do something about it, learns what
@@ -183,10 +191,14 @@ class BulkService:
                 del self._pushes[member, upload]
 
     async def _take_upload(self, member: str, upload: bytes, context: Context) -> None:
-        spool = await self.policy.open_upload(member, upload)
+        run, spool = await self.policy.open_upload(member, upload)
         if isinstance(spool, bytes):
             await self._write(context, encode_frame(FrameKind.DONE, upload, 0, spool))
             return
+        with self._stream((member, run), self.settings.streams_per_run):
+            await self._take(member, upload, spool, context)
+
+    async def _take(self, member: str, upload: bytes, spool: Spool, context: Context) -> None:
         try:
             commit = await self._take_chunks(spool, upload, context)
         finally:
@@ -233,16 +245,16 @@ class BulkService:
             raise AssertionError("abort raises") from e
 
     @contextlib.contextmanager
-    def _stream(self, member: str) -> Iterator[None]:
-        if self._streams[member] >= self.settings.streams_per_member:
-            raise TooManyStreams(self.settings.streams_per_member)
-        self._streams[member] += 1
+    def _stream(self, whose: str | tuple[str, bytes], most: int) -> Iterator[None]:
+        if self._streams[whose] >= most:
+            raise TooManyStreams(most, "per member" if isinstance(whose, str) else "per member and run")
+        self._streams[whose] += 1
         try:
             yield
         finally:
-            self._streams[member] -= 1
-            if not self._streams[member]:
-                del self._streams[member]
+            self._streams[whose] -= 1
+            if not self._streams[whose]:
+                del self._streams[whose]
 
     async def _read(self, context: Context) -> Frame | None:
         """The next frame, judged; None when the peer has ended its side."""
@@ -266,8 +278,8 @@ class TooManyStreams(Unavailable):
 
     field = "streams"
 
-    def __init__(self, limit: int) -> None:
-        self.why = f"at most {limit} bulk streams per member at a time"
+    def __init__(self, limit: int, of: str) -> None:
+        self.why = f"at most {limit} bulk streams {of} at a time"
         super().__init__(self.why)
 
 

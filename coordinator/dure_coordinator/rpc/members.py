@@ -115,12 +115,12 @@ class MembersBulk:
 
     fleet: Fleet
 
-    async def authorise_pull(self, member: str, blob: BlobId) -> ChunkSource:
+    async def authorise_pull(self, member: str, blob: BlobId) -> tuple[bytes, ChunkSource]:
         return await self.fleet.open_blob(member, blob)
 
-    async def open_upload(self, member: str, upload: bytes) -> Spool | bytes:
-        found = await self.fleet.open_upload(member, upload)
-        return CommitOnly() if isinstance(found, UploadSlot) else found  # type: ignore[return-value]  # a spool of nothing
+    async def open_upload(self, member: str, upload: bytes) -> tuple[bytes, Spool | bytes]:
+        run, found = await self.fleet.open_upload(member, upload)
+        return run, CommitOnly() if isinstance(found, UploadSlot) else found  # type: ignore[return-value]  # a spool of nothing
 
     async def commit_upload(self, member: str, upload: bytes, commit: bytes) -> bytes:
         reply = await self.fleet.commit_upload(member, upload, commit)

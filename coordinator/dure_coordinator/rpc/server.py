@@ -42,7 +42,6 @@ class Limits:
     """What one peer may take of the members' port."""
 
     calls_per_member: int = 32
-    bulk_streams_per_member: int = 4
     handshake_s: float = 10.0
     """A stranger who has not shown a member's certificate by then is gone."""
     follow_write_s: float = 60.0
@@ -77,7 +76,7 @@ def members_port(
     members_pb2_grpc.add_MembersServiceServicer_to_server(members, server)
     if log is not None:
         log_pb2_grpc.add_LogServiceServicer_to_server(log, server)
-    bulk = BulkService(MembersBulk(fleet), member_of, BulkSettings(streams_per_member=limits.bulk_streams_per_member), fleet.disk_full)
+    bulk = BulkService(MembersBulk(fleet), member_of, BulkSettings(), fleet.disk_full)
     server.add_generic_rpc_handlers((bulk.handler(),))
     credentials = grpc.ssl_server_credentials([(tls.key, tls.chain)], roster().anchors(), require_client_auth=True)
     return MembersPort(server, members, bind(server, listen, credentials))

@@ -362,6 +362,11 @@ class Store:
         rows = await self._read(lambda c: [UploadRow(**r._mapping) for r in c.execute(query)])
         return sorted(rows, key=lambda row: row.member)
 
+    async def runs_of_uploads(self) -> dict[bytes, bytes]:
+        """Run by upload, of those whose bytes are still there."""
+        query = sa.select(t.uploads.c.upload, t.uploads.c.run).where(~t.uploads.c.removed)
+        return await self._read(lambda c: {row.upload: row.run for row in c.execute(query)})
+
     async def settle_uploads(self, until: float) -> None:
         """Uploads that were left in mid-exchange when their run ended go at that time."""
         over = sa.select(t.runs.c.run).where(t.runs.c.label != "open")

@@ -15,6 +15,7 @@ from dure.secagg.field import P, add_words_into
 from dure.tlog.merkle import merkle_root
 from dure_coordinator import spool as spool_module
 from dure_coordinator.aggregate import sum_spools
+from dure_coordinator.quotas import Quotas
 from dure_coordinator.spool import Spool, SpoolRefused, Spools, SpoolsFull
 
 KEY = b"\x07" * 32
@@ -176,7 +177,7 @@ def test_failed_fsync_forgets_what_it_should_have_made_durable(tmp_path, monkeyp
 
 
 def test_large_upload_is_synced_as_it_comes(tmp_path):
-    spool = Spools(tmp_path, quota_bytes=1 << 20, sync_bytes=32).open(KEY, length=len(DATA), chunk_bytes=16)
+    spool = Spools(tmp_path, quotas=Quotas(1 << 20), sync_bytes=32).open(KEY, length=len(DATA), chunk_bytes=16)
     for k in range(3):
         spool.write(k, CHUNKS[k])
     assert spool.durable_chunks() == 2
@@ -192,13 +193,13 @@ def test_damage_on_the_disk_is_noticed_on_reading(tmp_path):
 
 
 def test_quota_counts_what_each_upload_may_grow_to(tmp_path):
-    spools = Spools(tmp_path, quota_bytes=150)
+    spools = Spools(tmp_path, quotas=Quotas(150))
     first = spools.open(KEY, length=74, chunk_bytes=16)
     assert spools.open(KEY, length=74, chunk_bytes=16) is first
     with pytest.raises(SpoolRefused, match="another length"):
         spools.open(KEY, length=75, chunk_bytes=16)
     spools.close()
-    again = Spools(tmp_path, quota_bytes=150)
+    again = Spools(tmp_path, quotas=Quotas(150))
     with pytest.raises(SpoolsFull) as e:
         again.open(b"\1" * 32, length=77, chunk_bytes=16)
     assert e.value.free_bytes == 76

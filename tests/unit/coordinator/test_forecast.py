@@ -18,6 +18,7 @@ from dure.model.layout import Layout
 from dure.secagg.summing import shape_of
 from dure_coordinator.forecast_words import beside_lines, plan_lines, size_lines
 from dure_coordinator.forecasting import check_disk, links_of, no_room
+from dure_coordinator.settings import CoordinatorSettings
 from dure_participant.exchange.actions import Train
 from dure_participant.trainer import Trainer
 
@@ -75,7 +76,7 @@ def test_time_follows_the_slower_of_the_members_and_the_coordinators_link():
 
 
 def coordinator(tmp_path, quota=10**12):
-    return SimpleNamespace(folder=SimpleNamespace(directory=tmp_path), settings=SimpleNamespace(spool_quota_bytes=quota))
+    return SimpleNamespace(folder=SimpleNamespace(directory=tmp_path), settings=CoordinatorSettings(spool_quota_bytes=quota))
 
 
 def free(monkeypatch, amount):

@@ -14,6 +14,7 @@ from dure.secagg.ids import InstanceId
 from dure.tlog.merkle import merkle_root
 from dure_coordinator.exchange import decide
 from dure_coordinator.exchange.retention import Keep, keep_after
+from dure_coordinator.quotas import Quotas
 from dure_coordinator.retention import Retention
 from dure_coordinator.spool import SpoolRefused, Spools, SpoolsFull
 from dure_coordinator.storage.store import RunRow, Store, UploadRow, With
@@ -106,7 +107,7 @@ def key_of(member: str, instance: bytes = b"i") -> bytes:
 
 async def spooled(store: Store, folder: Path, *members: str, instance: bytes = b"i") -> Spools:
     """Complete uploads of these members, 84 bytes each."""
-    spools = Spools(folder / "spools", quota_bytes=1000)
+    spools = Spools(folder / "spools", quotas=Quotas(1000))
     for member in members:
         await store.begin_upload(UploadRow(key_of(member, instance), RUN, instance, member, 84, 64))
         spool = spools.open(key_of(member, instance), length=84, chunk_bytes=64)
@@ -192,7 +193,7 @@ async def test_uploads_that_nobody_adds_to_hold_no_files_open(store, tmp_path):
 
 
 async def test_a_chunk_for_an_upload_that_was_deleted_is_refused_by_name(store, tmp_path):
-    spools = Spools(tmp_path / "spools", quota_bytes=1000)
+    spools = Spools(tmp_path / "spools", quotas=Quotas(1000))
     late = spools.open(key_of("z"), length=84, chunk_bytes=64)
     spools.remove(key_of("z"))
     with pytest.raises(SpoolRefused, match="came too late"):
@@ -201,7 +202,7 @@ async def test_a_chunk_for_an_upload_that_was_deleted_is_refused_by_name(store, 
 
 async def test_a_quota_that_is_used_up_says_why_nothing_is_dropped_and_what_to_do(store, tmp_path):
     spools = await spooled(store, tmp_path, "a", "b")
-    spools.quota_bytes = 200
+    spools.quotas = Quotas(200)
     with pytest.raises(SpoolsFull) as full:
         spools.open(key_of("c"), length=84, chunk_bytes=64)
     assert "challenge window" in str(full.value) and "spool_quota_bytes" in str(full.value)
