@@ -171,6 +171,7 @@ class Coordinator:
             quorum=lambda: witness_quorum(charter.terms),
             reach=witnesses.reach,
             committed=changes,
+            published=witnesses.tell,
         )
         keys = {m.id: m.signing_key for m in charter.members}
 

@@ -295,11 +295,21 @@ class Fleet:
             pin = read_verified(report.body, Dispute).instance if report.kind is ReportKind.DISPUTE else None
             return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies if body), pin=pin)
 
-        reply: ReportReply = (await engine.submit(Reported(caller.member, report), also)).reply
+        reply = await self._submit(engine, Reported(caller.member, report), also)
         if report.kind in POINTS:
             reach(POINTS[report.kind])
         if not reply.accepted:
             log.info("report.refused", run=engine.run.hex()[:12], member=caller.member, kind=report.kind.value, reason=reply.reason)
+        return reply
+
+    async def _submit(self, engine: RunEngine, event: Reported | Uploaded, also: Callable[[Decided], With]) -> ReportReply:
+        """The answer to what a node said. An accepted one's statements are entries of the log by then, also where the run had no use for
+        them any more: the node counts on it."""
+        decision = await engine.submit(event, also)
+        statements = also(decision).statements
+        if statements and decision.reply.accepted and not decision.changed:
+            await self.store.write(engine.run, With(statements=statements))
+        reply: ReportReply = decision.reply
         return reply
 
     # -- bulk: who may move which bytes ------------------------------------------------------------------------------
@@ -377,7 +387,7 @@ class Fleet:
             await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, 0, slot.chunk_bytes))
         self.trouble = ""
         also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
-        reply: ReportReply = (await engine.submit(Uploaded(member, slot.instance, commit), also)).reply
+        reply = await self._submit(engine, Uploaded(member, slot.instance, commit), lambda _decision: also)
         reach(Point.COMMIT_DURABLE)
         return reply
 

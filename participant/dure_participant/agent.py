@@ -23,7 +23,7 @@ from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
 from dure.secagg.ids import InstanceId
 from dure.statements.statement import Chain
-from dure.tlog.files import CHECKPOINT, LogFiles
+from dure.tlog.files import LogFiles
 from dure.wire.messages import Directive, DirectiveKind, ReportKind
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
@@ -32,7 +32,7 @@ from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.step import Step, begin, owed, step
 from dure_participant.hands import Hands
 from dure_participant.log.courier import Courier
-from dure_participant.log.mirror import Mirror
+from dure_participant.log.mirror import Mirror, carried
 from dure_participant.recompute import Progress
 from dure_participant.running import Run
 from dure_participant.settings import NodeSettings
@@ -52,7 +52,7 @@ NO_ROOM_S = 60.0
 BROKEN_TRIES = 3
 """Tries of an action that fails in a way nobody foresaw, before the exchange logic is told."""
 LEARN_S = 2.0
-"""How often this node asks for the newest head that the quorum cosigned, for its mirror."""
+"""How often this node keeps the newest head that the quorum cosigned, at most."""
 POINTS = {
     ReportKind.KEM: Point.KEM_PERSISTED,
     ReportKind.SHARE: Point.SHARE_PERSISTED,
@@ -201,14 +201,20 @@ class Agent:
     async def _keep_log(self, line: Line) -> None:
         """While connected: bring the log what it lacks of this node's, and be this member's witness."""
 
-        async def answer(request: bytes) -> tuple[int, bytes]:
-            return await self._mirror.add_checkpoint(request, line.entries)
+        async def answer(request: bytes, entries: tuple[bytes, ...]) -> tuple[int, bytes]:
+            return await self._mirror.add_checkpoint(request, carried(entries, line.entries))
+
+        cosigned: asyncio.Queue[bytes] = asyncio.Queue()
 
         async def learn() -> None:
             while True:
+                head = await cosigned.get()
                 await asyncio.sleep(LEARN_S)
+                while not cosigned.empty():
+                    head = cosigned.get_nowait()
                 try:
-                    await self._mirror.learn(await line.log_file(CHECKPOINT))
+                    await self._mirror.learn(head)
+                    await self._courier.flush()  # what was signed for a message that nobody waited for in the end
                 except DureError as error:
                     log.debug("log.no_head", reason=str(error)[:300])
 
@@ -217,7 +223,7 @@ class Agent:
             while True:
                 try:
                     await self._courier.flush()
-                    await line.witness(answer)
+                    await line.witness(answer, cosigned.put_nowait)
                 except DureError as error:
                     log.info("log.waits", reason=str(error)[:300])
                 await asyncio.sleep(AGAIN_S)

@@ -25,10 +25,10 @@ from dure.model.layout import Layout
 from dure.recompute.evidence import Trust
 from dure.recompute.joint_seed import MESSAGE_TYPE
 from dure.recompute.sums import Finding
-from dure.secagg import thresholds
+from dure.secagg import thresholds, tlv
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement
-from dure.wire.messages import ReportKind
+from dure.wire.messages import Report, ReportKind
 from dure_participant import policy
 from dure_participant.bulk import BulkRefused, pull_blob, push_upload
 from dure_participant.exchange import actions as act
@@ -52,8 +52,16 @@ log = structlog.get_logger()
 DECISION_POLL_S = 0.5
 """How often the agent looks whether the operator has decided; the command line, another process, writes into the same store."""
 STATEMENTS = {ReportKind.APPROVAL, ReportKind.ACCEPT, ReportKind.VOID, ReportKind.DISPUTE}
-"""Reports that bring signed statements: those are in the log first."""
+"""Reports that bring signed statements, which become entries with them; what was signed before is in the log first."""
 E_B_LIMIT_BYTES = 1 << 28
+
+
+def statements_in(report: Report) -> tuple[bytes, ...]:
+    """The signed statements that a report brings, which become entries of the log with it."""
+    if report.kind not in STATEMENTS:
+        return ()
+    parts = tlv.decode(report.body, max_bytes=len(report.body)) if report.kind is ReportKind.ACCEPT else (report.body,)
+    return tuple(part for part in parts if isinstance(part, bytes) and part)
 
 
 class Hands:
@@ -108,9 +116,12 @@ class Hands:
     # -- reports and consent ---------------------------------------------------------------------------------------
 
     async def _send(self, run: Run, action: act.Send) -> None:
-        if action.report.kind in STATEMENTS:
-            await self._courier.flush()
+        brought = statements_in(action.report)
+        if brought:
+            await self._courier.flush(brought)
         reply = await self._line().report(action.report)
+        if brought:  # a refused one is in the log all the same: it says what this node signed
+            await (self._courier.taken(brought) if reply.accepted else self._courier.flush())
         if not reply.accepted:
             kind = action.report.kind.value
             log.warning("report.refused", run=run.label, kind=kind, field=reply.field, reason=reply.reason)
@@ -267,12 +278,14 @@ class Hands:
                 else await asyncio.to_thread(MaskedFile.load, self._masked(run, action.instance), action.length, action.chunk_bytes)
             )
             stream = run.streams[action.upload] = open_stream(file, self._sender(action.upload))
-        await self._courier.flush()
+        await self._courier.flush((action.envelope,))
         if not stream.envelope.done():
             stream.envelope.set_result(action.envelope)
         try:
             await asyncio.shield(stream.sending)
+            await self._courier.taken((action.envelope,))
         except BulkRefused as error:
+            await self._courier.flush()
             log.warning("upload.refused", run=run.label, reason=str(error))
             await asyncio.to_thread(self._store.note, f"the coordinator refused this node's upload: {error}", run.run)
         except asyncio.CancelledError:

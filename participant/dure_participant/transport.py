@@ -149,15 +149,24 @@ class Line:
         except WireRefused as error:
             raise Unavailable(f"a file of the log is out of form: {error}") from None
 
-    async def witness(self, answer: Callable[[bytes], Awaitable[tuple[int, bytes]]]) -> None:
-        """Be this member's witness until the stream ends (`Unavailable`): each head asked about gets its answer."""
+    async def witness(
+        self, answer: Callable[[bytes, tuple[bytes, ...]], Awaitable[tuple[int, bytes]]], told: Callable[[bytes], None]
+    ) -> None:
+        """Be this member's witness until the stream ends (`Unavailable`): each head asked about, with entries it adds, gets its answer.
+
+        Args:
+            told: given each head that a quorum is said to have cosigned.
+        """
         call, last = self._log.Witness(), 0
         try:
             await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer()))
             while (message := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in grpc-stubs
+                if (head := log_wire.decode_cosigned(message)) is not None:
+                    told(head)
+                    continue
                 asked = log_wire.decode_head_asked(message, last)
                 last = asked.number
-                await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer(last, *await answer(asked.request))))
+                await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer(last, *await answer(asked.request, asked.entries))))
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{self._identity.address}: {error.details()}") from None
         except WireRefused as error:

@@ -17,7 +17,7 @@ from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, SignatureLine
 from dure.tlog.witness import AddCheckpoint
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.log import mirror as mirrors
-from dure_participant.log.mirror import EVIDENCE, Mirror
+from dure_participant.log.mirror import EVIDENCE, Mirror, carried
 from dure_participant.store import NodeStore
 
 ORIGIN = "dure/titan/log"
@@ -96,6 +96,15 @@ async def test_a_log_that_grows_honestly_is_mirrored_and_cosigned(mirror):
         assert key in Note(Checkpoint(ORIGIN, size, log.roots[size]).text(), (line,)).verify([key])
     assert list(mirror.files.tree(8).entries()) == log.entries
     assert evidence(mirror) == []
+
+
+async def test_entries_that_come_with_the_head_are_judged_like_those_that_are_fetched(mirror):
+    log = Log([*THEIRS[:3], MINE[0], *THEIRS[3:6], MINE[1]])
+    assert (await mirror.add_checkpoint(log.request(0, 4), carried(log.entries[:3], log.fetch)))[0] == 200, "the fourth is fetched"
+    for wrong in ([*THEIRS[3:6], MINE[2]], [*THEIRS[3:6], MINE[1], THEIRS[9]]):
+        assert (await mirror.add_checkpoint(log.request(4, 8), carried(wrong, log.fetch)))[0] == 422
+    assert len(evidence(mirror)) == 2
+    assert (await mirror.add_checkpoint(log.request(4, 8), carried(log.entries[4:8], log.fetch)))[0] == 200
 
 
 async def test_a_cosigned_head_is_kept_only_if_it_is_of_the_mirrors_own_history(mirror):

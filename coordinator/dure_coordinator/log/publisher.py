@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from dure.tlog.merkle import consistency_proof, inclusion_proof
 from dure.tlog.note import MAX_SIGNATURES, Note, NoteKey, SignatureLine, sign
 from dure.tlog.proof import TlogProof
 from dure.tlog.witness import AddCheckpoint, WitnessRefused
+from dure.wire import log as wire
 from dure_coordinator.engine import Changes
 from dure_coordinator.storage.store import Store
 
@@ -30,19 +32,26 @@ log = structlog.get_logger()
 
 ASK_S = 20.0
 """How long one witness may take; it is asked again at the next head or after `AGAIN_S`."""
+LATE_S = 1.0
+"""How long a witness that an earlier head did not wait for has for it before it is asked about the next."""
 AGAIN_S = 2.0
 GATHER_S = 1.0
 """How long entries that nobody waits for gather under the next head."""
 BATCH = 1024
 """Entries read from the database at a time."""
 AWAY = "not connected"
+TAIL_ENTRIES, TAIL_BYTES = wire.BATCH, 1 << 20
+"""Of the newest entries, what goes to a witness together with the head."""
 
 
 class Witness(Protocol):
     """One member's witness, however it is reached."""
 
-    async def add_checkpoint(self, request: bytes) -> bytes:
+    async def add_checkpoint(self, request: bytes, entries: Sequence[bytes] = ()) -> bytes:
         """The cosignature lines.
+
+        Args:
+            entries: the first of those the head adds to what this witness has.
 
         Raises:
             WitnessRefused: with tlog-witness's status.
@@ -69,12 +78,18 @@ class Publisher:
     changes: Changes = field(default_factory=Changes)
     """Bumped when a head is published."""
     clock: Callable[[], float] = time.time
+    published: Callable[[bytes], None] = lambda _head: None
+    """Given each head the quorum cosigned."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why a witness did not cosign the newest head it was asked about, by name; kept until it cosigns one."""
     trouble: str = ""
     """Why the last try to publish ended without a head, in words; "" when it was the witnesses, or nothing."""
+    _tail: deque[bytes] = field(default_factory=deque)
+    """The newest entries in the files, up to the last."""
     _sizes: dict[str, int] = field(default_factory=dict)
     """Where each witness stands, as far as it told."""
+    _late: dict[str, asyncio.Future[SignatureLine | None]] = field(default_factory=dict)
+    """Witnesses, by key name, that the last head did not wait for: their answers say where they stand."""
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     """Somebody waits for an entry to be under a cosigned head."""
 
@@ -85,6 +100,13 @@ class Publisher:
 
     async def run(self) -> None:
         """Publishes as entries come, until cancelled. What stands in the way is logged, shown by `status`, and tried again."""
+        try:
+            await self._publish_for_ever()
+        finally:
+            for task in self._late.values():
+                task.cancel()
+
+    async def _publish_for_ever(self) -> None:
         while True:
             seen = self.committed.version
             wait_s: float | None = None
@@ -122,6 +144,7 @@ class Publisher:
             return False
         await asyncio.to_thread(self.files.publish, note.to_bytes())
         log.info("log.published", size=size, cosigned=len(signed))
+        self.published(note.to_bytes())
         await self.changes.bump()
         return True
 
@@ -131,11 +154,23 @@ class Publisher:
             start = self.files.size
             entries = await self.store.log_entries(start, min(head.size, start + BATCH))
             await asyncio.to_thread(self.files.grow, entries)
+            self._keep_tail(entries)
         if self.files.size > head.size or self.files.root != head.root():
             raise Unavailable(
                 f"{self.files.folder} holds {self.files.size} entries that the database, with {head.size}, does not give: it was rolled "
                 "back or changed; nothing is signed until the entries are restored from a member's mirror"
             )
+
+    def _keep_tail(self, entries: Sequence[bytes]) -> None:
+        self._tail.extend(entries)
+        size = sum(map(len, self._tail))
+        while self._tail and (len(self._tail) > TAIL_ENTRIES or size > TAIL_BYTES):
+            size -= len(self._tail.popleft())
+
+    def _entries_from(self, start: int) -> tuple[bytes, ...]:
+        """Entries from `start` on, where they are at hand; none where the first is not."""
+        skip = start - (self.files.size - len(self._tail))
+        return tuple(self._tail)[skip:] if skip >= 0 else ()
 
     # -- witnesses -------------------------------------------------------------------------------------------------
 
@@ -156,8 +191,7 @@ class Publisher:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 lines += [line for task in done if (line := task.result()) is not None]
         finally:
-            for task in pending:
-                task.cancel()
+            self._late |= {asked[task]: task for task in pending}
         assert len(lines) < MAX_SIGNATURES
         return note.with_signatures(lines)
 
@@ -165,6 +199,7 @@ class Publisher:
         """One witness's cosignature; None, with the reason in `refusals`, if it gives none now."""
         try:
             async with asyncio.timeout(ASK_S):
+                await self._settled(key.name)
                 for _ in range(2):  # the first try may be from a size it is past
                     old = min(self._sizes.get(key.name, 0), checkpoint.size)
                     try:
@@ -183,9 +218,16 @@ class Publisher:
             self.refusals[key.name] = str(error)
         return None
 
+    async def _settled(self, name: str) -> None:
+        """What this witness was asked before is answered, or given up: it is asked one thing at a time."""
+        if (earlier := self._late.pop(name, None)) is not None:
+            await asyncio.wait({earlier}, timeout=LATE_S)
+            earlier.cancel()
+
     async def _once(self, key: NoteKey, witness: Witness, checkpoint: Checkpoint, note: bytes, old: int) -> SignatureLine | None:
         proof = await asyncio.to_thread(consistency_proof, self.files.tree(checkpoint.size).node, old, checkpoint.size)
-        answer = await witness.add_checkpoint(AddCheckpoint(old, tuple(proof), note).to_bytes())
+        request = AddCheckpoint(old, tuple(proof), note).to_bytes()
+        answer = await witness.add_checkpoint(request, self._entries_from(old)[: checkpoint.size - old])
         for text in answer.decode(errors="replace").splitlines():
             line = SignatureLine.parse(text)
             if (line.name, line.key_id) == (key.name, key.id):

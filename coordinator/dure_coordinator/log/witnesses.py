@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -13,7 +13,19 @@ from urllib.parse import urlsplit
 
 from dure.errors import BadInput, Unavailable
 from dure.tlog.witness import MAX_ANSWER_BYTES, refusal_of
+from dure.wire.log import HeadAsked
 from dure_coordinator.log.publisher import ASK_S, Witness
+
+
+@dataclass(frozen=True)
+class Cosigned:
+    """A head that the quorum cosigned."""
+
+    head: bytes
+
+
+MOST_TOLD = 4
+"""Heads that wait for a node that does not read; newer ones it is not told of."""
 
 
 class StreamWitness:
@@ -21,10 +33,10 @@ class StreamWitness:
 
     def __init__(self) -> None:
         self._number = 0
-        self._asked: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        self._asked: asyncio.Queue[HeadAsked | Cosigned] = asyncio.Queue()
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
 
-    async def add_checkpoint(self, request: bytes) -> bytes:
+    async def add_checkpoint(self, request: bytes, entries: Sequence[bytes] = ()) -> bytes:
         """As `Witness.add_checkpoint`."""
         self._number += 1
         number = self._number
@@ -32,12 +44,17 @@ class StreamWitness:
         try:
             while not self._asked.empty():  # nobody waits for those any more; a node that stops reading must not pile heads up here
                 self._asked.get_nowait()
-            self._asked.put_nowait((number, request))
+            self._asked.put_nowait(HeadAsked(number, request, tuple(entries)))
             return await answer
         finally:
             del self._waiting[number]
 
-    async def next(self) -> tuple[int, bytes]:
+    def tell(self, head: bytes) -> None:
+        """The quorum cosigned this head; it is sent after what was asked before."""
+        if self._asked.qsize() < MOST_TOLD:
+            self._asked.put_nowait(Cosigned(head))
+
+    async def next(self) -> HeadAsked | Cosigned:
         """What is to be sent next."""
         return await self._asked.get()
 
@@ -83,8 +100,8 @@ class HttpWitness:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="witness")
         self._asked: Future[bytes] | None = None
 
-    async def add_checkpoint(self, request: bytes) -> bytes:
-        """As `Witness.add_checkpoint`."""
+    async def add_checkpoint(self, request: bytes, entries: Sequence[bytes] = ()) -> bytes:
+        """As `Witness.add_checkpoint`; an outside witness fetches the entries itself, if it wants them."""
         if self._asked is not None and not self._asked.done():
             raise Unavailable("has not ended its answer to the head before")
         made = HTTPSConnection if self._tls else HTTPConnection
@@ -150,6 +167,11 @@ class Witnesses:
         witness.gone()
         if self.streams.get(name) is witness:
             del self.streams[name]
+
+    def tell(self, head: bytes) -> None:
+        """The quorum cosigned this head: every node's mirror may keep it."""
+        for witness in self.streams.values():
+            witness.tell(head)
 
     def reach(self) -> Mapping[str, Witness]:
         return {**self.streams, **self.fixed}

@@ -11,7 +11,7 @@ from dure.errors import Refused
 from dure.wire import log as wire
 from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
-from dure_coordinator.log.witnesses import StreamWitness, Witnesses
+from dure_coordinator.log.witnesses import Cosigned, StreamWitness, Witnesses
 from dure_coordinator.rpc.interceptor import CALLER
 from dure_coordinator.rpc.status import answering
 from dure_pb.v1 import log_pb2 as pb
@@ -40,23 +40,25 @@ class Log(rpc.LogServiceServicer):
             self._intake.fleet.session(caller)
         name = witness_name(self._intake.fleet.roster().members[caller.member].host)
         witness = self._witnesses.arrive(name)
+        if (head := self._publisher.files.published) is not None:
+            witness.tell(head.note.to_bytes())
         reading = asyncio.create_task(self._read(requests, witness))
         await self._publisher.committed.bump()
         try:
             async with answering(context):
-                while (asked := await self._next(witness, reading)) is not None:
-                    yield wire.encode_head_asked(asked)
+                while (sent := await self._next(witness, reading)) is not None:
+                    yield wire.encode_cosigned(sent.head) if isinstance(sent, Cosigned) else wire.encode_head_asked(sent)
         finally:
             reading.cancel()
             self._witnesses.leave(name, witness)
 
-    async def _next(self, witness: StreamWitness, reading: asyncio.Task[None]) -> wire.HeadAsked | None:
-        """The next head to ask about; None once the node has ended its side. What it sent out of form is raised."""
+    async def _next(self, witness: StreamWitness, reading: asyncio.Task[None]) -> wire.HeadAsked | Cosigned | None:
+        """The next head to ask about, or to tell of; None once the node has ended its side. What it sent out of form is raised."""
         asking = asyncio.ensure_future(witness.next())
         try:
             await asyncio.wait({asking, reading}, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
-                return wire.HeadAsked(*asking.result())
+                return asking.result()
             reading.result()
             return None
         finally:

@@ -37,6 +37,8 @@ class HeadAsked:
 
     number: int
     request: bytes
+    entries: tuple[bytes, ...] = ()
+    """The first of the entries that the head adds, at most BATCH; the witness fetches the others, and judges all of them by the root."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def decode_appended(message: pb.AppendResponse, given: int) -> Appended:
 
 
 def encode_head_asked(asked: HeadAsked) -> pb.WitnessResponse:
-    return pb.WitnessResponse(number=asked.number, add_checkpoint=asked.request)
+    return pb.WitnessResponse(number=asked.number, add_checkpoint=asked.request, entries=asked.entries)
 
 
 def decode_head_asked(message: pb.WitnessResponse, last: int) -> HeadAsked:
@@ -89,7 +91,25 @@ def decode_head_asked(message: pb.WitnessResponse, last: int) -> HeadAsked:
         raise WireRefused("number", f"is {message.number} after {last}: heads come in order, each once")
     if len(message.add_checkpoint) > MAX_REQUEST_BYTES:
         raise WireRefused("add_checkpoint", f"has {len(message.add_checkpoint)} bytes, at most {MAX_REQUEST_BYTES}")
-    return HeadAsked(message.number, message.add_checkpoint)
+    if message.cosigned:
+        raise WireRefused("cosigned", "has no place beside a head that is asked about")
+    return HeadAsked(message.number, message.add_checkpoint, _entries(message.entries) if message.entries else ())
+
+
+def encode_cosigned(head: bytes) -> pb.WitnessResponse:
+    """The newest head that the quorum cosigned, for a witness's mirror."""
+    return pb.WitnessResponse(cosigned=head)
+
+
+def decode_cosigned(message: pb.WitnessResponse) -> bytes | None:
+    """A head that the quorum is said to have cosigned, judged by a node in size only; None where the message asks about one instead."""
+    if message.number or not message.cosigned:
+        return None
+    if message.add_checkpoint or message.entries:
+        raise WireRefused("number", "is absent, and a head is asked about")
+    if len(message.cosigned) > MAX_NOTE_BYTES:
+        raise WireRefused("cosigned", f"has {len(message.cosigned)} bytes, at most {MAX_NOTE_BYTES}")
+    return message.cosigned
 
 
 def encode_head_answer(answer: HeadAnswer) -> pb.WitnessRequest:
@@ -131,12 +151,16 @@ def encode_entries(entries: Sequence[bytes]) -> pb.EntriesResponse:
 
 def decode_entries(message: pb.EntriesResponse) -> tuple[bytes, ...]:
     """Some entries, judged by a node in number and size; that they are the log's, and no more than it signed, is the mirror's to see."""
-    if not 1 <= len(message.entries) <= BATCH:
-        raise WireRefused("entries", f"must be 1 to {BATCH} in a message, are {len(message.entries)}")
-    for entry in message.entries:
+    return _entries(message.entries)
+
+
+def _entries(found: Sequence[bytes]) -> tuple[bytes, ...]:
+    if not 1 <= len(found) <= BATCH:
+        raise WireRefused("entries", f"must be 1 to {BATCH} in a message, are {len(found)}")
+    for entry in found:
         if len(entry) > MAX_ENTRY_BYTES:
             raise WireRefused("entries", f"one has {len(entry)} bytes, at most {MAX_ENTRY_BYTES}")
-    return tuple(message.entries)
+    return tuple(found)
 
 
 def encode_path(path: str) -> pb.FileRequest:

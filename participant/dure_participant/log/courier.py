@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import structlog
 
@@ -25,12 +26,13 @@ class Courier:
     """
 
     def __init__(self, store: NodeStore, before: tuple[bytes, ...], line: Callable[[], Line]) -> None:
-        self._store, self._before, self._line = store, before, line
+        self._store, self._first, self._line = store, before, line
         self._turn = asyncio.Lock()
         self._greeted: Line | None = None
 
-    async def flush(self) -> None:
-        """Returns once everything signed so far is in the log, durably.
+    async def flush(self, carried: Sequence[bytes] = ()) -> None:
+        """Returns once everything signed so far is in the log, durably; of `carried`, what the caller's next message brings itself, and of
+        what was signed after it, perhaps nothing.
 
         Raises:
             Unavailable: not connected, or the coordinator does not take one; try again.
@@ -38,11 +40,25 @@ class Courier:
         async with self._turn:
             line = self._line()
             if self._greeted is not line:
-                await self._deliver(line, list(self._before))
+                await self._deliver(line, list(self._first))
                 self._greeted = line
-            while waiting := await asyncio.to_thread(self._store.undelivered, BATCH):
+            while waiting := await asyncio.to_thread(self._before, carried):
                 await self._deliver(line, [envelope for _, envelope in waiting])
                 await asyncio.to_thread(self._store.mark_delivered, waiting[-1][0])
+
+    async def taken(self, carried: Sequence[bytes]) -> None:
+        """The message that brought these was accepted: they are entries."""
+        async with self._turn:
+            await asyncio.to_thread(self._mark, carried)
+
+    def _before(self, carried: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        waiting = self._store.undelivered(BATCH)
+        return list(takewhile(lambda one: one[1] not in carried, waiting))
+
+    def _mark(self, carried: Sequence[bytes]) -> None:
+        theirs = list(takewhile(lambda one: one[1] in carried, self._store.undelivered(BATCH)))
+        if theirs:
+            self._store.mark_delivered(theirs[-1][0])
 
     async def _deliver(self, line: Line, envelopes: list[bytes]) -> None:
         """Every one of them; in as many messages as it takes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,6 +35,19 @@ UNDER_WAY_S = 60.0
 """Longer than a head is under way between being made and being asked about: what was acknowledged before must be under it."""
 Fetch = Callable[[int, int], AsyncIterator[bytes]]
 """(start, end) -> those entries, from the coordinator."""
+
+
+def carried(entries: Sequence[bytes], fetch: Fetch) -> Fetch:
+    """Gives the entries that came with a request, and fetches those after them."""
+
+    async def give(start: int, end: int) -> AsyncIterator[bytes]:
+        for entry in entries:
+            yield entry
+        if start + len(entries) < end:
+            async for entry in fetch(start + len(entries), end):
+                yield entry
+
+    return give
 
 
 @dataclass

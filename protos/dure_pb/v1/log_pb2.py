@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64ure_pb/v1/log.proto\x12\ndure_pb.v1\"\"\n\rAppendRequest\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\"2\n\x0e\x41ppendResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\">\n\x0eWitnessRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\r\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\"9\n\x0fWitnessResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x16\n\x0e\x61\x64\x64_checkpoint\x18\x02 \x01(\x0c\",\n\x0e\x45ntriesRequest\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"\"\n\x0f\x45ntriesResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\x1b\n\x0b\x46ileRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1c\n\x0c\x46ileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x96\x02\n\nLogService\x12?\n\x06\x41ppend\x12\x19.dure_pb.v1.AppendRequest\x1a\x1a.dure_pb.v1.AppendResponse\x12\x46\n\x07Witness\x12\x1a.dure_pb.v1.WitnessRequest\x1a\x1b.dure_pb.v1.WitnessResponse(\x01\x30\x01\x12\x44\n\x07\x45ntries\x12\x1a.dure_pb.v1.EntriesRequest\x1a\x1b.dure_pb.v1.EntriesResponse0\x01\x12\x39\n\x04\x46ile\x12\x17.dure_pb.v1.FileRequest\x1a\x18.dure_pb.v1.FileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64ure_pb/v1/log.proto\x12\ndure_pb.v1\"\"\n\rAppendRequest\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\"2\n\x0e\x41ppendResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\">\n\x0eWitnessRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\r\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\"\\\n\x0fWitnessResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x16\n\x0e\x61\x64\x64_checkpoint\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65ntries\x18\x03 \x03(\x0c\x12\x10\n\x08\x63osigned\x18\x04 \x01(\x0c\",\n\x0e\x45ntriesRequest\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"\"\n\x0f\x45ntriesResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\x1b\n\x0b\x46ileRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1c\n\x0c\x46ileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x96\x02\n\nLogService\x12?\n\x06\x41ppend\x12\x19.dure_pb.v1.AppendRequest\x1a\x1a.dure_pb.v1.AppendResponse\x12\x46\n\x07Witness\x12\x1a.dure_pb.v1.WitnessRequest\x1a\x1b.dure_pb.v1.WitnessResponse(\x01\x30\x01\x12\x44\n\x07\x45ntries\x12\x1a.dure_pb.v1.EntriesRequest\x1a\x1b.dure_pb.v1.EntriesResponse0\x01\x12\x39\n\x04\x46ile\x12\x17.dure_pb.v1.FileRequest\x1a\x18.dure_pb.v1.FileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WITNESSREQUEST']._serialized_start=124
   _globals['_WITNESSREQUEST']._serialized_end=186
   _globals['_WITNESSRESPONSE']._serialized_start=188
-  _globals['_WITNESSRESPONSE']._serialized_end=245
-  _globals['_ENTRIESREQUEST']._serialized_start=247
-  _globals['_ENTRIESREQUEST']._serialized_end=291
-  _globals['_ENTRIESRESPONSE']._serialized_start=293
-  _globals['_ENTRIESRESPONSE']._serialized_end=327
-  _globals['_FILEREQUEST']._serialized_start=329
-  _globals['_FILEREQUEST']._serialized_end=356
-  _globals['_FILERESPONSE']._serialized_start=358
-  _globals['_FILERESPONSE']._serialized_end=386
-  _globals['_LOGSERVICE']._serialized_start=389
-  _globals['_LOGSERVICE']._serialized_end=667
+  _globals['_WITNESSRESPONSE']._serialized_end=280
+  _globals['_ENTRIESREQUEST']._serialized_start=282
+  _globals['_ENTRIESREQUEST']._serialized_end=326
+  _globals['_ENTRIESRESPONSE']._serialized_start=328
+  _globals['_ENTRIESRESPONSE']._serialized_end=362
+  _globals['_FILEREQUEST']._serialized_start=364
+  _globals['_FILEREQUEST']._serialized_end=391
+  _globals['_FILERESPONSE']._serialized_start=393
+  _globals['_FILERESPONSE']._serialized_end=421
+  _globals['_LOGSERVICE']._serialized_start=424
+  _globals['_LOGSERVICE']._serialized_end=702
 # @@protoc_insertion_point(module_scope)

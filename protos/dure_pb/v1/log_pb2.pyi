@@ -31,12 +31,16 @@ class WitnessRequest(_message.Message):
     def __init__(self, number: _Optional[int] = ..., status: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class WitnessResponse(_message.Message):
-    __slots__ = ("number", "add_checkpoint")
+    __slots__ = ("number", "add_checkpoint", "entries", "cosigned")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ADD_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    COSIGNED_FIELD_NUMBER: _ClassVar[int]
     number: int
     add_checkpoint: bytes
-    def __init__(self, number: _Optional[int] = ..., add_checkpoint: _Optional[bytes] = ...) -> None: ...
+    entries: _containers.RepeatedScalarFieldContainer[bytes]
+    cosigned: bytes
+    def __init__(self, number: _Optional[int] = ..., add_checkpoint: _Optional[bytes] = ..., entries: _Optional[_Iterable[bytes]] = ..., cosigned: _Optional[bytes] = ...) -> None: ...
 
 class EntriesRequest(_message.Message):
     __slots__ = ("start", "end")

@@ -18,7 +18,7 @@ from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, sign
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
 from dure_coordinator.engine import Changes
 from dure_coordinator.log.publisher import Publisher
-from dure_coordinator.log.witnesses import StreamWitness
+from dure_coordinator.log.witnesses import MOST_TOLD, StreamWitness
 from dure_coordinator.storage.store import NewEvent, RunRow, StatementRow, Store, With
 
 ORIGIN = "titan.dure/log"
@@ -254,9 +254,10 @@ class Member:
     def note_key(self) -> NoteKey:
         return NoteKey(self.name, COSIGNATURE_V1, self.key.public_key().public_bytes_raw())
 
-    async def add_checkpoint(self, request: bytes) -> bytes:
+    async def add_checkpoint(self, request: bytes, entries=()) -> bytes:
         if self.asleep:
             raise Unavailable("asleep")
+        self.sent = entries
         checkpoint, self.seen[ORIGIN] = judge(AddCheckpoint.from_bytes(request), {ORIGIN: LOG}, self.seen)
         return answer(checkpoint, self.name, self.key, 1_700_000_000)
 
@@ -389,14 +390,14 @@ async def test_an_unforeseen_fault_of_the_disk_is_shown_and_publishing_goes_on(s
 async def test_a_witness_that_answers_garbage_is_named_and_not_counted(store, publisher, members):
     await keep(store, 0)
 
-    async def lies(_request):
+    async def lies(_request, _entries):
         return "— m0 AAAAAAAAAAAA\n".encode()
 
     members[0].add_checkpoint = lies
     assert await publisher.publish()
     assert "m0" in publisher.refusals
 
-    async def refuses(_request):
+    async def refuses(_request, _entries):
         raise WitnessRefused(422, "not shown to continue", evidence=True)
 
     members[1].add_checkpoint = refuses
@@ -411,8 +412,38 @@ async def test_a_witness_that_does_not_read_piles_up_nothing():
     for n in range(50):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(witness.add_checkpoint(b"head %d" % n), 0.001)
-    number, newest = await witness.next()
-    assert newest == b"head 49"
+    newest = await witness.next()
+    assert newest.request == b"head 49"
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(witness.next(), 0.001)
-    witness.answer(number, 200, b"late")  # nobody waits for it any more
+    witness.answer(newest.number, 200, b"late")  # nobody waits for it any more
+    for n in range(50):
+        witness.tell(b"head %d" % n)
+    told = [(await witness.next()).head for _ in range(MOST_TOLD)]
+    assert told[0] == b"head 0"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(witness.next(), 0.001)
+
+
+async def test_a_witness_is_sent_the_entries_it_lacks_together_with_the_head(store, publisher, members, monkeypatch):
+    """Each would ask for them otherwise: a round trip in every exchange's way. One that lacks more than are at hand fetches."""
+    await keep(store, 0, 1)
+    assert await publisher.publish()
+    assert members[0].sent == (statement(0).envelope, statement(1).envelope)
+    members[4].asleep = True
+    await keep(store, 2)
+    assert await publisher.publish()
+    assert members[0].sent == (statement(2).envelope,)
+    members[4].asleep, members[0].asleep = False, True
+    monkeypatch.setattr("dure_coordinator.log.publisher.TAIL_ENTRIES", 1)
+    await keep(store, 3)
+    assert await publisher.publish()
+    assert (members[1].sent, members[4].sent) == ((statement(3).envelope,), ())
+
+
+async def test_every_published_head_is_told_to_whoever_keeps_a_mirror(store, publisher):
+    told = []
+    publisher.published = told.append
+    await keep(store, 0)
+    assert await publisher.publish() and await publisher.publish()
+    assert told == [publisher.files.published.note.to_bytes()]

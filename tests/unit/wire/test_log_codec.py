@@ -16,8 +16,10 @@ def test_every_message_survives_the_wire_unchanged():
     assert wire.decode_append(wire.encode_append([b"a", b""])) == (b"a", b"")
     for answer in (wire.Appended(2), wire.Appended(1, "statement 7 is missing before it")):
         assert wire.decode_appended(wire.encode_appended(answer), 2) == answer
-    asked = wire.HeadAsked(3, b"old 0\n\n")
-    assert wire.decode_head_asked(wire.encode_head_asked(asked), 2) == asked
+    for asked in (wire.HeadAsked(3, b"old 0\n\n"), wire.HeadAsked(3, b"old 0\n\n", (b"x", b"y"))):
+        assert wire.decode_head_asked(wire.encode_head_asked(asked), 2) == asked
+        assert wire.decode_cosigned(wire.encode_head_asked(asked)) is None
+    assert wire.decode_cosigned(wire.encode_cosigned(b"head")) == b"head"
     assert wire.decode_head_answer(wire.encode_head_answer(wire.HeadAnswer()), None) == wire.HeadAnswer()
     told = wire.HeadAnswer(3, 409, b"7\n")
     assert wire.decode_head_answer(wire.encode_head_answer(told), 0) == told
@@ -50,6 +52,11 @@ def path(text):
         ("number", lambda: wire.decode_head_asked(pb.WitnessResponse(number=4), 4)),
         ("number", lambda: wire.decode_head_asked(pb.WitnessResponse(number=2**60), 4)),
         ("add_checkpoint", lambda: wire.decode_head_asked(pb.WitnessResponse(number=1, add_checkpoint=bytes(MAX_REQUEST_BYTES + 1)), 0)),
+        ("entries", lambda: wire.decode_head_asked(pb.WitnessResponse(number=1, entries=[b"x"] * 65), 0)),
+        ("entries", lambda: wire.decode_head_asked(pb.WitnessResponse(number=1, entries=[bytes(65_536)]), 0)),
+        ("cosigned", lambda: wire.decode_head_asked(pb.WitnessResponse(number=1, cosigned=b"x"), 0)),
+        ("cosigned", lambda: wire.decode_cosigned(pb.WitnessResponse(cosigned=bytes(MAX_NOTE_BYTES + 1)))),
+        ("number", lambda: wire.decode_cosigned(pb.WitnessResponse(cosigned=b"x", add_checkpoint=b"y"))),
         ("number", head_answer(number=5, last=None)),
         ("number", head_answer(number=5, last=5)),
         ("status", head_answer(status=0)),
