@@ -1,8 +1,8 @@
-"""`python bench/idle.py`: what a hundred enrolled nodes cost a coordinator that has nothing to do, and how soon all of them hear of an event.
+"""`python bench/idle.py`: what a hundred enrolled nodes cost an idle coordinator, and how soon all of them hear of an event.
 
-The coordinator is the real daemon; the nodes are light (bench/crowd.py): real certificates and streams, no agent behind them. The event is
-`dure run abort` of a run that waits for its operators: the time from the administrator's call until each node has the directive. Before it, the
-offer of the plan is timed as well, from the call of `dure run start`, which plans first.
+The coordinator is the real daemon; the nodes are light (bench/crowd.py): real certificates and streams, no agent behind them. The event
+is `dure run abort` of a run that waits for its operators: the time from the administrator's call until each node has the directive.
+Before it, the offer of the plan is timed as well, from the call of `dure run start`, which plans first.
 """
 
 from __future__ import annotations
@@ -102,20 +102,8 @@ async def _events(count: int, crowd: Crowd, consortium: QuickConsortium) -> dict
     hub, found = consortium.dir_of("coordinator"), {"offer": [], "event": []}
     for i in range(count):
         began = time.monotonic()
-        words = (
-            "run",
-            "start",
-            APP,
-            "--outer-step",
-            "average",
-            "--parameters",
-            "1000",
-            "--set",
-            f"params={1000 + i}",
-            "--json",
-            "--dir",
-            hub,
-        )
+        size = ("--outer-step", "average", "--parameters", "1000", "--set", f"params={1000 + i}")
+        words = ("run", "start", APP, *size, "--json", "--dir", hub)
         run = json.loads((await asyncio.to_thread(consortium.dure, *words)).strip().splitlines()[-1])["run"]
         got = await crowd.all_got(bytes.fromhex(run), DirectiveKind.APPROVE)
         found["offer"] += [1000 * (at - began) for at in got.values()]

@@ -86,24 +86,30 @@ class Watch:
             turn += 1
 
     def _below(self) -> Iterable[tuple[int, str]]:
-        parents: dict[int, int] = {}
+        """(pid, role) of every process under this one; where one has no role, nothing below it is looked at."""
+        children: dict[int, list[int]] = {}
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 try:
-                    parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()[1])
+                    parent = int(Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()[1])
                 except OSError:
                     continue
-        roles: dict[int, str] = {os.getpid(): "bench"}
-        for pid in sorted(parents):  # a parent is older than its child, but numbers wrap: unknown ones are met at the next look
-            if parents[pid] in roles and pid != os.getpid():
-                known = self.seen.get(pid)
-                settled = known is not None and len(known.cpu_s) >= SETTLED_AFTER
-                role = known.role if known and settled else self._roles(pid, command_of(pid), roles[parents[pid]])
-                if known and role:
-                    known.role = role
-                if role:
-                    roles[pid] = role
-                    yield pid, role
+                children.setdefault(parent, []).append(int(entry))
+        waiting = [(pid, "bench") for pid in children.get(os.getpid(), [])]
+        while waiting:
+            pid, above = waiting.pop()
+            if role := self._role(pid, above):
+                yield pid, role
+                waiting += [(child, role) for child in children.get(pid, [])]
+
+    def _role(self, pid: int, above: str) -> str:
+        known = self.seen.get(pid)
+        if known is not None and len(known.cpu_s) >= SETTLED_AFTER:
+            return known.role
+        role = self._roles(pid, command_of(pid), above)
+        if known is not None and role:
+            known.role = role
+        return role
 
     def _sample(self, seen: Seen, now: float) -> float:
         try:
@@ -188,18 +194,7 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git(
-        "status",
-        "--porcelain",
-        "--",
-        "core",
-        "coordinator",
-        "participant",
-        "bench/*.py",
-        "bench/noise",
-        "bench/flare_noise",
-        "bench/rounds",
-    )
+    changed = git("status", "--porcelain", "--", "core", "coordinator", "participant", "bench", ":(exclude)bench/results")
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 

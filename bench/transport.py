@@ -1,8 +1,8 @@
 """`python bench/transport.py`: the product's bulk streams against sockets with TLS and nothing else, in one run, taking turns.
 
-Four clients, each a process, fetch the base (4 bytes a parameter) and send an upload (2 bytes a parameter); the server adds the uploads. Ours:
-gRPC with mutual TLS, every chunk hashed and checked at both ends, blob and spools on the disk, durable before anything is answered, then the sum
-from the spools. The yardstick: a TLS socket and a thread per client, the same adds, nothing checked and nothing stored.
+Four clients, each a process, fetch the base (4 bytes a parameter) and send an upload (2 bytes a parameter); the server adds the uploads.
+Ours: gRPC with mutual TLS, every chunk hashed and checked at both ends, blob and spools on the disk, durable before anything is answered,
+then the sum from the spools. The yardstick: a TLS socket and a thread per client, the same adds, nothing checked and nothing stored.
 
 JSON: one object per place for files: the disk, and memory (/dev/shm) to see what the disk costs.
 """

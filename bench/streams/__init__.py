@@ -1,1 +1,1 @@
-"""The two sides of `transport`: the product's bulk streams, and sockets with TLS and nothing else. Both move the same bytes and add them."""
+"""The two sides of `transport`: the product's bulk streams, and sockets with TLS and nothing else. Both move and add the same bytes."""

@@ -1,4 +1,4 @@
-"""The product's side: `BulkService` over blob store and spools, `pull_blob` and `push_upload`, gRPC with mutual TLS, everything verified."""
+"""The product's side: `BulkService` over blob store and spools, `pull_blob` and `push_upload`, gRPC, mutual TLS, everything verified."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def _take_part(go: Go, number: int, where: tuple[int, str], told: Queue[An
 
     key, chain = (path.read_bytes() for path in go.credentials.client)
     credentials = grpc.ssl_channel_credentials(go.credentials.server_ca.read_bytes(), key, chain)
-    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, OPTIONS, interceptors=[]) as channel:
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, OPTIONS) as channel:
         await channel.channel_ready()
         named = _Named(channel, f"member-{number}")
         await asyncio.to_thread(start.wait)

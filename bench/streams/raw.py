@@ -1,5 +1,7 @@
-"""The yardstick: TCP with mutual TLS from the standard library, a thread per connection, the same adds where the bytes arrive; nothing checked,
-nothing stored."""
+"""The yardstick: TCP with mutual TLS from the standard library, a thread per connection, the same adds where the bytes arrive.
+
+Nothing is checked and nothing stored.
+"""
 
 from __future__ import annotations
 
