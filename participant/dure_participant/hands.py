@@ -30,21 +30,25 @@ from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import Report, ReportKind
 from dure_participant import policy
-from dure_participant.bulk import BulkRefused, pull_blob, push_upload
+from dure_participant.bulk import BulkRefused, push_upload
+from dure_participant.difference import GONE, Difference
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.site import Site
+from dure_participant.exchange.state import ExchangeWork
 from dure_participant.exchange.turn import known_instances, plan_of
 from dure_participant.first import make_first
+from dure_participant.held import Held
 from dure_participant.log.courier import Courier
 from dure_participant.recompute import Progress, Recomputer
-from dure_participant.running import Run, folder_of, local_of
+from dure_participant.running import Run, local_of
 from dure_participant.settings import NodeSettings
 from dure_participant.store import Accepted, Decision, NodeStore
+from dure_participant.trained import look_again
 from dure_participant.trainer import Trainer
 from dure_participant.transport import Line
-from dure_participant.uploads import MaskedFile, instance_name, open_stream
+from dure_participant.uploads import CommitOf, MaskedUpload, Sources, open_stream
 from dure_participant.verify import verify
 
 log = structlog.get_logger()
@@ -82,9 +86,9 @@ class Hands:
     ) -> None:
         self._site, self._dir, self._settings, self._store, self._blobs = site, directory, settings, store, blobs
         self._clock, self._line, self._courier, self._feed = clock, line, courier, feed
-        self._pulls: dict[str, asyncio.Lock] = {}
+        self._held = Held(blobs, line)
         self.trainer = Trainer(
-            member=site.member, directory=directory, settings=settings, store=store, blobs=blobs, clock=clock, pull=self._pull
+            member=site.member, directory=directory, settings=settings, store=store, held=self._held, clock=clock, pull=self._pull
         )
         self.recomputer = Recomputer(blobs, line, clock)
         self.shelf = asyncio.Lock()
@@ -206,78 +210,58 @@ class Hands:
         return self._blobs.path(blob)
 
     async def _pull(self, run: Run, blob: BlobId) -> None:
-        async with self._pulls.setdefault(str(blob), asyncio.Lock()):
-            if not await asyncio.to_thread(self._blobs.has, blob):
-                await pull_blob(self._line().channel, blob, self._blobs)
-                run.pulled_bytes += blob.length
-        self._pulls.pop(str(blob), None)
+        run.pulled_bytes += await self._held.pull(blob)
 
     # -- uploading -------------------------------------------------------------------------------------------------
 
     async def _upload(self, run: Run, action: act.Upload) -> None:
-        """Encode into a file and send it as it grows; the commit follows once the exchange logic has signed it."""
+        """Make and send every chunk; the commit follows on the same stream once the exchange logic has signed it."""
         stream = run.streams.get(action.upload)
-        if stream is None or stream.file.stopped:
+        if stream is None or stream.sending.done():
             for old in [u for u in run.streams if u != action.upload]:
                 run.streams.pop(old).cancel()
-            file = MaskedFile(self._masked(run, action.instance), action.length, action.chunk_bytes)
-            file.follow(asyncio.get_running_loop())
             self._give(run, action)
-            stream = run.streams[action.upload] = open_stream(file, self._sender(action.upload))
-        if stream.file.ready is None:
-            await self._job(run, action.id, lambda: self._encode(run, action, stream.file))
-        assert stream.file.ready is not None
+            upload = stream.upload if stream is not None else self._masked(run, action)
+            stream = run.streams[action.upload] = open_stream(upload, self._send_upload)
+        started = time.monotonic()
+        ready = await stream.made()
+        spent_ms = int((time.monotonic() - started) * 1000)
+        log.info("upload.made", run=run.label, exchange=action.exchange, purpose=action.purpose, bytes=action.length, milliseconds=spent_ms)
         told = run.pulled_bytes
         if action.purpose != "scales":  # only a usage statement says it
             run.pulled_bytes = 0
-        await self._feed(run, replace(stream.file.ready, bytes_down=told))
+        await self._feed(run, replace(ready, bytes_down=told))
 
-    async def _encode(self, run: Run, action: act.Upload, file: MaskedFile) -> None:
-        base = local = layout = e_b = None
-        if action.purpose != "scalars":
-            exchange = run.state.exchange
-            assert exchange is not None
-            layout, base, local = (
-                Layout.from_json(exchange.layout),
-                await self._base(run, exchange.weights),
-                local_of(self._dir, run, action.exchange),
-            )
-        if action.purpose == "update":
-            raw = await asyncio.to_thread(self._blobs.read_bytes, BlobId.parse(action.e_b), limit=E_B_LIMIT_BYTES)
-            e_b = np.frombuffer(raw, np.int8)
-        started = time.monotonic()
-        try:
-            file.ready = await asyncio.to_thread(file.write, action, base=base, local=local, layout=layout, e_b=e_b)
-        except BaseException:
-            stream = run.streams.pop(action.upload, None)
-            if stream is not None:
-                stream.cancel()
-            raise
-        log.info(
-            "upload.encoded",
-            run=run.label,
-            exchange=action.exchange,
-            purpose=action.purpose,
-            bytes=action.length,
-            milliseconds=int((time.monotonic() - started) * 1000),
-        )
+    def _masked(self, run: Run, action: act.Upload) -> MaskedUpload:
+        exchange = run.state.exchange
+        assert exchange is not None
+        return MaskedUpload(action, lambda: self._sources(run, action, exchange))
 
-    def _sender(self, upload: bytes) -> Callable[[MaskedFile, Callable[[], Any]], Coroutine[Any, Any, bytes]]:
-        async def send(file: MaskedFile, commit_of: Callable[[], Any]) -> bytes:
-            return await push_upload(self._line().channel, upload, file.chunk, file.chunks, commit_of)
+    def _sources(self, run: Run, action: act.Upload, exchange: ExchangeWork) -> Sources:
+        """What an upload is made from; in a thread. After a restart the update is read once more, to know that it is the promised one."""
+        if action.purpose == "scalars":
+            return Sources(action.encoder())
+        base, local = self._blobs.path(BlobId.parse(exchange.weights)), local_of(self._dir, run, action.exchange)
+        update, pinned = Difference(base, local, Layout.from_json(exchange.layout)), run.pinned
+        if pinned is None or pinned.root != action.update_root:
+            pinned = look_again(update)
+        if pinned.root != action.update_root:
+            raise Refused("update", GONE)
+        if action.purpose == "scales":
+            return Sources(action.encoder(), pinned=pinned)
+        e_b = np.frombuffer(self._blobs.read_bytes(BlobId.parse(action.e_b), limit=E_B_LIMIT_BYTES), np.int8)
+        return Sources(action.encoder(e_b), update, pinned)
 
-        return send
+    async def _send_upload(self, upload: MaskedUpload, commit_of: CommitOf) -> bytes:
+        return await push_upload(self._line().channel, upload.action.upload, upload.chunk, upload.chunks, commit_of)
 
     async def _commit(self, run: Run, action: act.Commit) -> None:
-        """End the stream with the signed commit; a stream that broke, or is of before a restart, is taken up from the file."""
-        stream = run.streams.get(action.upload)
+        """End the stream with the signed commit; where it broke, or is of before a restart, what the coordinator lacks is made again."""
+        name = action.upload.upload
+        stream = run.streams.get(name)
         if stream is None or stream.sending.done():
-            file = (
-                stream.file
-                if stream is not None
-                else await asyncio.to_thread(MaskedFile.load, self._masked(run, action.instance), action.length, action.chunk_bytes)
-            )
-            stream = run.streams[action.upload] = open_stream(file, self._sender(action.upload))
+            upload = stream.upload if stream is not None else self._masked(run, action.upload)
+            stream = run.streams[name] = open_stream(upload, self._send_upload, action.envelope)
         await self._courier.flush((action.envelope,))
         if not stream.envelope.done():
             stream.envelope.set_result(action.envelope)
@@ -321,7 +305,10 @@ class Hands:
             except BulkRefused as error:
                 raise Refused("sum", str(error)) from None
         async with self.shelf:
-            return await asyncio.to_thread(verify, action, self._blobs)
+            facts = await asyncio.to_thread(verify, action, self._blobs)
+        if facts.next_base:
+            self._held.know(BaseRecord.from_json(facts.next_base).weights, Layout.from_json(action.layout), facts.next_weights_id)
+        return facts
 
     # -- recomputing -----------------------------------------------------------------------------------------------
 
@@ -390,9 +377,6 @@ class Hands:
         return None if forever else accepted.time + self._site.challenge_window_s
 
     # -- places ----------------------------------------------------------------------------------------------------
-
-    def _masked(self, run: Run, instance: bytes) -> Path:
-        return folder_of(self._dir, run) / "uploads" / f"{instance_name(instance)}.masked"
 
     async def _job(self, run: Run, name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Await the job of this name, started once; cancelling the waiter leaves it running."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dure.apps import App
+from dure_participant.difference import Pinned
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.uploads import Stream
 from dure_participant.worker_host import WorkerHost
@@ -25,6 +26,8 @@ class Run:
     jobs: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     streams: dict[bytes, Stream] = field(default_factory=dict)
     """By upload id."""
+    pinned: Pinned | None = None
+    """Of the update trained last; a restart forgets it."""
     worker: WorkerHost | None = None
     app: App | None = None
     """As unpacked; it does not change."""

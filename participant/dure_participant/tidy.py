@@ -1,4 +1,4 @@
-"""What nobody needs any more, removed: blobs no run's state names, local weights and masked files of exchanges that are over."""
+"""What nobody needs any more, removed: blobs no run's state names, local weights of exchanges that are over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dure.blobs import BlobId, BlobStore
 from dure.model.base import BaseRecord
 from dure_participant.exchange.state import NodeRunState
 
-_NUMBERED = re.compile(r"(?:local-)?(\d{6,})[.-].*")
+_LOCAL = re.compile(r"local-(\d{6,})\..*")
 
 
 def tidy(directory: Path, blobs: BlobStore, states: Iterable[NodeRunState]) -> None:
@@ -23,8 +23,8 @@ def tidy(directory: Path, blobs: BlobStore, states: Iterable[NodeRunState]) -> N
     for state in states:
         folder = directory / "runs" / state.run.hex()[:16]
         current = state.exchange.number if state.exchange is not None and not state.finished else 2**48
-        for path in (*folder.glob("local-*"), *(folder / "uploads").glob("*.masked")):
-            found = _NUMBERED.fullmatch(path.name)
+        for path in folder.glob("local-*"):
+            found = _LOCAL.fullmatch(path.name)
             if found is not None and int(found[1]) < current:
                 path.unlink(missing_ok=True)
 

@@ -15,22 +15,22 @@ from pathlib import Path
 import structlog
 
 from dure.apps import App, config_of_plan, read_app, unpack_app
-from dure.blobs import NO_ROOM, BlobId, BlobStore
+from dure.blobs import NO_ROOM, BlobDamaged, BlobId
 from dure.errors import Refused
 from dure.forecast import exchange_disk
 from dure.model.content import flower_node_id, flower_run_id
-from dure.model.weights import open_flat, weights_id
 from dure.statements.kinds import RunPlan
+from dure_participant.difference import Difference, Pinned
 from dure_participant.environment import NotPrepared, env_of, launcher
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.turn import plan_of
+from dure_participant.held import Held
 from dure_participant.running import Run, folder_of, local_of
 from dure_participant.settings import NodeSettings
 from dure_participant.store import NodeStore
-from dure_participant.trained import why_not
+from dure_participant.trained import NotToBeSent, look_at
 from dure_participant.turns import Turn, Turns
-from dure_participant.uploads import file_sha256
 from dure_participant.worker_host import Task, TaskResult, WorkerHost, WorkerSettings
 
 log = structlog.get_logger()
@@ -57,12 +57,12 @@ class Trainer:
         directory: Path,
         settings: NodeSettings,
         store: NodeStore,
-        blobs: BlobStore,
+        held: Held,
         clock: Callable[[], float],
         pull: Callable[[Run, BlobId], Awaitable[None]],
     ) -> None:
-        self._member, self._dir, self._settings, self._store, self._blobs = member, directory, settings, store, blobs
-        self._clock, self._pull = clock, pull
+        self._member, self._dir, self._settings, self._store, self._held = member, directory, settings, store, held
+        self._clock, self._pull, self._blobs = clock, pull, held.store
         self._turns = Turns(settings.places)
         self._warm: dict[bytes, Run] = {}
         """Runs that have a worker, or had one."""
@@ -85,7 +85,9 @@ class Trainer:
             blob = BlobId.parse(action.weights)
             await self._pull(run, blob)
             base = self._blobs.path(blob)
-            found = await asyncio.to_thread(lambda: weights_id(open_flat(base, arrays.layout), arrays.layout))
+            found = await asyncio.to_thread(self._held.weights_id, blob, arrays.layout)
+            if action.instruction.category != "train":  # otherwise in one pass with what the worker brings
+                await asyncio.to_thread(self._held.check, blob)
             if found != arrays.weights_id:
                 wrong = "the base's weights are not those the instruction names"
                 return inputs.TrainResult(problem=wrong, told=wrong)
@@ -100,7 +102,7 @@ class Trainer:
         if turn.taken_for is not None:
             return gave_way(turn.taken_for)
         log.info("train.ended", run=run.label, exchange=action.exchange, status=result.status, milliseconds=spent_ms)
-        return await self._judged(action, result, base, found, spent_ms)
+        return await self._judged(run, action, result, found, spent_ms)
 
     def _task(self, run: Run, action: act.Train, app: App, plan: RunPlan, base: Path | None) -> Task:
         out = local_of(self._dir, run, action.exchange)
@@ -199,24 +201,21 @@ class Trainer:
 
     # -- what comes back -------------------------------------------------------------------------------------------
 
-    async def _judged(self, action: act.Train, result: TaskResult, base: Path | None, found: bytes, spent_ms: int) -> inputs.TrainResult:
+    async def _judged(self, run: Run, action: act.Train, result: TaskResult, found: bytes, spent_ms: int) -> inputs.TrainResult:
         """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""
         if result.status != "ok":
             return inputs.TrainResult(problem=result.error[:400], told=result.told[:400])
-        arrays, update = action.instruction.arrays, bytes(32)
+        update = bytes(32)
         if result.flat_path is not None:
-            assert base is not None and arrays is not None
-            local = result.flat_path
-            problem = await asyncio.to_thread(why_not, base, local, arrays.layout, weight=result.num_examples, w_max=action.w_max)
-            if problem:
-                return inputs.TrainResult(
-                    problem=problem[:400], told=f"{problem.partition(':')[0][:200]}: cannot be summed; its operator sees why"
-                )
-            update = await asyncio.to_thread(file_sha256, local)
+            try:
+                run.pinned = await asyncio.to_thread(self._look_at, action, result)
+            except NotToBeSent as error:
+                return inputs.TrainResult(problem=str(error)[:400], told=f"{error.what[:200]}: cannot be summed; its operator sees why")
+            update = run.pinned.root
         return inputs.TrainResult(
             weights_id=found,
             has_arrays=result.flat_path is not None,
-            update_sha256=update,
+            update_root=update,
             weight=result.num_examples,
             metrics=dict(result.metrics),
             tokens=result.usage.tokens,
@@ -224,6 +223,16 @@ class Trainer:
             milliseconds=spent_ms,
             device=self._settings.device,
         )
+
+    def _look_at(self, action: act.Train, result: TaskResult) -> Pinned:
+        """What the worker brought, judged and pinned. Raises `NotToBeSent`; `Unavailable` where the disk has changed the base."""
+        arrays, blob = action.instruction.arrays, BlobId.parse(action.weights)
+        assert arrays is not None and result.flat_path is not None
+        with contextlib.closing(Difference(self._blobs.path(blob), result.flat_path, arrays.layout)) as update:
+            try:
+                return look_at(update, weight=result.num_examples, w_max=action.w_max, base=self._blobs.manifest(blob))
+            except BlobDamaged as error:
+                raise self._held.damaged(blob, error) from error
 
     # -- what it takes ----------------------------------------------------------------------------------------------
 

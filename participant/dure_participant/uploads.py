@@ -1,232 +1,169 @@
-"""Masked uploads: encoded chunk by chunk outside the event loop, written to a file, and sent while the file grows.
+"""Masked uploads: made chunk by chunk when the stream asks for them, outside the event loop, and written down nowhere.
 
-Per chunk: read base and local weights (mapped) → subtract → encode → tag → mask → hash. Two threads, an ordered window, memory O(chunk).
-The bytes depend only on what was persisted before (rule 1), so encoding again after a crash gives the same file; the file itself serves a
-stream that is taken up after the commit was signed. What is in it is masked: it is what leaves.
+Per chunk: read local weights → subtract the base → compare with what was promised → encode → tag → mask → hash. The bytes depend only
+on what was persisted before (rule 1): rounding key, weight, metrics, scales, the instance's secrets, and the digest of the update. So any
+chunk can be made again, for a stream that broke or after a restart, and is the same; one whose update has changed is not made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from hashlib import sha256
-from pathlib import Path
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dure.blobs import chunk_leaf, writing
-from dure.errors import Refused
-from dure.model.layout import CHUNK_ELEMENTS, Layout
-from dure.model.weights import open_flat, shown_part
+from dure.blobs import chunk_leaf
+from dure.errors import Refused, Unavailable
 from dure.secagg.encode import Weight
-from dure.secagg.ids import InstanceId
 from dure.secagg.kernel import UploadEncoder
-from dure.secagg.scales import block_maxima
+from dure.secagg.scales import CHUNK_BLOCKS, weighted
 from dure.tlog.merkle import merkle_root
+from dure_participant.bulk import BulkRefused
+from dure_participant.difference import GONE, Difference, Pinned
 from dure_participant.exchange.actions import Upload
 from dure_participant.exchange.inputs import UploadReady
 
 THREADS = 2
-READ_BYTES = 1 << 22
 
-Made = tuple[memoryview, bytes]
-"""(masked bytes, leaf) of one chunk."""
-
-
-def instance_name(instance: bytes) -> str:
-    """A plain file name for an instance."""
-    decoded = InstanceId.decode(instance)
-    return f"{decoded.exchange:06d}-{decoded.purpose.value}-{decoded.attempt}-{decoded.epoch}"
+Made = tuple[bytes, memoryview]
+"""(leaf, masked bytes) of one chunk."""
 
 
-def file_sha256(path: Path) -> bytes:
-    """SHA-256 of a file, streamed."""
-    digest = sha256()
-    with path.open("rb") as file:
-        while part := file.read(READ_BYTES):
-            digest.update(part)
-    return digest.digest()
+@dataclass(frozen=True)
+class Sources:
+    """What an upload is made from."""
+
+    encoder: UploadEncoder
+    update: Difference | None = None
+    """None for `scalars`, and for `scales`, which need no more than `pinned`."""
+    pinned: Pinned | None = None
+    """None for `scalars`."""
 
 
-def masked_chunks(
-    encoder: UploadEncoder, weight: Weight, base: Path, local: Path, layout: Layout, *, threads: int = THREADS
-) -> Iterator[Made]:
-    """Every chunk of an upload in order, made by `threads` threads at most one chunk each ahead of the reader.
+class MaskedUpload:
+    """One upload; `chunk` may be called from several threads, in any order, any number of times.
 
-    Raises:
-        DureError: a value that cannot be encoded; names the element.
+    Args:
+        open_sources: called once, in the thread of the first chunk: a commit that is durable already needs none of it. Raises `Refused`
+            where the update is not the one that was promised.
     """
-    before, after = open_flat(base, layout), open_flat(local, layout)
 
-    def ring(k: int) -> Made:
-        where = encoder.elements_of(k)
-        masked, _part, _clipped = encoder.chunk(k, after[where] - shown_part(before, layout, where))
-        return masked, chunk_leaf(masked)
-
-    def field_(k: int) -> Made:
-        where = encoder.elements_of(k)
-        maxima = []
-        for first in range(where.start, where.stop, CHUNK_ELEMENTS):
-            part = slice(first, min(first + CHUNK_ELEMENTS, where.stop))
-            maxima.append(block_maxima(after[part] - shown_part(before, layout, part), weight.w_hat, first))
-        masked, _part, _clipped = encoder.chunk_from_maxima(k, np.concatenate(maxima))
-        return masked, chunk_leaf(masked)
-
-    make = ring if encoder.kind == "ring" else field_
-    with ThreadPoolExecutor(threads, thread_name_prefix="upload") as pool:
-        window: list[Future[Made]] = [pool.submit(make, k) for k in range(min(threads, encoder.chunks))]
-        try:
-            for k in range(encoder.chunks):
-                made = window.pop(0).result()
-                if k + threads < encoder.chunks:
-                    window.append(pool.submit(make, k + threads))
-                yield made
-        finally:
-            for waiting in window:
-                waiting.cancel()
-
-
-@dataclass
-class MaskedFile:
-    """A masked upload on disk, perhaps still growing. Written by one thread, read from the event loop."""
-
-    path: Path
-    length: int
-    chunk_bytes: int
-    leaves: list[bytes] = field(default_factory=list)
-    """Of the chunks that are there."""
-    ready: UploadReady | None = None
-    """What ends the stream, once all of it is there."""
-    error: str = ""
-    stopped: bool = False
-    """Set from the event loop: `write` ends at the next chunk."""
-    _loop: asyncio.AbstractEventLoop | None = None
-    _grown: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, action: Upload, open_sources: Callable[[], Sources]) -> None:
+        self.action = action
+        self._open = open_sources
+        self._opened: Sources | None = None
+        self._leaves: dict[int, bytes] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
 
     @property
     def chunks(self) -> int:
-        return -(-self.length // self.chunk_bytes)
+        return -(-self.action.length // self.action.chunk_bytes)
 
-    @property
-    def root(self) -> bytes:
-        return merkle_root(self.leaves)
-
-    @classmethod
-    def load(cls, path: Path, length: int, chunk_bytes: int) -> MaskedFile:
-        """An upload encoded before a restart; its leaves are computed anew.
+    def chunk(self, k: int) -> Made:
+        """Chunk k, to send.
 
         Raises:
-            Refused: the file is not there whole.
+            Refused: base or local weights have changed since they were promised.
         """
-        found = cls(path, length, chunk_bytes)
-        if length == 0:
-            return found
-        if not path.exists() or path.stat().st_size != length:
-            raise Refused("upload", "the masked file is gone or short; this node sits the rest of the exchange out")
-        with path.open("rb") as file:
-            while part := file.read(chunk_bytes):
-                found.leaves.append(chunk_leaf(part))
-        return found
+        masked = masked_chunk(self._sources(), k, Weight(self.action.weight_int))
+        leaf = chunk_leaf(masked)
+        with self._lock:
+            if k not in self._leaves:
+                self._bytes += len(masked)
+            if self._leaves.setdefault(k, leaf) != leaf:
+                raise Refused("update", GONE)
+        return leaf, masked
 
-    def follow(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wake readers of `chunk` on this loop while `write` runs in a thread."""
-        self._loop = loop
+    def complete(self) -> UploadReady:
+        """What ends the stream; makes the chunks that were never asked for, because the coordinator has them from before a restart."""
+        missing = [k for k in range(self.chunks) if k not in self._leaves]
+        if missing:
+            with ThreadPoolExecutor(THREADS, thread_name_prefix="upload") as pool:
+                for _leaf in pool.map(lambda k: self.chunk(k)[0], missing):
+                    pass
+        if self._bytes != self.action.length:
+            raise Refused("upload", f"encoded {self._bytes} bytes, {self.action.length} were promised")
+        trailer, tag = self._sources().encoder.finish()
+        return UploadReady(self.action.instance, merkle_root([self._leaves[k] for k in range(self.chunks)]), self._bytes, trailer, tag)
 
-    def write(
-        self, action: Upload, *, base: Path | None, local: Path | None, layout: Layout | None, e_b: NDArray[np.int8] | None
-    ) -> UploadReady:
-        """Encode the whole upload into the file, durably, and return what ends its stream. Runs in a thread.
+    def _sources(self) -> Sources:
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
 
-        Raises:
-            DureError: the local weights are not those the masks were promised to (rule 1), or a value cannot be encoded.
-            DiskFull: no room; what was written does not count.
-        """
-        try:
-            return self._write(action, base, local, layout, e_b)
-        except BaseException as error:
-            self.error = str(error) or type(error).__name__
-            self._wake()
-            raise
 
-    def _write(
-        self, action: Upload, base: Path | None, local: Path | None, layout: Layout | None, e_b: NDArray[np.int8] | None
-    ) -> UploadReady:
-        encoder = action.encoder(e_b)
-        written = 0
-        if encoder.kind != "none":
-            assert base is not None and local is not None and layout is not None
-            if file_sha256(local) != action.update_sha256:
-                raise Refused("update", "the trained weights on disk have changed since they were promised; nothing more is sent")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Not emptied first: a stream may be reading what an earlier try wrote, and the bytes are the same.
-            with writing(self.path), open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-                for masked, leaf in masked_chunks(encoder, Weight(action.weight_int), base, local, layout):
-                    if self.stopped:
-                        raise Refused("upload", "stopped; it is taken up again when the node is back")
-                    file.write(masked)
-                    file.flush()
-                    written += len(masked)
-                    self.leaves.append(leaf)
-                    self._wake()
-                file.truncate()
-                os.fsync(file.fileno())
-        if written != action.length:
-            raise Refused("upload", f"encoded {written} bytes, {action.length} were promised")
-        trailer, tag = encoder.finish()
-        return UploadReady(action.instance, self.root, written, trailer, tag)
+def masked_chunk(sources: Sources, k: int, weight: Weight) -> memoryview:
+    """Chunk k, encoded and masked.
 
-    def _wake(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._grown.set)
+    Raises:
+        Refused: the update is not the promised one any more.
+        DureError: a value that cannot be encoded; names the element.
+    """
+    if sources.encoder.kind == "ring":
+        assert sources.update is not None and sources.pinned is not None
+        return sources.encoder.chunk(k, sources.update.promised(k, sources.pinned))[0]
+    assert sources.pinned is not None
+    largest = sources.pinned.largest[k * CHUNK_BLOCKS : (k + 1) * CHUNK_BLOCKS]
+    return sources.encoder.chunk_from_maxima(k, weighted(largest, weight.w_hat))[0]
 
-    async def chunk(self, k: int) -> tuple[bytes, bytes]:
-        """(leaf, bytes) of chunk k, as soon as it is there; the same for ever.
 
-        Raises:
-            Refused: it never will be, because encoding failed.
-        """
-        while k >= len(self.leaves):
-            if self.error:
-                raise Refused("upload", self.error)
-            self._grown.clear()
-            if k >= len(self.leaves) and not self.error:
-                await self._grown.wait()
-        return self.leaves[k], await asyncio.to_thread(self._read, k)
-
-    def _read(self, k: int) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(k * self.chunk_bytes)
-            return file.read(self.chunk_bytes)
+CommitOf = Callable[[], Awaitable[bytes]]
+Send = Callable[[MaskedUpload, CommitOf], Awaitable[bytes]]
+"""Sends an upload and the commit it is given after the last chunk; returns the coordinator's answer."""
 
 
 @dataclass
 class Stream:
-    """An upload on its way: the file, the task that sends it, and the commit that will end it."""
+    """An upload on its way: the task that sends it, what is known once all of it was made, and the commit the exchange logic signs then."""
 
-    file: MaskedFile
+    upload: MaskedUpload
+    ready: asyncio.Future[UploadReady]
     envelope: asyncio.Future[bytes]
-    sending: asyncio.Task[bytes]
+    sending: asyncio.Future[bytes]
+
+    async def made(self) -> UploadReady:
+        """What the commit will say, once every chunk was made and handed to the stream.
+
+        Raises:
+            Unavailable: the stream broke; open another one.
+            DureError: it cannot be made.
+        """
+        await asyncio.wait({self.ready, self.sending}, return_when=asyncio.FIRST_COMPLETED)
+        if not self.ready.done():
+            if self.sending.cancelled():
+                raise Unavailable("the upload's stream was cut; it is taken up again")
+            error = self.sending.exception()
+            if error is not None and not isinstance(error, BulkRefused):
+                raise error
+            return await asyncio.to_thread(self.upload.complete)  # nobody wants the bytes; the commit is still this node's word
+        return self.ready.result()
 
     def cancel(self) -> None:
-        """Stop sending and encoding; both can be taken up again."""
-        self.file.stopped = True
+        """Stop sending; it can be taken up again."""
         self.sending.cancel()
-        if not self.envelope.done():
-            self.envelope.cancel()
+        for waiting in (self.envelope, self.ready):
+            waiting.cancel()
 
 
-def open_stream(file: MaskedFile, send: Callable[[MaskedFile, Callable[[], object]], object]) -> Stream:
-    """Start sending `file`; `send(file, commit_of)` is the coroutine that does it and returns the coordinator's answer."""
-    envelope: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+def open_stream(upload: MaskedUpload, send: Send, envelope: bytes | None = None) -> Stream:
+    """Start sending. `envelope`: the commit where it was signed before; then nothing but what the coordinator lacks is made."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[UploadReady] = loop.create_future()
+    signed: asyncio.Future[bytes] = loop.create_future()
+    if envelope is not None:
+        signed.set_result(envelope)
 
     async def commit_of() -> bytes:
-        return await asyncio.shield(envelope)
+        if not signed.done() and not ready.done():
+            found = await asyncio.to_thread(upload.complete)
+            if not ready.done():
+                ready.set_result(found)
+        return await asyncio.shield(signed)
 
-    sending: asyncio.Task[bytes] = asyncio.ensure_future(send(file, commit_of))  # type: ignore[arg-type]
+    sending = asyncio.ensure_future(send(upload, commit_of))
     # Whoever commits looks at the result; until then a broken stream is no news, it is taken up again.
     sending.add_done_callback(lambda t: t.cancelled() or t.exception())
-    return Stream(file, envelope, sending)
+    return Stream(upload, ready, signed, sending)

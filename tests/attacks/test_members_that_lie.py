@@ -177,7 +177,7 @@ def test_an_upload_that_comes_after_its_member_was_left_out_does_not_count() -> 
     world = let_speak(at("upload", "update", n=6), "m05")
     world.run_until(lambda w: len(w.now_at.commits) == 5)
     late = world.show("m05", world.directive("m05"))
-    upload = next(a for a in late.actions if hasattr(a, "update_sha256"))
+    upload = next(a for a in late.actions if hasattr(a, "update_root"))
     commit = world.feed("m05", world.upload("m05", upload)).actions[0].envelope  # type: ignore[union-attr]
     world.kill("m05")
     world.run_until(lambda w: w._there("survivors", "update"))

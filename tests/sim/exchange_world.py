@@ -500,7 +500,7 @@ class World:
                 self.give(member, self.upload(member, action))
             case act.Commit():
                 if node.connected:
-                    reply = self.apply(Uploaded(member, action.instance, action.envelope))
+                    reply = self.apply(Uploaded(member, action.upload.instance, action.envelope))
                     if not reply.accepted:
                         node.notes.append(f"commit: {reply.field}: {reply.reason}")
             case act.Verify():

@@ -18,7 +18,6 @@ from flwr.clientapp import ClientApp
 
 from dure.apps import App, DureTable, read_app, run_config
 from dure.blobs import BlobId, BlobStore
-from dure.errors import DureError
 from dure.model.advance import exponents, mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.content import flower_node_id
@@ -33,8 +32,9 @@ from dure_coordinator.flower import private
 from dure_coordinator.flower.backend import ExchangeReply, ExchangeRequest, Node
 from dure_coordinator.flower.grid import DureGrid
 from dure_coordinator.flower.journal import Journal, already_summed_reason
-from dure_participant.trained import why_not
-from dure_participant.uploads import masked_chunks
+from dure_participant.difference import Difference, Pinned
+from dure_participant.trained import look_at
+from dure_participant.uploads import Sources, masked_chunk
 from dure_participant.worker import private as worker_private
 from dure_participant.worker.execute import execute
 from dure_participant.worker.protocol import Task, TaskResult
@@ -49,6 +49,8 @@ class Reply:
 
     result: TaskResult
     weight: Weight
+    update: Difference | None = None
+    pinned: Pinned | None = None
 
 
 @dataclass
@@ -146,9 +148,10 @@ class OneProcess:
         result = execute(self.clients[member], task)
         if result.flat_path is not None:
             assert base is not None and instruction.arrays is not None
-            shape = instruction.arrays.layout
-            if problem := why_not(self.blobs.path(base.weights), result.flat_path, shape, weight=result.num_examples, w_max=self.w_max):
-                raise DureError(problem)
+            update = Difference(self.blobs.path(base.weights), result.flat_path, instruction.arrays.layout)
+            manifest = self.blobs.manifest(base.weights)
+            pinned = look_at(update, weight=result.num_examples, w_max=self.w_max, base=manifest)
+            return Reply(result, weight_of(result.num_examples, self.w_max), update, pinned)
         return Reply(result, weight_of(result.num_examples, self.w_max))
 
     def _same_metrics(self, request: ExchangeRequest, brought: dict[str, Reply]) -> dict[str, Reply]:
@@ -232,9 +235,9 @@ class OneProcess:
                 metrics=None if purpose is Purpose.SCALES else brought[m].result.metrics,
             )
             if elements:
-                local = brought[m].result.flat_path
-                assert base is not None and local is not None and layout is not None
-                for k, (masked, _) in enumerate(masked_chunks(encoder, brought[m].weight, self.blobs.path(base.weights), local, layout)):
+                sources = Sources(encoder, brought[m].update, brought[m].pinned)
+                for k in range(encoder.chunks):
+                    masked = masked_chunk(sources, k, brought[m].weight)
                     if k == len(sums):
                         sums.append(np.zeros(len(masked) // DTYPE[kind].itemsize, DTYPE[kind]))
                     add_chunk(kind, sums[k], masked)

@@ -28,6 +28,31 @@ _REACH = np.ldexp(np.float32(1), np.array(LEVELS)).astype(np.float32)
 I8 = NDArray[np.int8]
 
 
+def block_largest(delta: F32) -> F32:
+    """max|x| of each block of these elements, which start on a block; NaN where a block holds one."""
+    if delta.dtype != np.float32:
+        raise Malformed("delta", "must be float32")
+    full, largest = delta.size // BLOCK, np.empty(-(-delta.size // BLOCK), np.float32)
+    for b in range(0, full, 16):  # 256 KiB at a time: both passes read the cache
+        rows = delta[b * BLOCK : min(b + 16, full) * BLOCK].reshape(-1, BLOCK)
+        np.maximum(rows.max(axis=1), -rows.min(axis=1), out=largest[b : b + len(rows)])
+    if full < largest.size:
+        largest[full] = np.abs(delta[full * BLOCK :]).max()
+    return largest
+
+
+def weighted(largest: F32, w_hat: np.float32) -> F32:
+    """max|x·ŵ| from max|x|, in the same bits: rounding a product to float32 keeps the order."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return largest * w_hat
+
+
+def out_of_reach(maxima: F32) -> int | None:
+    """The first block that reaches 2^6 or holds what is not finite; None for none."""
+    bad = np.flatnonzero(~(maxima < _REACH[-1]))
+    return int(bad[0]) if bad.size else None
+
+
 def block_maxima(delta: F32, w_hat: np.float32, first: int = 0) -> F32:
     """max|x·ŵ| of each block of these elements, which start on a block; `first` is the index of the first in the model.
 
@@ -35,19 +60,10 @@ def block_maxima(delta: F32, w_hat: np.float32, first: int = 0) -> F32:
         NonFiniteUpdate: an element is NaN or infinite.
         OutOfRange: an element reaches 2^6; the member sits out. `element` lets the caller name the tensor.
     """
-    if delta.dtype != np.float32:
-        raise Malformed("delta", "must be float32")
-    full = delta.size // BLOCK
-    maxima = np.empty(-(-delta.size // BLOCK), np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for b in range(0, full, 16):  # 256 KiB at a time
-            part = np.abs(delta[b * BLOCK : min(b + 16, full) * BLOCK] * w_hat)
-            maxima[b : min(b + 16, full)] = part.reshape(-1, BLOCK).max(axis=1)
-        if full < maxima.size:
-            maxima[full] = np.abs(delta[full * BLOCK :] * w_hat).max()
-    bad = np.flatnonzero(~(maxima < _REACH[-1]))
-    if bad.size:
-        start = int(bad[0]) * BLOCK
+    maxima = weighted(block_largest(delta), w_hat)
+    bad = out_of_reach(maxima)
+    if bad is not None:
+        start = bad * BLOCK
         block = delta[start : start + BLOCK]
         check_finite(block, first + start)
         at = int(np.argmax(np.abs(block)))

@@ -73,8 +73,8 @@ class Upload:
     """D; 0 for scalars."""
     length: int
     chunk_bytes: int
-    update_sha256: bytes
-    """The local weights file's digest; refuse (`Failed`) to go on with another."""
+    update_root: bytes
+    """Merkle root over the update's chunks as they were looked at; refuse (`Failed`) to go on with another."""
     rounding_key: bytes
     weight_int: int
     """ŵ_int."""
@@ -109,10 +109,8 @@ class Commit:
     """End the upload stream with this envelope until the coordinator acknowledges it."""
 
     id: str
-    instance: bytes
-    upload: bytes
-    length: int
-    chunk_bytes: int
+    upload: Upload
+    """Makes again what the coordinator may still lack."""
     envelope: bytes
 
 

@@ -277,7 +277,7 @@ def judge_result(plan: RunPlan, exchange: ExchangeWork, result: TrainResult) -> 
     device = "".join(c for c in result.device if c >= " ")[:64]
     values = tuple(float(result.metrics[n]).hex() for n in names)
     used = (result.tokens, result.steps, result.milliseconds)
-    return TrainedWork(result.weights_id, result.has_arrays, result.update_sha256, weight.w_int, names, values, *used, device)
+    return TrainedWork(result.weights_id, result.has_arrays, result.update_root, weight.w_int, names, values, *used, device)
 
 
 def metrics_of(trained: TrainedWork) -> dict[str, float]:

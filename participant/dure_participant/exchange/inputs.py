@@ -35,8 +35,8 @@ class TrainResult:
     weights_id: bytes = bytes(32)
     """Weights id the agent computed over the base file it gave the worker; zeros where there are no arrays."""
     has_arrays: bool = False
-    update_sha256: bytes = bytes(32)
-    """SHA-256 of the local weights file: a resumed upload must be of these very bytes."""
+    update_root: bytes = bytes(32)
+    """Merkle root over the chunks of local weights − base: a resumed upload must be of these very bytes."""
     weight: float = 0.0
     """num-examples, > 0."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class UploadReady:
-    """Every chunk of an `Upload` was acknowledged as durable; what the encoder then holds."""
+    """Every chunk of an `Upload` was made and handed to the stream; what the encoder then holds."""
 
     instance: bytes
     root: bytes

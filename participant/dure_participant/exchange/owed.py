@@ -123,16 +123,13 @@ def _name(state: NodeRunState, work: InstanceWork) -> str:
 
 def _upload(site: Site, state: NodeRunState, exchange: ExchangeWork, work: InstanceWork) -> Action:
     length, chunk_bytes = shape_of(exchange, work.purpose)
-    upload = upload_id(work.instance, site.member)
-    if work.commit:
-        return Commit(f"commit/{_name(state, work)}", work.instance, upload, length, chunk_bytes, work.commit)
     trained = exchange.trained
     assert trained is not None
     update = work.purpose == "update" and exchange.scales is not None
-    return Upload(
+    upload = Upload(
         id=f"upload/{_name(state, work)}",
         instance=work.instance,
-        upload=upload,
+        upload=upload_id(work.instance, site.member),
         purpose=work.purpose,  # type: ignore[arg-type]  # judged when the instance was taken
         exchange=exchange.number,
         cohort=work.cohort,
@@ -141,7 +138,7 @@ def _upload(site: Site, state: NodeRunState, exchange: ExchangeWork, work: Insta
         elements=elements_of(exchange, work.purpose),
         length=length,
         chunk_bytes=chunk_bytes,
-        update_sha256=trained.update_sha256,
+        update_root=trained.update_root,
         rounding_key=work.rounding_key,
         weight_int=trained.weight_int,
         metrics=metrics_of(trained),
@@ -151,6 +148,7 @@ def _upload(site: Site, state: NodeRunState, exchange: ExchangeWork, work: Insta
         e_b=exchange.scales.e_b if update and exchange.scales else "",
         e_bump=e_bump(exchange) if update else 0,
     )
+    return Commit(f"commit/{_name(state, work)}", upload, work.commit) if work.commit else upload
 
 
 def _verify(state: NodeRunState, exchange: ExchangeWork, work: InstanceWork) -> Action:

@@ -103,7 +103,7 @@ class TrainedWork:
 
     weights_id: Digest
     has_arrays: bool
-    update_sha256: Digest
+    update_root: Digest
     weight_int: Annotated[int, Range(0, 2**63 - 1)]
     metrics: tuple[str, ...]
     """Names, sorted."""

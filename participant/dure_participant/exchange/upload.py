@@ -89,7 +89,7 @@ def upload_digest(exchange: ExchangeWork, rounding_key: bytes) -> bytes:
     trained = exchange.trained
     assert trained is not None
     scales = exchange.scales.e_b_sha256 if exchange.scales else b""
-    values = (trained.update_sha256, rounding_key, trained.weight_int, trained.metrics, trained.metric_values, scales, e_bump(exchange))
+    values = (trained.update_root, rounding_key, trained.weight_int, trained.metrics, trained.metric_values, scales, e_bump(exchange))
     return sha256(tlv.encode(*values)).digest()
 
 
@@ -144,7 +144,7 @@ def _scales_reference(exchange: ExchangeWork, work: InstanceWork) -> ScalesRefer
 
 
 def take_upload_ready(turn: Turn, given: UploadReady) -> None:
-    """All chunks are durable: the commit is signed, once; in the exchange's last instance with the usage statement."""
+    """All chunks are on their way: the commit is signed, once; in the exchange's last instance with the usage statement."""
     exchange = turn.state.exchange
     work = find_instance(exchange, given.instance)
     assert exchange is not None and exchange.trained is not None
