@@ -1,4 +1,4 @@
-"""The demo's last act: a member exports the log from its own mirror, and an auditor checks it offline; then one bit is flipped."""
+"""The demo's last act: an auditor checks the history offline and recomputes the model from it; then one bit is flipped."""
 
 from __future__ import annotations
 
@@ -33,21 +33,26 @@ def _size(consortium: Consortium, directory: Path) -> int:
         return 0  # no head there yet
 
 
-def audit(consortium: Consortium, member: str, bundle: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Exports, verifies, and shows that a bundle with one flipped bit does not verify. Adds bundle, root_sha256, audit_holds.
+def audit(consortium: Consortium, run: str, model: Path, bundle: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Exports, verifies, recomputes the model, and shows that a bundle with one flipped bit does not verify. Adds what was found.
 
     Raises:
-        StepFailed: the bundle does not verify, or the flipped one does.
+        StepFailed: the bundle does not verify, the model does not follow from it, or the flipped one verifies.
     """
     shutil.rmtree(bundle, ignore_errors=True)
-    told = json.loads(consortium.dure("audit", "export", "--dir", consortium.dir_of(f"{member}/node"), "--out", bundle, "--json"))
+    hub = consortium.dir_of("coordinator")
+    told = json.loads(consortium.dure("audit", "export", "--run", run, "--dir", hub, "--out", bundle, "--json", timeout_s=120))
     pin = told["root_sha256"]
-    say(f"{member}'s own mirror: {told['entries']} entries in {bundle}")
+    say(f"{told['entries']} entries of the log and {told['parts']} parts of the run in {bundle}")
     found = json.loads(consortium.dure("audit", "verify", bundle, "--root-sha256", pin, "--json", timeout_s=120))
     for row in found["table"]:
         say(f"{row['how']:<14} {row['claim']}: {row['detail']}")
+    traced = json.loads(consortium.dure("audit", "lineage", bundle, "--root-sha256", pin, "--model", model, "--json", timeout_s=300))
+    lineage = traced["runs"][0]
+    seed = f" from seed {lineage['seed'][:16]}…" if lineage["seed"] else ""
+    say(f"recomputed     the model: first weights {lineage['first_weights']}{seed}, then {len(lineage['exchanges'])} sums, bit for bit")
     say(f"one flipped bit: {_flipped(consortium, bundle, pin)}")
-    return {"bundle": str(bundle), "root_sha256": pin, "audit_holds": bool(found["holds"])}
+    return {"bundle": str(bundle), "root_sha256": pin, "audit_holds": bool(found["holds"]), "lineage": lineage}
 
 
 def _flipped(consortium: Consortium, bundle: Path, pin: str) -> str:

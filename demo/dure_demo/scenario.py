@@ -92,7 +92,7 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
     else:
         outcome["metrics"] = dict(shown["metrics"])
     head("audit, offline: nothing of the coordinator's is believed")
-    outcome |= audit(consortium, scenario.members[0], scenario.directory / "bundle", say)
+    outcome |= audit(consortium, run, Path(outcome["model"]), scenario.directory / "bundle", say)
     head(f"the joint model: {outcome['model']}")
     return outcome
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from e2e.stage import Stage
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dure_coordinator.admin_client import call
+from dure_demo.consortium import StepFailed
 
 MEMBERS = ("ara", "bora", "chan", "dan")
 RULES = 'initial = ["*.bias constant 0", "* normal 0.17"]\n'
@@ -47,6 +50,36 @@ def test_members_draw_the_first_weights_in_an_exchange_of_its_own(stage, tmp_pat
     first = load_file(out / "model.safetensors")
     assert not first["hidden.bias"].any() and abs(float(first["hidden.weight"].std()) / 0.17 - 1) < 0.1
     assert not np.array_equal(first["hidden.weight"].ravel()[:10], first["output.weight"].ravel()[:10])
+    audited(stage, run, tmp_path)
+
+
+def audited(stage: Stage, run: str, tmp_path: Path) -> None:
+    """A stranger recomputes the run from its bundle alone; a bit flipped anywhere in it is found, and named."""
+    hub, bundle, final = stage.consortium.dir_of("coordinator"), tmp_path / "bundle", tmp_path / "final"
+    call(hub, "run-export", {"run": run, "out": str(final)}, timeout_s=30.0)
+    made = json.loads(stage.consortium.dure("audit", "export", "--run", run[:12], "--out", bundle, "--json", "--dir", hub))
+    assert made["missing"] == [] and made["parts"] == 3 + 2 * 2
+    ask = ("audit", "lineage", bundle, "--root-sha256", made["root_sha256"])
+    said = json.loads(stage.consortium.dure(*ask, "--model", final / "model.safetensors", "--json"))
+    assert said["model"]["exchange"] == 4
+    assert said["runs"][0]["first_weights"] == "drawn by the members" and said["runs"][0]["exchanges"] == [2, 4]
+    text = stage.consortium.dure(*ask)
+    assert said["runs"][0]["seed"] in text and "2 exchanges recomputed" in text
+    for path in sorted((bundle / "rounds" / run).iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        with pytest.raises(StepFailed, match=re.escape(path.name)):
+            stage.consortium.dure(*ask)
+        path.write_bytes(whole)
+    (bundle / "rounds" / run / "000099.update").write_bytes(b"x")
+    with pytest.raises(StepFailed, match=re.escape("000099.update: is no part of this bundle")):
+        stage.consortium.dure(*ask)
+    (bundle / "rounds" / run / "000099.update").unlink()
+    other = dict(load_file(final / "model.safetensors"))
+    other["output.bias"] = other["output.bias"] + np.float32(2**-30)
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(StepFailed, match="exited with 8"):
+        stage.consortium.dure(*ask, "--model", tmp_path / "other.safetensors")
 
 
 @pytest.mark.timeout(120)

@@ -58,6 +58,7 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
     ) -> None:
         self._no_room = no_room
         self._engine, self._journal, self._dir, self._blobs, self._store, self._here = engine, journal, run_dir, blobs, store, here
+        self._layout_kept = False
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
@@ -142,6 +143,10 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
                 return why
             weights = str(await asyncio.to_thread(_take_arrays, self._blobs, asked.flat_path, asked.instruction.arrays))
         rows = (BlobRow(self._engine.run, "base", weights, asked.seq),) if weights else ()
+        if asked.instruction.arrays is not None and not self._layout_kept:  # the log names it by its digest; auditors want the bytes
+            shape = await asyncio.to_thread(self._blobs.put_bytes, asked.instruction.arrays.layout.to_json())
+            rows = (*rows, BlobRow(self._engine.run, "layout", str(shape)))
+            self._layout_kept = True
         event = Asked(
             seq=asked.seq,
             digest=entry.digest,

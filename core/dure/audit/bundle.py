@@ -3,6 +3,7 @@
 trust/1.root.json …   every charter version, verbatim
 log/checkpoint        the newest cosigned head
 log/tile/…            the log's tiles and entry bundles at that size, C2SP tlog-tiles
+rounds/<run>/…        what a run's models are recomputed from (parts.py), where it was exported with --run
 <anything else>       refused: every byte of a bundle is covered by a check
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,13 @@ class Bundle:
         except FileNotFoundError:
             raise PartMissing(f"{name} is not in the bundle; ask for it again, or export anew") from None
 
+    def existing(self, name: str) -> Path:
+        """The path of a part that may be as large as a model; raises PartMissing."""
+        path = self.folder / name
+        if not path.is_file():
+            raise PartMissing(f"{name} is not in the bundle; ask for it again, or export anew with --run")
+        return path
+
     def roots(self) -> list[bytes]:
         """Every charter version's file, 1 first.
 
@@ -73,11 +81,12 @@ def root_names(versions: int) -> set[str]:
     return {f"{TRUST}/{n}.root.json" for n in range(1, versions + 1)}
 
 
-def export(tree: TiledTree, head: Head, roots: Sequence[bytes], out: Path) -> int:
+def export(tree: TiledTree, head: Head, roots: Sequence[bytes], out: Path, more: Callable[[Path], object] = lambda _scratch: None) -> int:
     """Writes a bundle of a log up to a cosigned head; returns its size in entries. The same log and head give the same bytes.
 
     Args:
         tree: of at least the head's size.
+        more: adds further parts to the folder before it gets its name.
 
     Raises:
         Conflict: `out` is there already.
@@ -94,6 +103,7 @@ def export(tree: TiledTree, head: Head, roots: Sequence[bytes], out: Path) -> in
             _write(scratch, builder.append(entry))
         _write(scratch, builder.partial())
         write_atomic(scratch / LOG / CHECKPOINT, head.note.to_bytes())
+        more(scratch)
         scratch.replace(out)
     except (OSError, DureError):
         shutil.rmtree(scratch, ignore_errors=True)

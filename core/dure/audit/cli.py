@@ -12,6 +12,8 @@ from dure.audit import bundle as bundles
 from dure.audit import report
 from dure.audit.contributions_cli import of_bundle
 from dure.audit.level1 import Result, verify
+from dure.audit.lineage_cli import add_run, lineage
+from dure.audit.parts import Exported
 from dure.audit.places import log_of
 from dure.console import DEFAULT_DIR, AsJson, Dir, draw, err, one_line_errors, out, say, show_json
 from dure.errors import BadInput
@@ -19,6 +21,7 @@ from dure.errors import BadInput
 app = typer.Typer(no_args_is_help=True, help="Auditor: check a bundle offline, without trusting the coordinator.")
 
 app.command("contributions")(of_bundle)
+app.command("lineage")(lineage)
 
 
 @app.callback()
@@ -30,6 +33,7 @@ def group() -> None:
 @one_line_errors
 def export(
     target: Annotated[Path, typer.Option("--out", help="The bundle's folder; must not be there yet.")],
+    run: Annotated[str | None, typer.Option(help="With what this run's models are recomputed from (level 2); a unique beginning.")] = None,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -38,13 +42,21 @@ def export(
     A member needs nobody's help: its node has the whole log. The same log gives the same bytes.
 
     Example: dure audit export --dir /var/lib/dure/node --out bundle
+
+    Example: dure audit export --dir /var/lib/dure/coordinator --run 3f9a --out bundle     also the sums, for `dure audit lineage`
     """
     place = log_of(directory)
-    size = bundles.export(place.tree(), place.head(), place.roots, target)
+    parts: list[Exported] = []
+    more = (lambda scratch: parts.append(add_run(place, run, scratch))) if run is not None else (lambda _scratch: None)
+    size = bundles.export(place.tree(), place.head(), place.roots, target, more)
+    missing = [name for part in parts for name in part.missing]
     if as_json:
-        show_json({"bundle": str(target), "entries": size, "root_sha256": place.pin.hex()})
+        found = {"parts": sum(part.files for part in parts), "missing": missing}
+        show_json({"bundle": str(target), "entries": size, "root_sha256": place.pin.hex(), **(found if run is not None else {})})
         return
-    say(f"{target}: {size} entries")
+    say(f"{target}: {size} entries" + (f", {sum(part.files for part in parts)} parts of the run" if run is not None else ""))
+    if missing:
+        say(f"  not here: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}; only the coordinator's folder has a run's sums")
     say(f"next: dure audit verify {target} --root-sha256 {place.pin.hex()}")
 
 

@@ -1,0 +1,225 @@
+"""A run's own part of a bundle: what the log names by digest and is too large to be in it.
+
+rounds/<run>/layout.json        the model's layout; its SHA-256 stands in every instance-open
+rounds/<run>/draw.evidence      signed messages of the draw of the first weights, where the plan has one
+rounds/<run>/draw.seeds         what was opened in it
+rounds/<run>/first.f32          the first weights, flat, where nobody drew them
+rounds/<run>/<exchange>.scales  the opened sums of that exchange; their Merkle roots stand in instance-aggregate
+rounds/<run>/<exchange>.update
+
+Every file is checked against the log when the lineage is recomputed; one that nothing refers to is named.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from dure.blobs import BlobId, BlobStore
+from dure.errors import BadInput, DureError
+from dure.model.base import BaseRecord
+from dure.model.layout import MAX_LAYOUT_BYTES
+from dure.recompute.evidence import MAX_EVIDENCE_BYTES, Evidence
+from dure.recompute.joint_seed import is_draw
+from dure.secagg.ids import InstanceId, Purpose
+from dure.statements import kinds
+from dure.statements.dsse import Envelope
+from dure.statements.statement import Signed
+
+ROUNDS = "rounds"
+PART = re.compile(r"rounds/([0-9a-f]{64})/(layout\.json|draw\.evidence|draw\.seeds|first\.f32|[0-9]{6,10}\.(?:scales|update))")
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One opened instance as the log tells it."""
+
+    where: InstanceId
+    opened: kinds.InstanceOpen
+    open_sha256: bytes
+    """Of the payload."""
+    said: kinds.InstanceAggregate
+    envelope: bytes
+    """DSSE bytes of the aggregate."""
+
+    @property
+    def sum(self) -> BlobId:
+        return BlobId(self.said.root, self.said.length)
+
+
+@dataclass
+class RunRecord:
+    """What the log says of a run's models."""
+
+    run: bytes
+    plan: kinds.RunPlan
+    opens: dict[bytes, tuple[kinds.InstanceOpen, bytes]] = field(default_factory=dict)
+    """Instance -> (fact, payload digest)."""
+    aggregates: dict[bytes, Opened] = field(default_factory=dict)
+    """By payload digest."""
+    accepts: dict[int, dict[str, kinds.ExchangeAccept]] = field(default_factory=dict)
+    layout_sha256: bytes = b""
+
+    @property
+    def draw(self) -> Opened | None:
+        """The exchange in which the first weights were drawn."""
+        return next((o for o in self.aggregates.values() if is_draw(o.opened)), None)
+
+    def steps(self) -> list[Step]:
+        """Exchanges that made a base which u_min members recomputed and accepted, in order."""
+        found = []
+        for number, words in sorted(self.accepts.items()):
+            said = next(iter(words.values()))
+            if said.base_id is None or len(words) < self.plan.u_min or len(said.aggregates) != 2:
+                continue
+            pair = [self.aggregates.get(digest) for digest in said.aggregates]
+            if pair[0] is not None and pair[1] is not None:
+                found.append(Step(number, pair[0], pair[1], said.base_id, tuple(sorted(words))))
+        return found
+
+    @property
+    def first_base_id(self) -> bytes | None:
+        """Of the base the first exchange with arrays started from; None where there was none."""
+        return next((o.opened.base_id for o in self.aggregates.values() if any(o.opened.layout_sha256)), None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One move of the model."""
+
+    exchange: int
+    scales: Opened
+    update: Opened
+    base_id: bytes
+    """What came of it, as every member accepted it."""
+    accepted: tuple[str, ...]
+
+
+def records(entries: Iterable[Signed[Any]]) -> dict[bytes, RunRecord]:
+    """Every run of a log, from entries that were verified (reading.verified)."""
+    found: dict[bytes, RunRecord] = {}
+    for signed in entries:
+        fact = signed.fact
+        if isinstance(fact, kinds.RunPlan):
+            found[signed.envelope.payload_sha256] = RunRecord(signed.envelope.payload_sha256, fact)
+        elif isinstance(fact, kinds.InstanceOpen) and (record := found.get(fact.run)):
+            record.opens[fact.instance] = fact, signed.envelope.payload_sha256
+            record.layout_sha256 = record.layout_sha256 or (fact.layout_sha256 if any(fact.layout_sha256) else b"")
+        elif isinstance(fact, kinds.InstanceAggregate):
+            where = InstanceId.decode(fact.instance)
+            if (record := found.get(where.run)) and fact.instance in record.opens:
+                opened, digest = record.opens.pop(fact.instance)
+                envelope = signed.envelope
+                record.aggregates[envelope.payload_sha256] = Opened(where, opened, digest, fact, envelope.to_bytes())
+        elif isinstance(fact, kinds.ExchangeAccept) and (record := found.get(fact.run)):
+            record.accepts.setdefault(fact.exchange, {})[fact.member] = fact
+    return found
+
+
+def chosen(all_runs: dict[bytes, RunRecord], wanted: str) -> RunRecord:
+    """The run whose id begins so.
+
+    Raises:
+        BadInput: none does, or several do.
+    """
+    fits = [record for run, record in all_runs.items() if run.hex().startswith(wanted.lower())]
+    if len(fits) != 1:
+        raise BadInput(f"--run {wanted}: {'no run' if not fits else 'more than one run'} of this log begins so")
+    return fits[0]
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What of a run could be put into a bundle."""
+
+    files: int
+    missing: tuple[str, ...]
+    """Parts that are not in this folder any more."""
+
+
+def export_run(store: BlobStore, record: RunRecord, out: Path) -> Exported:
+    """Writes a run's parts below a bundle's folder; the same store and log give the same bytes."""
+    home, missing = out / ROUNDS / record.run.hex(), []
+    home.mkdir(parents=True)
+    for name, source in _wanted(store, record, _Small(store)):
+        if source is None:
+            missing.append(name)
+        elif isinstance(source, bytes):
+            (home / name).write_bytes(source)
+        else:
+            _copy(store.path(source), home / name)
+    return Exported(len(list(home.iterdir())), tuple(missing))
+
+
+def _wanted(store: BlobStore, record: RunRecord, small: _Small) -> Iterator[tuple[str, bytes | BlobId | None]]:
+    if record.layout_sha256:
+        yield "layout.json", small.of(record.layout_sha256)
+    draw = record.draw
+    if draw is not None:
+        yield "draw.evidence", small.evidence(draw.open_sha256)
+        yield "draw.seeds", small.of(draw.said.seeds_sha256)
+    elif record.first_base_id is not None:
+        yield "first.f32", _first(store, record)
+    there = set(store.ids())
+    for name, blob in sorted({sum_name(o): o.sum for s in record.steps() for o in (s.scales, s.update)}.items()):
+        yield name, blob if blob in there else None
+
+
+def sum_name(opened: Opened) -> str:
+    """A sum's file in the bundle."""
+    return f"{opened.where.exchange:06d}.{'scales' if opened.where.purpose is Purpose.SCALES else 'update'}"
+
+
+def first_step(plan: kinds.RunPlan) -> dict[str, str]:
+    """Step configuration of a run's first base record."""
+    step = plan.outer_step
+    return {"name": step.name, **step.settings, "t": "0"} if step.name != "none" else {}
+
+
+def _first(store: BlobStore, record: RunRecord) -> BlobId | None:
+    """The first weights, found by the id of the base record they make."""
+    step = first_step(record.plan)
+    return next((b for b in store.ids() if BaseRecord(b, None, step, None, 0).id == record.first_base_id), None)
+
+
+@dataclass
+class _Small:
+    """Blobs that may be layouts, evidence or seeds, read one by one: the log names a digest of their bytes, not their blob id."""
+
+    store: BlobStore
+
+    def of(self, sha: bytes) -> bytes | None:
+        """The bytes with this SHA-256."""
+        return next((raw for raw in self._all(MAX_LAYOUT_BYTES) if sha256(raw).digest() == sha), None)
+
+    def evidence(self, open_sha256: bytes) -> bytes | None:
+        """The evidence of the instance that this open opened."""
+        return next((raw for raw in self._all(MAX_EVIDENCE_BYTES) if _is_evidence(raw, open_sha256)), None)
+
+    def _all(self, limit: int) -> Iterator[bytes]:
+        for blob in self.store.ids():
+            if 0 < blob.length <= limit:
+                yield self.store.read_bytes(blob, limit=limit)
+
+
+def _is_evidence(raw: bytes, open_sha256: bytes) -> bool:
+    try:
+        return Envelope.from_bytes(Evidence.from_bytes(raw).open).payload_sha256 == open_sha256
+    except DureError:
+        return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("wb") as write:
+        size, at = os.fstat(read.fileno()).st_size, 0
+        while at < size:
+            at += os.sendfile(write.fileno(), read.fileno(), at, min(COPY_BYTES, size - at))
