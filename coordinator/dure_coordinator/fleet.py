@@ -29,6 +29,7 @@ from dure.wire.messages import (
     ReportKind,
     ReportReply,
     SumEvidence,
+    why_not_spoken,
 )
 from dure_coordinator.callers import Caller, Roster
 from dure_coordinator.engine import Changes, Decided, Logic, Performer, RunEngine
@@ -37,7 +38,7 @@ from dure_coordinator.exchange.accept import split_accept
 from dure_coordinator.exchange.events import Gone, Reported, Seen, TakenUp, Uploaded
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
-from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, UploadRow, With
+from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, UploadRow, With
 
 log = structlog.get_logger()
 
@@ -49,7 +50,6 @@ POINTS = {
     ReportKind.REVEAL: Point.REVEAL_DURABLE,
     ReportKind.ACCEPT: Point.ACCEPT_DURABLE,
 }
-OLDEST_PROTOCOL = 1
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,15 @@ class Fleet:
             self.rows[row.run] = row
             try:
                 await self._load(row)
-            except Refused as error:  # one run that cannot be read is no reason to keep the others waiting
-                log.error("run.unreadable", run=row.run.hex()[:12], reason=str(error))
-                self.rows[row.run] = replace(row, label="unreadable", reason=f"its plan or log cannot be read: {error}")
+            except StoreUnusable:
+                raise
+            except Exception as error:  # whatever is wrong with one run is no reason to keep the others waiting
+                why = str(error) if isinstance(error, DureError) else f"{type(error).__name__}: {error}"
+                log.error("run.unreadable", run=row.run.hex()[:12], reason=why, exc_info=not isinstance(error, DureError))
+                self.runs.pop(row.run, None)
+                self.rows[row.run] = replace(
+                    row, label="unreadable", reason=f"its plan or log cannot be read: {' '.join(why.split())[:300]}"
+                )
 
     async def _load(self, row: RunRow) -> None:
         if row.label != "open":
@@ -159,7 +165,7 @@ class Fleet:
             raise BadInput(f"{prefix!r} is {len(found)} runs: {', '.join(r.run.hex()[:12] for r in found[:5])}; give more digits")
         engine = await self.engine(found[0].run)
         if engine is None:
-            raise Unavailable(f"run {found[0].run.hex()[:12]}: {found[0].reason}; restore the database from a backup")
+            raise Unavailable(f"run {found[0].run.hex()[:12]}: {found[0].reason}; use the Dure that wrote it, or a backup of the database")
         return engine
 
     def plan_of(self, row: RunRow) -> RunPlan:
@@ -194,11 +200,8 @@ class Fleet:
             NotAuthorised: an older generation than this member's latest node.
         """
         roster = self.roster()
-        if not OLDEST_PROTOCOL <= hello.protocol_version <= PROTOCOL_VERSION:
-            side = "this coordinator" if hello.protocol_version > PROTOCOL_VERSION else f"the node of {caller.member}"
-            raise Refused(
-                "protocol_version", f"is {hello.protocol_version}, spoken here are {OLDEST_PROTOCOL} to {PROTOCOL_VERSION}; upgrade {side}"
-            )
+        if why := why_not_spoken(hello.protocol_version, f"the node of {caller.member}"):
+            raise Refused("protocol_version", why)
         member = roster.members[caller.member]
         delegation = self._delegation(hello.delegation, caller, member.signing_key)
         known = await self.store.node(caller.member)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -11,10 +12,12 @@ from attacks.ports import serving
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from dure.errors import NotAuthorised
 from dure.identity import keys, tls
 from dure.identity.member import MemberFolder
 from dure.wire.control import encode_evidence_query, encode_hello, encode_report
-from dure.wire.messages import PROTOCOL_VERSION, EvidenceQuery, Hello, Report, ReportKind
+from dure.wire.messages import PROTOCOL_VERSION, EvidenceQuery, Hello, Report, ReportKind, why_not_spoken
+from dure_participant import transport
 from dure_pb.v1 import members_pb2_grpc
 
 
@@ -113,12 +116,24 @@ async def test_a_node_cannot_bring_another_members_delegation(port):
     assert code not in ("OK", "UNAVAILABLE"), words
 
 
-async def test_an_unknown_protocol_version_is_refused_saying_who_must_upgrade(port):
-    address, ca, nodes, _ = port
-    node = nodes["ara"]
-    code, words = await say_hello(address, ca, node.tls_key_pem, node.tls_certificate_pem, hello_of(node, 99))
-    assert code not in ("OK", "UNAVAILABLE")
-    assert "upgrade" in words
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [(99, "is 99, this coordinator speaks 1; upgrade this coordinator"), (0, "is 0, this coordinator speaks 1; upgrade the node of ara")],
+)
+async def test_a_node_of_an_unknown_protocol_version_is_refused_and_hears_who_must_upgrade(port, monkeypatch, version, said):
+    """The participant's own line, as a node of another release would greet."""
+    monkeypatch.setattr(transport, "PROTOCOL_VERSION", version)
+    address, _, nodes, _ = port
+    line = transport.Line(replace(nodes["ara"], address=address))
+    with pytest.raises(NotAuthorised, match=f"the coordinator refuses this node: protocol_version: {said}"):
+        await line.hello()
+    await line.close()
+
+
+def test_a_coordinator_speaks_its_own_protocol_version_and_the_one_before_it():
+    assert [why_not_spoken(v, "the node", current=3) == "" for v in range(6)] == [False, False, True, True, False, False]
+    assert why_not_spoken(1, "the node of ara", current=3) == "is 1, this coordinator speaks 2 and 3; upgrade the node of ara"
+    assert why_not_spoken(4, "the node of ara", current=3) == "is 4, this coordinator speaks 2 and 3; upgrade this coordinator"
 
 
 async def test_a_report_before_the_greeting_changes_nothing(port):

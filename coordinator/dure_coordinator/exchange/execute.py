@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dure.errors import DureError, Refused
-from dure.wire.messages import PROTOCOL_VERSION, Report
+from dure.wire.messages import Report, why_not_spoken
 from dure_coordinator.exchange.close import fail_exchange
 from dure_coordinator.exchange.common import (
     NOT_READY,
@@ -63,8 +63,8 @@ def decode_ready(body: bytes) -> Ready:
         raise Refused("metrics", f"must be names of 1 to {MAX_METRIC_CHARS} printable characters")
     if metrics != sorted(set(metrics)) or len(metrics) > MAX_METRICS:
         raise Refused("metrics", f"must be at most {MAX_METRICS} distinct names in order")
-    if data["protocol"] != PROTOCOL_VERSION:
-        raise Refused("protocol", f"is {data['protocol']}, this side speaks {PROTOCOL_VERSION}")
+    if why := why_not_spoken(data["protocol"], "the node"):
+        raise Refused("protocol", why)
     if not 0 <= data["seq"] < 2**48:
         raise Refused("seq", "must be in 0..2^48")
     digests = [hex_field(data, name, 32) for name in ("content_id", "weights_id", "layout")]

@@ -11,8 +11,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 PROTOCOL_VERSION = 1
+"""A coordinator speaks this one and the one before it, so it is upgraded first and its members' nodes after it, each when it suits them."""
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 """Largest control message; 100 share messages of 26.8 kB are 2.7 MB, an instruction's records 1 MiB each."""
+
+
+def why_not_spoken(theirs: int, node: str, *, current: int = PROTOCOL_VERSION) -> str:
+    """ "" where a coordinator of version `current` speaks `theirs`; else why not, saying which side must be upgraded."""
+    oldest = max(1, current - 1)
+    if oldest <= theirs <= current:
+        return ""
+    spoken = f"{oldest} and {current}" if oldest < current else f"{current}"
+    return f"is {theirs}, this coordinator speaks {spoken}; upgrade {'this coordinator' if theirs > current else node}"
 
 
 class DirectiveKind(StrEnum):
