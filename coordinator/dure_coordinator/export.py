@@ -27,6 +27,8 @@ class Found:
     """Rounds it has behind it."""
     what: str
     """In words."""
+    record: bytes = b""
+    """Base record of these very weights, as members accepted it; b"" if there is none."""
 
 
 async def model_of(engine: RunEngine, store: Store, blobs: BlobStore, wanted: int | None) -> Found:
@@ -40,7 +42,8 @@ async def model_of(engine: RunEngine, store: Store, blobs: BlobStore, wanted: in
         raise BadInput(f"run {engine.run.hex()[:12]} has no model yet; its first exchange brings one")
     newest = max(known)
     if wanted is None and (final := await _final(engine, store, blobs)) is not None:
-        return Found(*final, newest, "the ServerApp's result")
+        same = known[newest].weights == str(final[0]) and known[newest].layout == final[1].to_json()
+        return Found(*final, newest, "the ServerApp's result", known[newest].record if same else b"")
     number = newest if wanted is None else wanted
     if number not in known:
         raise BadInput(f"run {engine.run.hex()[:12]} has no model of round {number}; it has those of rounds 0 (its first) to {newest}")
@@ -49,7 +52,7 @@ async def model_of(engine: RunEngine, store: Store, blobs: BlobStore, wanted: in
 
 def _found(model: Model, number: int) -> Found:
     what = f"after round {number}" if number else "the run's first weights"
-    return Found(BlobId.parse(model.weights), Layout.from_json(model.layout), number, what)
+    return Found(BlobId.parse(model.weights), Layout.from_json(model.layout), number, what, model.record)
 
 
 async def _final(engine: RunEngine, store: Store, blobs: BlobStore) -> tuple[BlobId, Layout] | None:
@@ -62,8 +65,13 @@ async def _final(engine: RunEngine, store: Store, blobs: BlobStore) -> tuple[Blo
 
 
 def write_model(blobs: BlobStore, found: Found, out: Path, run: bytes) -> None:
-    """`model.safetensors` and `layout.json`, each whole or not at all."""
+    """`model.safetensors`, `layout.json` and, where members computed these weights, `base.json`, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "dure.run": run.hex(), "dure.round": str(found.round)}
     write_safetensors(out / "model.safetensors", np.frombuffer(blobs.map(found.blob), np.float32), found.layout, metadata)
     (out / "layout.json").write_bytes(found.layout.to_json())
+    base = out / "base.json"
+    if found.record:
+        base.write_bytes(found.record)
+    else:
+        base.unlink(missing_ok=True)

@@ -5,8 +5,9 @@ Round k is the k-th train exchange that is over, as the app's own `server-round`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dure.model.base import BaseRecord
 from dure_coordinator.exchange.common import all_exchanges, is_over
 from dure_coordinator.exchange.state import RunState
 
@@ -21,6 +22,8 @@ class Model:
     """Canonical JSON."""
     exchange: int
     """The exchange after which they were known; 0 for the first base."""
+    record: bytes = b""
+    """Base record of these weights, whose digest members accepted; b"" where they did not compute it."""
 
 
 def models(state: RunState) -> dict[int, Model]:
@@ -35,7 +38,15 @@ def models(state: RunState) -> dict[int, Model]:
             if e.has_arrays and state.facts.named_step:
                 made = e.reply.blob if e.reply is not None and e.reply.status == "ok" else ""
                 found[done] = Model(made, e.layout, e.number) if made else found[done - 1]
+    records = _records(state) if state.facts.named_step else {}
+    found = {number: replace(model, record=records.get(model.weights, b"")) for number, model in found.items()}
     return _with_unasked(state, found, done)
+
+
+def _records(state: RunState) -> dict[str, bytes]:
+    """Blob id text of the weights -> base record, of every base so far."""
+    raw = [e.base_record for e in all_exchanges(state)] + [state.base_record]
+    return {str(BaseRecord.from_json(record).weights): record for record in raw if record}
 
 
 def _with_unasked(state: RunState, found: dict[int, Model], done: int) -> dict[int, Model]:

@@ -49,8 +49,11 @@ class SafetensorsFile(Mapping[str, NDArray[Any]]):
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
                 raise SafetensorsRefused("header", f"its length does not fit a file of {size} bytes")
-            entries = _entries(file.read(length), size - 8 - length)
+            header = file.read(length)
+            entries = _entries(header, size - 8 - length)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.metadata = _metadata(header)
+        """Text by name, as whoever wrote the file has it."""
         self._start = 8 + length
         self._at = {name: (dtype, shape, begin) for name, dtype, shape, begin in entries}
         self.layout = Layout.build((name, dtype, shape) for name, dtype, shape, _ in entries)
@@ -79,6 +82,11 @@ def _entries(header: bytes, data_bytes: int) -> list[tuple[str, str, tuple[int, 
         raise SafetensorsRefused("header", f"must be an object of at most {MAX_TENSORS} tensors")
     found = [_entry(name, said, data_bytes) for name, said in table.items() if name != "__metadata__"]
     return sorted(found, key=lambda e: e[3])
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    found = json.loads(header).get("__metadata__", {})
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def _entry(name: str, said: Any, data_bytes: int) -> tuple[str, str, tuple[int, ...], int]:

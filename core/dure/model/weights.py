@@ -158,17 +158,22 @@ class WeightsHasher:
             self._next(e)
         if self._at != self._layout.elements:
             raise LayoutRefused(f"needs float32[{self._layout.elements}], got {self._at} elements")
-        h = sha256(_WEIGHTS_LABEL + struct.pack("<I", len(self._layout.entries)))
-        for e in sorted(self._layout.entries, key=lambda e: e.name.encode()):
-            name, dtype = e.name.encode(), e.dtype.encode()
-            h.update(struct.pack("<I", len(name)) + name + struct.pack("<I", len(dtype)) + dtype)
-            h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, DTYPES[e.dtype].bytes * e.count))
-            h.update(self._digests[e.name])
-        return h.digest()
+        return weights_id_of(self._layout, self._digests)
 
     def _next(self, done: Entry) -> None:
         self._digests[done.name] = self._hash.digest()
         self._hash, self._entry = blake3(), next(self._open, None)
+
+
+def weights_id_of(layout: Layout, blake3_of: Mapping[str, bytes]) -> bytes:
+    """The weights id where each tensor's bytes, as it is shown, have this BLAKE3."""
+    h = sha256(_WEIGHTS_LABEL + struct.pack("<I", len(layout.entries)))
+    for e in sorted(layout.entries, key=lambda e: e.name.encode()):
+        name, dtype = e.name.encode(), e.dtype.encode()
+        h.update(struct.pack("<I", len(name)) + name + struct.pack("<I", len(dtype)) + dtype)
+        h.update(struct.pack(f"<I{len(e.shape)}QQ", len(e.shape), *e.shape, DTYPES[e.dtype].bytes * e.count))
+        h.update(blake3_of[e.name])
+    return h.digest()
 
 
 def weights_id(flat_D: Floats, layout: Layout) -> bytes:
