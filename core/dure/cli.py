@@ -19,6 +19,7 @@ SUMMARIES = {
     "coordinator": "Administrator: set up and serve the coordinator.",
     "run": "Administrator: plan, start, watch, export training runs.",
     "contributions": "Who did what, per member and run, from the signed log.",
+    "release": "Published weights with evidence: create, sign, publish, verify.",
     "log": "The consortium's log: look, prove, check; evidence against it.",
     "audit": "Auditor: export a bundle, check one offline.",
     "settings": "Which settings are in force, and where each comes from.",

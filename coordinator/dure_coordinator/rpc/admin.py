@@ -34,6 +34,7 @@ from dure_coordinator.fleet import summary_of
 from dure_coordinator.forecasting import beside, check_disk, key_of, links_of, said_of
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.planning import make_plan, outer_step, with_joint_initial
+from dure_coordinator.rpc.releases import publish_release
 from dure_coordinator.rpc.steering import EVENTS, steer
 from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
 from dure_pb.v1 import admin_pb2 as pb
@@ -72,6 +73,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "run-show": self._show,
             "run-export": self._export,
             "run-let-go": self._let_go,
+            "release-publish": lambda arguments, _archive: publish_release(self._c, arguments),
             **{command: partial(self._steer, command) for command in EVENTS},
         }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from dure.audit.keys import Keys, Party
 from dure.errors import Refused
+from dure.provenance.attestation import check_published
 from dure.secagg.certificate import context, verify_certificate
 from dure.secagg.ids import InstanceId
 from dure.secagg.thresholds import share_threshold, u_min, voids_needed
@@ -238,6 +239,11 @@ def _usage(history: History, signed: Signed[kinds.Usage]) -> None:
     run.usages[signed.fact.exchange, signed.fact.member] = signed.envelope.sha256
 
 
+def _release(history: History, signed: Signed[kinds.ReleasePublished]) -> None:
+    release = check_published(signed.fact, history.keys.charter)
+    history.run_of(release.run)
+
+
 _Judge = Callable[[History, Signed[Any]], None]
 _COORDINATOR, _NODE = frozenset({"coordinator"}), frozenset({"node"})
 _JUDGES: dict[str, tuple[frozenset[str], _Judge | None]] = {
@@ -253,4 +259,5 @@ _JUDGES: dict[str, tuple[frozenset[str], _Judge | None]] = {
     "instance-void": (_NODE, _void),
     "exchange-accept": (_NODE, _accept),
     "usage": (_NODE, _usage),
+    "release-published": (_COORDINATOR, _release),
 }

@@ -367,6 +367,43 @@ class CharterVersion:
     """SHA-256 of the file, signatures and all."""
 
 
+@dataclass(frozen=True)
+class Release:
+    """What k members sign with their governance keys (dure.provenance.attestation). No entry: it stands in `release-published`."""
+
+    kind: ClassVar[str] = "release"
+    name: Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
+    consortium: Nonce
+    charter_version: Annotated[int, Range(1, 1_000_000)]
+    charter_sha256: Digest
+    run: Digest
+    exchange: Counter
+    """That made the weights; 0: the run's first."""
+    weights_id: Digest
+    files_sha256: Digest
+    """SHA-256 of the payload of model.sig, which names every file and its content."""
+    signer_sha256: Digest
+    """SHA-256 of the certificate that made model.sig, DER."""
+    log_size: Counter
+    """The facts are drawn from so many first entries of the log, whose root is `log_root`."""
+    log_root: Digest
+
+
+@dataclass(frozen=True)
+class MemberSignature:
+    member: MemberId
+    signature: Annotated[bytes, Hex(64)]
+
+
+@dataclass(frozen=True)
+class ReleasePublished:
+    """A release that enough members signed is published: their statement, verbatim, and the signatures."""
+
+    kind: ClassVar[str] = "release-published"
+    statement: Annotated[str, Pattern(r"[\x20-\x7e]{1,4096}")]
+    signatures: Annotated[tuple[MemberSignature, ...], Items(2, 100)]
+
+
 KINDS: dict[str, type] = {
     kind.kind: kind
     for kind in (
@@ -383,5 +420,6 @@ KINDS: dict[str, type] = {
         Dispute,
         Usage,
         NodeDelegation,
+        ReleasePublished,
     )
 }

@@ -25,8 +25,10 @@ from dure.statements.kinds import (
     InstanceOpen,
     InstanceSurvivors,
     InstanceVoid,
+    MemberSignature,
     NodeDelegation,
     OuterStep,
+    ReleasePublished,
     RunApproval,
     RunPlan,
     ScalesReference,
@@ -91,6 +93,7 @@ FACTS: list[Any] = [
     CharterVersion(2, D, D),
     Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu"),
     NodeDelegation("a", "node1", D, 1, 0, 99),
+    ReleasePublished("{}", (MemberSignature("a", bytes(64)), MemberSignature("b", bytes(64)))),
 ]
 
 

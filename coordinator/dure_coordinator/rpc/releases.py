@@ -1,0 +1,62 @@
+"""Publishing a release: the members' attestation becomes an entry of the log, and its proof comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import TYPE_CHECKING, Any
+
+from dure.errors import BadInput, Unavailable
+from dure.identity.keys import public_bytes
+from dure.provenance.attestation import check_published
+from dure.statements import schema
+from dure.statements.dsse import Envelope, key_id
+from dure.statements.kinds import ReleasePublished
+from dure.statements.statement import read_verified, seal
+from dure_coordinator.storage.store import StatementRow, With
+
+if TYPE_CHECKING:
+    from dure_coordinator.app import Coordinator
+
+COSIGNED_S = 60.0
+"""How long the witnesses may take to cosign a head over the entry."""
+
+
+async def publish_release(coordinator: Coordinator, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Enters the release; the same release twice is one entry. {index, entry, proof}, the last two in base64.
+
+    Raises:
+        Refused, NotAuthorised: it is out of form, of another charter version, or too few members signed.
+        BadInput: of no run here.
+        Unavailable: it is an entry, and too few witnesses are there to cosign it.
+    """
+    entry = schema.decode(ReleasePublished, arguments.get("entry"), "entry")
+    release = check_published(entry, coordinator.charter)
+    if await coordinator.fleet.engine(release.run) is None:
+        raise BadInput(f"run {release.run.hex()[:12]} is no run of this coordinator; publish the release at the one that ran it")
+    raw = await _entered(coordinator, entry)
+    try:
+        async with asyncio.timeout(COSIGNED_S):
+            proof = await coordinator.publisher.covering(Envelope.from_bytes(raw).sha256)
+    except TimeoutError:
+        missing = ", ".join(coordinator.publisher.missing()) or "none"
+        raise Unavailable(f"the release is entered and not cosigned yet; witnesses missing: {missing}. Publish it again later") from None
+    return {"index": proof.index, "entry": base64.b64encode(raw).decode(), "proof": base64.b64encode(proof.to_bytes()).decode()}
+
+
+async def _entered(coordinator: Coordinator, entry: ReleasePublished) -> bytes:
+    """The entry's envelope, signed once for each statement of members."""
+    store, key = coordinator.store, coordinator.folder.signing_key
+    party = key_id(public_bytes(key))
+    performer: Any = coordinator.fleet.performer
+    async with performer.chain_lock:
+        for row in await store.statements(kind=ReleasePublished.kind):
+            if read_verified(row.envelope, ReleasePublished).statement == entry.statement:
+                return row.envelope
+        envelope, after = seal(entry, key, await store.chain_of(party), time.time())
+        raw = envelope.to_bytes()
+        read_verified(raw, ReleasePublished)  # what nobody could read back is not kept
+        await store.write(b"", With(statements=(StatementRow.of(raw),), chain=(party, after)))
+    await coordinator.fleet.changes.bump()
+    return raw

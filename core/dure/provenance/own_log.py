@@ -1,0 +1,61 @@
+"""A release's facts from the log on this machine: drawn by whoever makes it, and again by each member before it signs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dure.audit.contributions_cli import versions_of
+from dure.audit.places import LogPlace
+from dure.audit.reading import verified
+from dure.charter.log_keys import origin_of
+from dure.errors import Unavailable
+from dure.provenance.candidate import MADE, Source, architecture_of, base_of, documents, facts_of
+from dure.provenance.check import Candidate
+from dure.provenance.drawn_from_log import run_in
+from dure.provenance.errors import ContentDiffers
+from dure.provenance.facts import FACTS, About, LogPoint
+from dure.provenance.weight_files import WeightFiles
+from dure.tlog.merkle import root_at
+
+DRAWN = ("log", "run", "binding", "members", "metrics", "compute")
+"""Fields of the facts that the log gives, by itself or with the weights."""
+
+
+def source_of(place: LogPlace, model: Path, run: str, name: str, number: int | None, size: int, about: About) -> Source:
+    """What a release is made of, by the first `size` entries of the log here.
+
+    Raises:
+        BadInput: no such run is in it.
+        Refused: names the first entry that does not hold.
+    """
+    tree = place.tree()
+    log = run_in(verified(tree.entries(0, size), versions_of(place)), run)
+    point = LogPoint(origin_of(place.charter.terms), size, root_at(tree.node, size), log.time)
+    return Source(model, log, point, place.charter, name, number, about)
+
+
+def same_facts(candidate: Candidate, place: LogPlace) -> None:
+    """That a member's own log gives the very facts, and this version of `dure` the very documents.
+
+    Raises:
+        Unavailable: the mirror has not so many entries yet.
+        ContentDiffers: names the fact, or the document.
+    """
+    told, folder = candidate.facts, candidate.folder
+    there, size = place.head().checkpoint.size, told.log.size
+    if there < size:
+        raise Unavailable(f"{place.directory} has mirrored {there} entries, the release is drawn from {size}; let the node catch up")
+    source = source_of(place, folder, told.run.run.hex(), told.name, told.run.round, size, told.about)
+    own = facts_of(source, told.tensors, base_of(folder, WeightFiles.open(folder)))
+    for field in DRAWN:
+        if getattr(own, field) != getattr(told, field):
+            raise ContentDiffers(f"{FACTS}: {field} is not what your own mirror of the log gives; do not sign, ask the administrator")
+    if own.made_with == told.made_with:
+        _same_documents(candidate)
+
+
+def _same_documents(candidate: Candidate) -> None:
+    theirs = {name: digest for name, digest in candidate.signed.files.items() if name not in MADE}
+    for name, raw in documents(candidate.facts, theirs, architecture_of(candidate.folder)).items():
+        if (candidate.folder / name).read_bytes() != raw:
+            raise ContentDiffers(f"{name}: is not what the facts give; do not sign, ask the administrator")
