@@ -7,29 +7,42 @@ changed on purpose, while nothing is released; afterwards such a file stays as i
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import sqlite3
 import tempfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sim.exchange_world import World
+from sim.exchange_world import SimNode, World
 
 from dure.statements.dsse import key_id
+from dure.statements.statement import Chain
 from dure_coordinator.storage import database
 from dure_coordinator.storage import tables as t
 from dure_coordinator.storage.store import StatementRow, With, _write_with
+from dure_participant.exchange.site import History, Sent
 
 REVISION = "0003"
 """The one before the newest."""
 PATH = Path(__file__).parents[1] / "fixtures" / f"coordinator_{REVISION}.sql"
+NODES = PATH.with_name(f"nodes_{REVISION}.json")
+"""What the members' nodes of that run remember."""
+
+
+def consortium() -> World:
+    """Three members: the same signing keys and plan whenever it is called."""
+    return World(3, 1, seed=11, duplicate=0.0)
 
 
 def played() -> World:
-    """Three members after one exchange: the same keys and plan whenever it is called."""
-    world = World(3, 1, seed=11, duplicate=0.0)
+    """They, after one exchange."""
+    world = consortium()
     world.start()
     world.run_until(lambda w: w.idle())
     assert world.exchange(1, "query").status == "ok"
@@ -37,18 +50,40 @@ def played() -> World:
     return world
 
 
-def write(path: Path = PATH) -> None:
+def write() -> None:
+    world = played()
+    NODES.write_text(json.dumps({member: _remembered(node) for member, node in world.nodes.items()}, indent=1) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "c.db"
         engine = sa.create_engine(f"sqlite:///{file}")
         with engine.connect() as connection:
             _migrate(connection, REVISION)
-            _fill(connection, played())
+            _fill(connection, world)
             connection.commit()
         engine.dispose()
         with sqlite3.connect(file) as db:
             lines = [_legible(line) for line in db.iterdump() if not line.startswith(("BEGIN", "COMMIT"))]
-    path.write_text(f"-- Written by tests/support/old_database.py: a database of revision {REVISION}.\n" + "\n".join(lines) + "\n")
+    PATH.write_text(f"-- Written by tests/support/old_database.py: a database of revision {REVISION}.\n" + "\n".join(lines) + "\n")
+
+
+def _remembered(node: SimNode) -> dict[str, Any]:
+    sent = [{f: v.hex() if isinstance(v, bytes) else v for f, v in vars(record).items()} for record in node.history.sent]
+    state = base64.b64encode(zlib.compress(node.state, 9)).decode()
+    return {"state": state, "seq": node.chain.seq, "prev": node.chain.prev.hex() if node.chain.prev else None, "sent": sent}
+
+
+def remember(world: World) -> None:
+    """Gives the nodes of a consortium the memory of those that played the run."""
+    for member, said in json.loads(NODES.read_text()).items():
+        node = world.nodes[member]
+        node.state = zlib.decompress(base64.b64decode(said["state"]))
+        node.chain = Chain(said["seq"], bytes.fromhex(said["prev"]) if said["prev"] else None)
+        node.history = History(tuple(_sent(record) for record in said["sent"]))
+
+
+def _sent(said: dict[str, Any]) -> Sent:
+    of_bytes = {name for name, kind in Sent.__annotations__.items() if "bytes" in str(kind)}
+    return Sent(**{f: bytes.fromhex(v) if f in of_bytes else tuple(v) if isinstance(v, list) else v for f, v in said.items()})
 
 
 def _legible(line: str) -> str:
