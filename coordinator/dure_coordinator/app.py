@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -110,6 +111,11 @@ def roster_of(charter: Charter, roots: tuple[bytes, ...]) -> Roster:
     return Roster(charter.terms.consortium_id, charter.version, charter.digest, roots, members)
 
 
+def database_of(folder: CoordinatorFolder, settings: CoordinatorSettings) -> str:
+    """URL of the database: the setting's, or SQLite in the folder."""
+    return settings.database or f"sqlite:///{folder.directory.resolve()}/coordinator.sqlite"
+
+
 def outside_witnesses(charter: Charter, settings: CoordinatorSettings) -> dict[str, HttpWitness]:
     """Witnesses that members run outside their node, from the settings.
 
@@ -154,7 +160,7 @@ class Coordinator:
         assert published is not None
         roster = roster_of(charter, published.roots)
         signing_key = folder.signing_key
-        store = await Store.open(settings.database or f"sqlite:///{folder.directory.resolve()}/coordinator.sqlite")
+        store = await Store.open(database_of(folder, settings))
         blobs = BlobStore(folder.directory / "blobs")
         await asyncio.to_thread(blobs.sweep)
         quotas = Quotas(settings.spool_quota_bytes, settings.run_quota_bytes, settings.run_reserve_bytes)
@@ -348,7 +354,10 @@ class Coordinator:
 
     async def start(self) -> None:
         """Publish the log and let all open runs go on."""
-        await enter_charter(self.store, self.folder)
+        if self.publisher.confirmed:
+            await enter_charter(self.store, self.folder)
+        else:
+            self.publisher.before_signing = partial(enter_charter, self.store, self.folder)
         self.publishing = asyncio.create_task(self.publisher.run(), name="log")
         await self.fleet.start()
 

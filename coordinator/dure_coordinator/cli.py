@@ -13,7 +13,7 @@ from dure.console import DEFAULT_DIR, AsJson, Dir, first_use, one_line_errors, s
 from dure.environments.cli import environments
 from dure.errors import BadInput
 from dure.identity import keys
-from dure_coordinator.serve_cli import register
+from dure_coordinator import restore_cli, serve_cli
 
 app = typer.Typer(no_args_is_help=True, help="The consortium's coordinator: keys, server, state.")
 
@@ -53,4 +53,5 @@ def _app_folder(_directory: Path, app_name: str) -> Path:
 
 
 app.add_typer(environments(_app_folder), name="env")
-register(app)
+serve_cli.register(app)
+restore_cli.register(app)

@@ -73,6 +73,7 @@ class Duties:
             await self._answer(run, duty)
 
     async def _sign(self, run: RunEngine, duty: Sign) -> None:
+        await self.publisher.may_sign()
         party = key_id(self.signing_key.public_key().public_bytes_raw())
         async with self.chain_lock:  # one chain, one writer; the chain moves in the transaction that keeps the envelope
             chain = await self.store.chain_of(party)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,6 +82,14 @@ class Publisher:
     """Given each head the quorum cosigned."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why a witness did not cosign the newest head it was asked about, by name; kept until it cosigns one."""
+    confirmed: bool = field(init=False)
+    """Whether this log is known to be no older copy of itself: since this process began, a quorum of witnesses stood at no more than its
+    size. Two quorums share an honest witness, so no head that ever counted is longer. Nothing may be signed before. A log that never had a
+    head here has nothing to be compared with."""
+    before_signing: Callable[[], Awaitable[None]] | None = None
+    """Done once the log is confirmed, before anything else may be signed."""
+    ahead: dict[str, int] = field(default_factory=dict)
+    """Witnesses that say they have cosigned more entries than there are here, and how many."""
     trouble: str = ""
     """Why the last try to publish ended without a head, in words; "" when it was the witnesses, or nothing."""
     _tail: deque[bytes] = field(default_factory=deque)
@@ -92,6 +100,9 @@ class Publisher:
     """Witnesses, by key name, that the last head did not wait for: their answers say where they stand."""
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     """Somebody waits for an entry to be under a cosigned head."""
+
+    def __post_init__(self) -> None:
+        self.confirmed = self.files.published is None
 
     @property
     def size(self) -> int:
@@ -114,7 +125,7 @@ class Publisher:
             try:
                 if not await self.publish():
                     wait_s = AGAIN_S
-                self.trouble = ""
+                self.trouble = self._behind()
             except DureError as error:
                 self.trouble, wait_s = str(error), AGAIN_S
                 log.warning("log.waits", reason=self.trouble)
@@ -131,10 +142,13 @@ class Publisher:
                 await self._wanted.wait()
 
     async def publish(self) -> bool:
-        """Brings the published head up to the database. False: too few witnesses cosigned; ask again."""
+        """Brings the published head up to the database, or, once after every start, has the witnesses confirm the one there is.
+
+        False: too few witnesses cosigned; ask again.
+        """
         await self._write()
         size = self.files.size
-        if size == self.size:
+        if size == self.size and (self.confirmed or not size):
             return True
         checkpoint = Checkpoint(self.origin, size, self.files.root)
         note = Note(checkpoint.text(), (sign(checkpoint.text(), self.origin, self.key),))
@@ -143,6 +157,9 @@ class Publisher:
         if len(signed) < self.quorum():
             return False
         await asyncio.to_thread(self.files.publish, note.to_bytes())
+        if not self.confirmed and self.before_signing is not None:
+            await self.before_signing()
+        self.confirmed = True
         log.info("log.published", size=size, cosigned=len(signed))
         self.published(note.to_bytes())
         await self.changes.bump()
@@ -153,12 +170,16 @@ class Publisher:
         while self.files.size < head.size:
             start = self.files.size
             entries = await self.store.log_entries(start, min(head.size, start + BATCH))
-            await asyncio.to_thread(self.files.grow, entries)
+            try:
+                await asyncio.to_thread(self.files.grow, entries)
+            except BaseException:
+                self._tail.clear()  # the files are back at the published head; what is at hand must end where they do
+                raise
             self._keep_tail(entries)
         if self.files.size > head.size or self.files.root != head.root():
             raise Unavailable(
                 f"{self.files.folder} holds {self.files.size} entries that the database, with {head.size}, does not give: it was rolled "
-                "back or changed; nothing is signed until the entries are restored from a member's mirror"
+                f"back or changed; nothing is signed. Stop this coordinator, then `dure coordinator restore-log {self.files.folder.parent}`"
             )
 
     def _keep_tail(self, entries: Sequence[bytes]) -> None:
@@ -205,12 +226,14 @@ class Publisher:
                     try:
                         line = await self._once(key, witness, checkpoint, note, old)
                         self.refusals.pop(key.name, None)
+                        self.ahead.pop(key.name, None)
                         return line
                     except WitnessRefused as refused:
                         if refused.status != 409 or refused.size is None or refused.size == old:
                             raise
                         self._sizes[key.name] = refused.size
                         if refused.size > checkpoint.size:
+                            self.ahead[key.name] = refused.size
                             raise Unavailable(_rolled_back(refused.size, checkpoint.size)) from None
         except TimeoutError:
             self.refusals[key.name] = f"no answer in {ASK_S:g} s"
@@ -235,6 +258,21 @@ class Publisher:
                 self._sizes[key.name] = checkpoint.size
                 return line
         raise Unavailable("answered without its own cosignature")
+
+    def _behind(self) -> str:
+        """What to do where witnesses know more than this log, and no quorum says otherwise."""
+        if self.confirmed or not self.ahead:
+            return ""
+        seen = ", ".join(f"{name} {size}" for name, size in sorted(self.ahead.items()))
+        return (
+            f"this log has {self.files.size} entries and witnesses cosigned more ({seen}): it was restored from an older copy. "
+            "Nothing is signed; stop it, then `dure coordinator restore-log COPY` with a copy of such a member's node's folder"
+        )
+
+    async def may_sign(self) -> None:
+        """Waits until `confirmed`: a coordinator that went back in time would sign a second history otherwise."""
+        while not self.confirmed:
+            await self.changes.wait(self.changes.version, AGAIN_S)
 
     # -- readers ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dure.apps import App, run_config, unpack_app
-from dure.errors import BadInput, DureError, world_error
+from dure.errors import BadInput, DureError, Unavailable, world_error
 from dure.identity.keys import public_bytes
 from dure.model.layout import Layout
 from dure.model.outer import lineage
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from dure_coordinator.app import Coordinator
 
 log = structlog.get_logger()
+
+CONFIRM_S = 30.0
+"""Nodes come back to a coordinator that was restarted within 15 s."""
 ADMIN_SOCKET = "admin.sock"
 
 
@@ -230,6 +233,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         made = await self._made(arguments, archive)
         plan = made.plan
         self._c.check_environment(plan)
+        await self._may_sign()
         said, found = await said_of(self._c, plan, made.layout, arguments.get("parameters"), links_of(arguments))
         if found is not None and not arguments.get("ignore_disk"):
             check_disk(self._c, found)
@@ -247,6 +251,18 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             await self._c.fleet.add(row, also)
         log.info("run.started", run=run.hex()[:12], app=plan.app_name, rounds=plan.rounds)
         return {"run": run.hex(), "plan_digest": run.hex(), "roster": list(plan.roster), **said}
+
+    async def _may_sign(self) -> None:
+        """Right after a start the witnesses have yet to say that this log is no older copy of itself."""
+        publisher = self._c.publisher
+        try:
+            async with asyncio.timeout(CONFIRM_S):
+                await publisher.may_sign()
+        except TimeoutError:
+            away = "; ".join(f"{name}: {why}" for name, why in sorted(publisher.refusals.items()))
+            raise Unavailable(
+                publisher.trouble or f"too few witnesses have confirmed the log since this coordinator was started ({away}); wake them"
+            ) from None
 
     async def _steer(self, command: str, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         return await steer(self._c.fleet, command, arguments)

@@ -5,6 +5,9 @@ The database is the truth; the log's files (log/files.py) are written from it an
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import sqlalchemy as sa
 
 from dure.tlog.merkle import HASH_BYTES, Frontier, leaf_hash
@@ -54,6 +57,26 @@ def _append(c: sa.Connection, digest: bytes, envelope: bytes) -> None:
         c.execute(_NEW_HEAD, values)
     else:
         c.execute(sa.insert(t.log_head), {"id": _ONLY, **values})
+
+
+def replace_all(c: sa.Connection, entries: Iterable[tuple[str, bytes]]) -> None:
+    """Makes these (party, digest) of kept statements the log, whatever it was; then takes in what every signer has beyond them.
+
+    Statements of the coordinator's own that are none of these must be gone before.
+    """
+    for table in (t.log, t.log_parties, t.log_head):
+        c.execute(sa.delete(table))
+    frontier, counts = Frontier(), Counter[str]()
+    for index, (party, digest) in enumerate(entries):
+        envelope = c.scalar(sa.select(t.statements.c.envelope).where(t.statements.c.digest == digest))
+        frontier.extend([leaf_hash(envelope)])
+        c.execute(_NEW_ENTRY, {"position": index, "digest": digest})
+        counts[party] += 1
+    c.execute(sa.insert(t.log_head), {"id": _ONLY, "size": frontier.size, "peaks": b"".join(frontier.peaks)})
+    for party, following in counts.items():
+        c.execute(sa.insert(t.log_parties), {"party": party, "next_seq": following})
+    for (party,) in c.execute(sa.select(t.statements.c.party).distinct().order_by(t.statements.c.party)).all():
+        take(c, party, counts[party])
 
 
 def next_seq(c: sa.Connection, party: str) -> int:

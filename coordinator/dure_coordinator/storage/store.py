@@ -334,6 +334,31 @@ class Store:
         """Index of the entry with this envelope digest; None if there is none."""
         return await self._read(lambda c: log_rows.index_of(c, digest))
 
+    async def restore_log(self, entries: Iterable[StatementRow], own: str) -> list[bytes]:
+        """Makes these statements the log, in this order, all or nothing; returns the coordinator's own that are none of them, which go.
+
+        Args:
+            own: key id of the coordinator, whose chain goes on after its last entry. Other signers' further statements stay, and follow.
+        """
+
+        def change(c: sa.Connection) -> list[bytes]:
+            places, chain = [], Chain()
+            for row in entries:
+                _insert_new(c, t.statements, row.__dict__)
+                places.append((row.party, row.digest))
+                if row.party == own:
+                    chain = Chain(row.seq + 1, row.digest)
+            kept = {digest for party, digest in places if party == own}
+            found = c.execute(sa.select(t.statements.c.digest, t.statements.c.envelope).where(t.statements.c.party == own)).all()
+            gone = [row for row in found if row.digest not in kept]
+            for row in gone:
+                c.execute(sa.delete(t.statements).where(t.statements.c.party == own, t.statements.c.digest == row.digest))
+            log_rows.replace_all(c, places)
+            _write_with(c, b"", With(chain=(own, chain)))
+            return [row.envelope for row in gone]
+
+        return await self._transaction(change)
+
     # -- blobs and uploads -----------------------------------------------------------------------------------------
 
     async def runs_of_blob(self, blob: str) -> list[tuple[bytes, str]]:

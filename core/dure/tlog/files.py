@@ -41,7 +41,7 @@ class LogDamaged(DureError):
     """A file of the log has other bytes than it had, or than the database says. Nothing more is published until a person has looked."""
 
     def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"{path}: {why}; keep a copy as evidence, then restore it from a member's mirror (`dure log show`)")
+        super().__init__(f"{path}: {why}; keep a copy of the folder as evidence and put the same file of a member's mirror in its place")
         self.path = path
 
 
@@ -103,6 +103,11 @@ class LogFiles:
             return TileBuilder.at(tree)
         except OSError as error:
             raise LogDamaged(self.folder, f"a tile of the published head cannot be read ({error})") from None
+
+    @property
+    def key(self) -> NoteKey:
+        """The log's own key."""
+        return self._log
 
     @property
     def size(self) -> int:
