@@ -447,3 +447,25 @@ async def test_every_published_head_is_told_to_whoever_keeps_a_mirror(store, pub
     await keep(store, 0)
     assert await publisher.publish() and await publisher.publish()
     assert told == [publisher.files.published.note.to_bytes()]
+
+
+async def test_entries_sent_with_a_head_are_the_right_ones_after_a_write_that_failed(store, publisher, members):
+    """The files went back to the published head and what was at hand did not: a witness further behind got others, and called it a lie."""
+    for member in members:
+        member.asleep = True
+    await keep(store, *range(6))
+    assert not await publisher.publish()
+    await keep(store, 6, 7)
+    grow = publisher.files.grow
+
+    def fails(entries):
+        publisher.files.grow = grow
+        publisher.files._builder = publisher.files._resume()
+        raise DiskFull(publisher.files.folder)
+
+    publisher.files.grow = fails
+    with pytest.raises(DureError):
+        await publisher.publish()
+    assert not await publisher.publish()
+    for start in range(9):
+        assert list(publisher._entries_from(start)) in ([], await store.log_entries(start, 8))
