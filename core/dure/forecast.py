@@ -111,15 +111,15 @@ def forecast(plan: RunPlan, elements: int, challenge_window_s: float, round_s: f
 
 
 def node_disk(size: Size, vectors: int) -> int:
-    """Base, next base and the one before with their momenta, local weights, the masked upload, both sums."""
-    return 3 * size.weights + 2 * vectors * size.weights + size.weights + 2 * size.upload + size.exponents
+    """Base, next base and the one before with their momenta, local weights. Uploads are made as they are sent, sums read as they arrive."""
+    return 3 * size.weights + 2 * vectors * size.weights + size.weights + size.exponents
 
 
 def exchange_disk(plan: RunPlan, elements: int, *, train: bool, base_is_there: bool) -> int:
-    """What a node must have free before it begins an exchange: the base; to train, local weights, the upload, both sums, the next base."""
+    """What a node must have free before it begins an exchange: the base; to train, local weights and the next base."""
     size, vectors = Size.of(elements), OUTER_VECTORS[plan.outer_step.name]
     base = 0 if base_is_there else size.weights
-    return base + (size.weights * (2 + vectors) + 2 * size.upload if train else 0)
+    return base + (size.weights * (2 + vectors) if train else 0)
 
 
 def one_round_disk(plan: RunPlan, elements: int) -> int:

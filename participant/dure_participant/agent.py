@@ -450,7 +450,7 @@ class Agent:
             self._tidying = asyncio.create_task(self._tidy())
 
     async def _tidy(self) -> None:
-        async with self._hands.shelf:
+        async with self._hands.shelf.clearing():
             states = [run.state for run in self._runs.values()]
             await asyncio.to_thread(tidy, self._identity.directory, self._blobs, states)
 

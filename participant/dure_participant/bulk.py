@@ -185,6 +185,34 @@ async def pull_manifest(channel: grpc.aio.Channel, blob: BlobId, *, chunk_bytes:
     return await _persist(once, None, retry or Retry(), f"fetching the leaves of {blob}")
 
 
+async def pull_through(
+    channel: grpc.aio.Channel, blob: BlobId, *, retry: Retry | None = None
+) -> AsyncGenerator[tuple[Manifest, int, memoryview], None]:
+    """(manifest, k, chunk k) of all of a blob, in order, each as it arrives; nothing is kept. Whether chunks have their leaves is for
+    whoever takes them (`Manifest.check`); raises as `pull_blob`, and goes on where a stream broke."""
+    manifest, k, idle, limits, what = None, 0, 0, retry or Retry(), f"fetching {blob}"
+    while manifest is None or k < manifest.chunks:
+        before, call = (manifest, k), None
+        try:
+            call = _multi(channel.unary_stream, PULL_METHOD)(PullRequest(blob, k, 0, manifest=manifest is None).encode())
+            if manifest is None:
+                manifest = await _read_manifest(call, blob)
+            while k < manifest.chunks:
+                frame = expect(await _next(call), FrameKind.CHUNK, id=blob.root, chunk=k)
+                yield manifest, k, frame.payload
+                k += 1
+        except asyncio.CancelledError as e:
+            if _cancelled_itself():
+                raise
+            raise Unavailable(f"{what}: {_LINE_CUT}") from e
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, _Broken) as e:
+            idle = 1 if before != (manifest, k) else idle + 1
+            await _pause_after(e, idle, limits, what)
+        finally:
+            if call is not None:
+                call.cancel()
+
+
 async def pull_chunks(
     channel: grpc.aio.Channel, manifest: Manifest, first: int, count: int, *, retry: Retry | None = None
 ) -> AsyncGenerator[tuple[int, memoryview], None]:

@@ -28,9 +28,10 @@ from dure.recompute.sums import Finding
 from dure.secagg import thresholds, tlv
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement
+from dure.tlog.merkle import merkle_root
 from dure.wire.messages import Report, ReportKind
 from dure_participant import policy
-from dure_participant.bulk import BulkRefused, push_upload
+from dure_participant.bulk import BulkRefused, pull_through, push_upload
 from dure_participant.difference import GONE, Difference
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
@@ -41,15 +42,16 @@ from dure_participant.exchange.turn import known_instances, plan_of
 from dure_participant.first import make_first
 from dure_participant.held import Held
 from dure_participant.log.courier import Courier
+from dure_participant.piped import through_thread
 from dure_participant.recompute import Progress, Recomputer
-from dure_participant.running import Run, local_of
+from dure_participant.running import Run, Shelf, local_of
 from dure_participant.settings import NodeSettings
 from dure_participant.store import Accepted, Decision, NodeStore
 from dure_participant.trained import look_again
 from dure_participant.trainer import Trainer
 from dure_participant.transport import Line
 from dure_participant.uploads import CommitOf, MaskedUpload, Sources, open_stream
-from dure_participant.verify import verify
+from dure_participant.verify import opened_sum, verify
 
 log = structlog.get_logger()
 
@@ -91,8 +93,7 @@ class Hands:
             member=site.member, directory=directory, settings=settings, store=store, held=self._held, clock=clock, pull=self._pull
         )
         self.recomputer = Recomputer(blobs, line, clock)
-        self.shelf = asyncio.Lock()
-        """Held while new blobs come into being that no state names yet; nothing is cleared away meanwhile."""
+        self.shelf = Shelf()
 
     async def do(self, run: Run, action: act.Action) -> None:
         """Perform one action to its end.
@@ -198,16 +199,11 @@ class Hands:
         arrays = action.instruction.arrays
         if arrays is None or run.drawn == action.weights or BaseRecord.from_json(action.base_record).exchange:
             return None
-        async with self.shelf:
+        async with self.shelf.making():
             offered = BlobId.parse(action.weights)
             wrong = await make_first(self._line, self._blobs, self._trust(run), plan, arrays.layout, offered, action.exchange)
         run.drawn = "" if wrong else action.weights
         return inputs.TrainResult(problem=wrong, told=wrong) if wrong else None
-
-    async def _base(self, run: Run, weights: str) -> Path:
-        blob = BlobId.parse(weights)
-        await self._pull(run, blob)
-        return self._blobs.path(blob)
 
     async def _pull(self, run: Run, blob: BlobId) -> None:
         run.pulled_bytes += await self._held.pull(blob)
@@ -285,9 +281,10 @@ class Hands:
     # -- verifying -------------------------------------------------------------------------------------------------
 
     async def _verify(self, run: Run, action: act.Verify) -> None:
-        facts = await self._job(run, action.id, lambda: self._verified(run, action))
-        reach(Point.SUM_VERIFIED)
-        await self._feed(run, inputs.Verified(action.instance, facts))
+        async with self.shelf.making():
+            facts = await self._job(run, action.id, lambda: self._verified(run, action))
+            reach(Point.SUM_VERIFIED)
+            await self._feed(run, inputs.Verified(action.instance, facts))
 
     async def _verified(self, run: Run, action: act.Verify) -> inputs.VerifyFacts:
         if action.base_record:
@@ -298,14 +295,16 @@ class Hands:
                     await self._pull(run, blob)
             if action.purpose == "update" and action.outer_step:
                 # A node that trained has the base; one that was shown it only now computes from it, too.
-                await self._base(run, str(base.weights))
-        if action.sum:
-            try:
-                await self._pull(run, BlobId.parse(action.sum))
-            except BulkRefused as error:
-                raise Refused("sum", str(error)) from None
-        async with self.shelf:
-            facts = await asyncio.to_thread(verify, action, self._blobs)
+                await self._pull(run, base.weights)
+        if not action.sum:
+            return inputs.VerifyFacts(root=merkle_root([]), length=0, tag=0)
+        opened = opened_sum(action)
+        try:
+            async with contextlib.aclosing(pull_through(self._line().channel, opened)) as chunks:
+                facts = await through_thread(chunks, lambda taken: verify(action, self._blobs, taken))
+        except BulkRefused as error:
+            raise Refused("sum", str(error)) from None
+        run.pulled_bytes += opened.length
         if facts.next_base:
             self._held.know(BaseRecord.from_json(facts.next_base).weights, Layout.from_json(action.layout), facts.next_weights_id)
         return facts

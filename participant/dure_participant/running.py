@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,39 @@ class Run:
     @property
     def label(self) -> str:
         return self.run.hex()[:12]
+
+
+class Shelf:
+    """Where new blobs come into being that no state names yet, or what no state names is cleared away; never both at once."""
+
+    def __init__(self) -> None:
+        self._makers = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._clearing = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def making(self) -> AsyncIterator[None]:
+        """Until the state names what was made; several at once."""
+        async with self._clearing:
+            self._makers += 1
+            self._empty.clear()
+        try:
+            yield
+        finally:
+            self._makers -= 1
+            if not self._makers:
+                self._empty.set()
+
+    @contextlib.asynccontextmanager
+    async def clearing(self) -> AsyncIterator[None]:
+        """Waits until nobody makes anything."""
+        while True:
+            await self._empty.wait()
+            async with self._clearing:
+                if not self._makers:
+                    yield
+                    return
 
 
 def folder_of(directory: Path, run: Run) -> Path:

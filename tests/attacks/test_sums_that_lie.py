@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from attacks.hostile import Answer, Hostile, at
 
-from dure.blobs import BlobId
+from dure.blobs import BlobId, Manifest, chunk_leaf
 from dure.errors import DureError, Refused
 from dure.secagg import field as fp
 from dure.statements.dsse import Envelope
@@ -123,7 +123,7 @@ def test_scales_that_were_tampered_with_lead_to_no_update(lie: str) -> None:
 
 def test_scales_that_carry_a_word_which_is_no_element_are_a_lie_too() -> None:
     """p itself reads as zero: the agent refuses a chunk that holds it, so that two bit patterns never mean one sum."""
-    from dure_participant.verify import bulk_tag
+    from dure_participant.verify import Tagged
 
     world = at("share", "update")
     scales = world.state.exchange.scales  # type: ignore[union-attr]
@@ -132,14 +132,10 @@ def test_scales_that_carry_a_word_which_is_no_element_are_a_lie_too() -> None:
     shown = world.show("m00", world.directive("m00"))
     verify = next(a for a in shown.actions if isinstance(a, act.Verify))
 
-    class Reader:
-        manifest = type("M", (), {"chunks": 1})
-
-        def read_chunk(self, k: int) -> bytes:
-            return data.tobytes()
-
+    data = data.tobytes()
+    manifest = Manifest((chunk_leaf(data),), len(data), verify.chunk_bytes)
     with pytest.raises(Refused, match="no element"):
-        bulk_tag(verify, Reader())  # type: ignore[arg-type]
+        list(Tagged(verify).field([(manifest, 0, memoryview(data))]))
 
 
 AGGREGATES: dict[str, dict[str, Any]] = {

@@ -29,7 +29,7 @@ from dure.wire.control import WireRefused
 from dure_coordinator.quotas import Quotas
 from dure_coordinator.rpc.bulk import BulkService, BulkSettings
 from dure_coordinator.spool import Spool, Spools
-from dure_participant.bulk import BulkRefused, Retry, pull_blob, push_upload
+from dure_participant.bulk import BulkRefused, Retry, pull_blob, pull_through, push_upload
 
 UPLOAD = b"\x05" * 32
 RUN = b"r" * 32
@@ -158,6 +158,17 @@ async def test_pull_goes_on_at_the_chunk_where_the_connection_broke(tmp_path):
         await pull_blob(channel, blob, here, retry=QUICK)
     assert BreaksOnce.asked == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8]
     assert here.read_bytes(blob, limit=len(data)) == data
+
+
+async def test_a_blob_that_only_passes_by_goes_on_at_the_chunk_where_the_connection_broke(tmp_path):
+    BreaksOnce.broken, BreaksOnce.asked = False, []
+    data = os.urandom(9 * CHUNK)
+    async with running(tmp_path) as site, grpc.aio.insecure_channel(site.address) as channel:
+        blob = site.policy.store.put_bytes(data, chunk_bytes=CHUNK)
+        site.policy.wrap = BreaksOnce
+        found = [(manifest.id, k, bytes(chunk)) async for manifest, k, chunk in pull_through(channel, blob, retry=QUICK)]
+    assert BreaksOnce.asked == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert found == [(blob, k, data[k * CHUNK : (k + 1) * CHUNK]) for k in range(9)]
 
 
 async def test_only_the_chunks_asked_for_are_sent(tmp_path):
