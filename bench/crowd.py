@@ -1,13 +1,11 @@
 """Many light nodes on one real coordinator: real certificates, real gRPC, real directives and cosignatures, but no agent behind them.
 
-What each node's streams cost the coordinator is the same as with full agents: Follow, Witness, and a question for the newest head every
-two seconds. One process plays all of them.
+What each node's streams cost the coordinator is the same as with full agents: Follow and Witness. One process plays all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +14,11 @@ from click.testing import CliRunner
 
 from dure.charter.log_keys import log_key, witness_name
 from dure.cli import main
-from dure.errors import DureError, Unavailable
 from dure.identity.node import NodeIdentity, load_node
 from dure.tlog.checkpoint import open_checkpoint
-from dure.tlog.files import CHECKPOINT
 from dure.tlog.witness import AddCheckpoint, answer
 from dure.wire.messages import DirectiveKind
 from dure_demo.consortium import Consortium, StepFailed
-from dure_participant.agent import LEARN_S
 from dure_participant.transport import Line
 
 ARRIVE_DEADLINE_S = 120.0
@@ -61,14 +56,12 @@ class Crowd:
         """Connect everybody; returns when all follow.
 
         Raises:
-            Unavailable: some could not in time.
+            TimeoutError: some could not in time.
         """
         self._tasks = [asyncio.create_task(self._node(identity)) for identity in self.identities]
         async with asyncio.timeout(ARRIVE_DEADLINE_S):
             while self.following < len(self.identities):
-                for task in self._tasks:
-                    if task.done():
-                        task.result()
+                self._check()
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -80,9 +73,16 @@ class Crowd:
         """When each node got this directive; waits for the last."""
         async with asyncio.timeout(timeout_s):
             while len(found := self.arrived.setdefault((run, kind), {})) < len(self.identities):
+                self._check()
                 self._news.clear()
                 await self._news.wait()
         return found
+
+    def _check(self) -> None:
+        """Raises what ended a node, if one ended."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
 
     async def _node(self, identity: NodeIdentity) -> None:
         line = Line(identity)
@@ -91,8 +91,8 @@ class Crowd:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow(line, identity.member))
                 group.create_task(self._witness(line, identity))
-                group.create_task(self._learn(line))
         finally:
+            self._news.set()
             await line.close()
 
     async def _follow(self, line: Line, member: str) -> None:
@@ -105,15 +105,9 @@ class Crowd:
         terms = identity.charter.terms
         name, key = witness_name(identity.charter.member(identity.member).host), identity.witness_key
 
-        async def cosign(request: bytes) -> tuple[int, bytes]:
+        async def cosign(request: bytes, _entries: tuple[bytes, ...]) -> tuple[int, bytes]:
             head = open_checkpoint(AddCheckpoint.from_bytes(request).checkpoint, log_key(terms)).checkpoint
             self.cosigned += 1
             return 200, answer(head, name, key, int(time.time()))
 
-        await line.witness(cosign)
-
-    async def _learn(self, line: Line) -> None:
-        while True:
-            await asyncio.sleep(LEARN_S)
-            with contextlib.suppress(Unavailable, DureError):
-                await line.log_file(CHECKPOINT)
+        await line.witness(cosign, lambda _head: None)

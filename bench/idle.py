@@ -99,7 +99,8 @@ async def _idle(seconds: float, watch: Watch, consortium: QuickConsortium) -> di
 
 async def _events(count: int, crowd: Crowd, consortium: QuickConsortium) -> dict[str, list[float]]:
     """Milliseconds from each call until each node had the directive."""
-    hub, found = consortium.dir_of("coordinator"), {"offer": [], "event": []}
+    hub = consortium.dir_of("coordinator")
+    found: dict[str, list[float]] = {"offer": [], "event": []}
     for i in range(count):
         began = time.monotonic()
         size = ("--outer-step", "average", "--parameters", "1000", "--set", f"params={1000 + i}")

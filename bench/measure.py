@@ -198,7 +198,7 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
-def write(path: Path | None, results: list[Mapping[str, Any]]) -> None:
+def write(path: Path | None, results: Sequence[Mapping[str, Any]]) -> None:
     """The results as JSON, to a file or to standard output; each object says when, where, of which commit and by which command."""
     command = " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
     stamp = {

@@ -9,6 +9,7 @@ Repetitions of all of them take turns; medians are reported, and the spread.
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib
 import os
 import random
@@ -222,7 +223,7 @@ def flower(delta: F32, n: int) -> Callable[[], object]:
     state.rd_seed, state.sk1 = os.urandom(32), private_key_to_bytes(pairs[me][0])
     state.rd_seed_share_dict, state.sk1_share_dict = {}, {}
     state.public_keys_dict = {node: (public_key_to_bytes(public), b"") for node, (_, public) in pairs.items()}
-    fernet = crypto.base64.urlsafe_b64encode(key)
+    fernet = base64.urlsafe_b64encode(key)
     state.ss2_dict = dict.fromkeys(others, fernet)
     sealed = [crypto.encrypt(fernet, share_keys_plaintext_concat(node, me, bytes(32), bytes(32))) for node in others]
     configs = ConfigRecord({plus.Key.CIPHERTEXT_LIST: sealed, plus.Key.SOURCE_LIST: others})

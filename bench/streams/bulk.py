@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,11 +21,12 @@ from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import sum_spools
 from dure_coordinator.rpc.bulk import BulkService
 from dure_coordinator.rpc.server import Limits, _options
-from dure_coordinator.spool import Spool, Spools
+from dure_coordinator.spool import Spool
 from dure_participant.bulk import pull_blob, push_upload
 from dure_participant.transport import OPTIONS
 from streams.common import Clock, Go
 
+RUN = bytes(32)
 SWITCH_S = 0.0005
 """As both daemons set it."""
 
@@ -34,24 +36,26 @@ class Open:
     """Everyone may fetch the base and send one upload; an answer is given when its chunks are durable and have the root."""
 
     store: BlobStore
-    spools: Spools
+    folder: Path
     length: int
     chunk_bytes: int
     expected: int
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    keys: list[bytes] = field(default_factory=list)
+    spools: dict[bytes, Spool] = field(default_factory=dict)
+    committed: int = 0
 
-    async def authorise_pull(self, member: str, blob: BlobId) -> BlobReader:
-        return self.store.open(blob)
+    async def authorise_pull(self, member: str, blob: BlobId) -> tuple[bytes, BlobReader]:
+        return RUN, self.store.open(blob)
 
-    async def open_upload(self, member: str, upload: bytes) -> Spool:
-        return self.spools.open(upload, length=self.length, chunk_bytes=self.chunk_bytes)
+    async def open_upload(self, member: str, upload: bytes) -> tuple[bytes, Spool | bytes]:
+        if upload not in self.spools:
+            self.spools[upload] = Spool(self.folder, upload, length=self.length, chunk_bytes=self.chunk_bytes)
+        return RUN, self.spools[upload]
 
     async def commit_upload(self, member: str, upload: bytes, commit: bytes) -> bytes:
-        spool = await self.open_upload(member, upload)
-        await asyncio.to_thread(spool.finish, commit)
-        self.keys.append(upload)
-        if len(self.keys) == self.expected:
+        await asyncio.to_thread(self.spools[upload].finish, commit)
+        self.committed += 1
+        if self.committed == self.expected:
             self.done.set()
         return commit
 
@@ -68,7 +72,8 @@ async def _serve(go: Go, told: Queue[Any], start: Barrier) -> None:
     base = np.random.default_rng(1).standard_normal(go.params, dtype=np.float32)
     blob = store.put_bytes(base.data.cast("B"))
     del base
-    policy = Open(store, Spools(go.folder / "spools", quota_bytes=1 << 50), length, chunk_bytes, go.clients)
+    (go.folder / "spools").mkdir()
+    policy = Open(store, go.folder / "spools", length, chunk_bytes, go.clients)
     serving = grpc.aio.server(options=_options(Limits()))
     serving.add_generic_rpc_handlers((BulkService(policy, lambda context: dict(context.invocation_metadata())["member"]).handler(),))
     key, chain = (path.read_bytes() for path in go.credentials.server)
@@ -79,8 +84,7 @@ async def _serve(go: Go, told: Queue[Any], start: Barrier) -> None:
     await asyncio.to_thread(start.wait)
     clock = Clock()
     await policy.done.wait()
-    spools = [policy.spools.open(key, length=length, chunk_bytes=chunk_bytes) for key in policy.keys]
-    await asyncio.to_thread(sum_spools, spools, Group.RING16, None, store.writer(chunk_bytes=chunk_bytes))
+    await asyncio.to_thread(sum_spools, list(policy.spools.values()), Group.RING16, None, store.writer(chunk_bytes=chunk_bytes))
     told.put(("served", time.monotonic(), clock.cpu_s()))
     await serving.stop(1.0)
 
@@ -94,7 +98,7 @@ def client(go: Go, number: int, where: tuple[int, str], told: Queue[Any], start:
 async def _take_part(go: Go, number: int, where: tuple[int, str], told: Queue[Any], start: Barrier) -> None:
     port, blob = where
     store = BlobStore(go.folder / f"client-{number}")
-    data = memoryview(np.random.default_rng(number).integers(0, 1 << 16, go.params, np.uint16)).cast("B")
+    data = np.random.default_rng(number).integers(0, 1 << 16, go.params, np.uint16).data.cast("B")
     length, chunk_bytes = shape_of("update", go.params)
     leaves: dict[int, bytes] = {}
 
@@ -107,7 +111,7 @@ async def _take_part(go: Go, number: int, where: tuple[int, str], told: Queue[An
     credentials = grpc.ssl_channel_credentials(go.credentials.server_ca.read_bytes(), key, chain)
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, OPTIONS) as channel:
         await channel.channel_ready()
-        named = _Named(channel, f"member-{number}")
+        named: Any = _Named(channel, f"member-{number}")
         await asyncio.to_thread(start.wait)
         clock = Clock()
         await pull_blob(named, BlobId.parse(blob), store)
@@ -120,7 +124,7 @@ async def _take_part(go: Go, number: int, where: tuple[int, str], told: Queue[An
 class _Named:
     """The channel with this client's name on every call: all share one certificate here, and streams are counted per member."""
 
-    def __init__(self, channel: grpc.aio.Channel, name: str) -> None:
+    def __init__(self, channel: Any, name: str) -> None:
         self._channel, self._metadata = channel, (("member", name),)
 
     def unary_stream(self, method: str) -> Any:

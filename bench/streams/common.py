@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
@@ -106,11 +108,11 @@ def go(server: Server, client: Client, what: Go) -> Gone:
     processes = [context.Process(target=server, args=(what, told, start))]
     try:
         processes[0].start()
-        _kind, port = told.get(timeout=GO_DEADLINE_S)
+        _kind, port = _next(told, processes)
         processes += [context.Process(target=client, args=(what, i, port, told, start)) for i in range(what.clients)]
         for process in processes[1:]:
             process.start()
-        said = [told.get(timeout=GO_DEADLINE_S) for _ in range(what.clients + 1)]
+        said = [_next(told, processes) for _ in range(what.clients + 1)]
     finally:
         for process in processes:
             process.join(10.0)
@@ -120,6 +122,17 @@ def go(server: Server, client: Client, what: Go) -> Gone:
     clients = [s for s in said if s[0] == "client"]
     began = min(c[1] for c in clients)
     return Gone(served[1] - began, max(c[2] for c in clients) - began, served[2], sum(c[3] for c in clients))
+
+
+def _next(told: Queue[Any], processes: Sequence[BaseProcess]) -> Any:
+    """What comes next; RuntimeError when a process failed, or nothing came for too long."""
+    for _ in range(int(GO_DEADLINE_S)):
+        try:
+            return told.get(timeout=1.0)
+        except Empty:
+            if failed := [process.name for process in processes if process.exitcode]:
+                raise RuntimeError(f"{', '.join(failed)} failed; see above") from None
+    raise RuntimeError(f"nothing came for {GO_DEADLINE_S:.0f} s")
 
 
 class Clock:

@@ -24,7 +24,7 @@ UPLOAD_PIECE = 1 << 19
 
 def server(go: Go, told: Queue[Any], start: Barrier) -> None:
     """Sends the base to everyone, and adds what comes back into one vector."""
-    base = memoryview(np.random.default_rng(1).standard_normal(go.params, dtype=np.float32)).cast("B")
+    base = np.random.default_rng(1).standard_normal(go.params, dtype=np.float32).data.cast("B")
     total, lock = np.zeros(go.params, np.uint16), threading.Lock()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     key, chain = go.credentials.server
@@ -41,7 +41,7 @@ def server(go: Go, told: Queue[Any], start: Barrier) -> None:
         buffer = np.empty(UPLOAD_PIECE, np.uint8)
         for at in range(0, go.upload_bytes, UPLOAD_PIECE):
             size = min(UPLOAD_PIECE, go.upload_bytes - at)
-            receive(line, memoryview(buffer)[:size])
+            receive(line, buffer.data[:size])
             part = total[at // 2 : (at + size) // 2]
             with lock:
                 np.add(part, buffer[:size].view(np.uint16), out=part)
@@ -58,7 +58,7 @@ def server(go: Go, told: Queue[Any], start: Barrier) -> None:
 
 def client(go: Go, number: int, port: int, told: Queue[Any], start: Barrier) -> None:
     """Reads the base into one buffer, and sends."""
-    data = memoryview(np.random.default_rng(number).integers(0, 1 << 16, go.params, np.uint16)).cast("B")
+    data = np.random.default_rng(number).integers(0, 1 << 16, go.params, np.uint16).data.cast("B")
     context = ssl.create_default_context(cafile=str(go.credentials.server_ca))
     key, chain = go.credentials.client
     context.load_cert_chain(chain, key)
