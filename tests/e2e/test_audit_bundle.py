@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,7 +179,7 @@ class Forger:
             path.write_bytes(data)
         text = Checkpoint(origin_of(self.terms), builder.size, builder.frontier.root()).text()
         lines = [sign(text, log_key(self.terms).name, self.log)]
-        lines += [cosign(text, f"{m}.titan/witness", self.witness(m), 1_700_000_000) for m in witnesses]
+        lines += [cosign(text, f"{m}.titan/witness", self.witness(m), int(time.time())) for m in witnesses]
         (self.folder / "log" / "checkpoint").write_bytes(Note(text, tuple(lines)).to_bytes())
         return self.folder
 
@@ -198,7 +199,7 @@ def test_a_head_that_names_more_entries_than_the_bundle_can_hold_ends_at_once(fo
     """Signed by everybody: without the bound the auditor would list files for 2^62 entries."""
     text = Checkpoint(origin_of(forger.terms), 1 << 62, bytes(32)).text()
     lines = [sign(text, log_key(forger.terms).name, forger.log)]
-    lines += [cosign(text, f"{m}.titan/witness", forger.witness(m), 1_700_000_000) for m in MEMBERS]
+    lines += [cosign(text, f"{m}.titan/witness", forger.witness(m), int(time.time())) for m in MEMBERS]
     (forger.folder / "log" / "checkpoint").write_bytes(Note(text, tuple(lines)).to_bytes())
     with pytest.raises(PartMissing, match="the bundle holds at most"):
         verify(Bundle.open(forger.folder), bytes.fromhex(forger.pin))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,8 +23,8 @@ from dure.tlog.checkpoint import Checkpoint, Head
 from dure.tlog.files import LogFiles
 from dure.tlog.note import Note, NoteKey, cosign, sign
 
-AT = 1_700_000_000
-"""Unix seconds of every cosignature."""
+AT = int(time.time())
+"""Unix seconds of every cosignature: of today, as the delegations are."""
 
 
 @dataclass

@@ -9,9 +9,10 @@ rounds/<run>/…        what a run's models are recomputed from (parts.py), wher
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,22 +42,35 @@ class Bundle:
         """Raises BadInput: it is no folder, or holds links or other things that are no plain files."""
         if not folder.is_dir():
             raise BadInput(f"{folder}: is no folder; give the bundle that `dure audit export` made")
-        for path in folder.rglob("*"):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise BadInput(f"{path}: is no plain file; a bundle has nothing else")
-        return Bundle(folder)
+        bundle = Bundle(folder)
+        for _ in bundle.names():
+            pass
+        return bundle
 
-    def names(self) -> set[str]:
-        """Every file, relative to the bundle."""
-        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
+    def names(self) -> Iterator[str]:
+        """Every file, relative to the bundle. Raises BadInput for what is no plain file."""
+        folders = [""]
+        while folders:
+            below = folders.pop()
+            with os.scandir(self.folder / below) as found:
+                for entry in found:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{below}{entry.name}/")
+                    elif entry.is_file(follow_symlinks=False):
+                        yield below + entry.name
+                    else:
+                        raise BadInput(f"{entry.path}: is no plain file; a bundle has nothing else")
+
+    def has(self, name: str) -> bool:
+        return os.path.exists(f"{self.folder}/{name}")
 
     def read(self, name: str) -> bytes:
         """Raises PartMissing; BadInput for one that is too large to be what it should be."""
-        path = self.folder / name
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise BadInput(f"{name}: larger than anything a bundle holds")
-            return path.read_bytes()
+            with open(f"{self.folder}/{name}", "rb") as file:
+                if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                    raise BadInput(f"{name}: larger than anything a bundle holds")
+                return file.read()
         except FileNotFoundError:
             raise PartMissing(f"{name} is not in the bundle; ask for it again, or export anew") from None
 

@@ -206,7 +206,10 @@ def of_bundle(
     bundle, wanted = bundles.Bundle.open(folder), pin_of(pin)
     result = verify(bundle, wanted)
     if not result.holds:
-        first = [*result.findings, *result.unknown][0]
+        wrong = [*result.findings, *result.unknown]
+        if not wrong:
+            raise bundles.PartMissing(f"{result.missing[0]} is not in the bundle; ask for it again, or export anew")
+        first = wrong[0]
         raise Refused(first.where, f"{first.why}; `dure audit verify` names everything that does not hold")
     roots = bundle.roots()
     versions = [charter_root.walk(roots[:n], wanted) for n in range(1, len(roots) + 1)]

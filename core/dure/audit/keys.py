@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dure.audit.entry import Entry
 from dure.charter.model import Charter
 from dure.errors import Refused
 from dure.statements.dsse import key_id
 from dure.statements.kinds import CharterVersion, NodeDelegation
-from dure.statements.statement import Signed
+
+DAY_S = 86_400
 
 
 class KeyRefused(Refused):
     """An entry's signer may not sign at this index, or its chain has a gap."""
+
+
+class ClockBack(Refused):
+    """A statement says it was made a day or more before the one that stands before it in its signer's chain."""
+
+    def __init__(self, party: Party, days: float) -> None:
+        super().__init__("time", f"is {days:.1f} days before the statement that {party} made before it: backdated, or a clock was off")
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,9 @@ class Keys:
     in_force: int = 0
     """How many versions are entries so far."""
     _parties: dict[str, tuple[bytes, Party]] = field(default_factory=dict)
-    _chains: dict[str, tuple[int, bytes | None]] = field(default_factory=dict)
-    """key id -> (next seq, digest of the latest envelope)."""
+    _chains: dict[str, tuple[int, bytes | None, int]] = field(default_factory=dict)
+    """key id -> (next seq, digest of the latest envelope, its time)."""
+    _node_keys: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def charter(self) -> Charter:
@@ -61,6 +71,7 @@ class Keys:
             self._parties[key_id(member.signing_key)] = (member.signing_key, Party("member", member.id))
         there = {m.id for m in terms.members}
         self._parties |= {k: v for k, v in nodes.items() if v[1].member in there}
+        self._node_keys = self._nodes()
 
     def signer(self, key: str) -> tuple[bytes, Party]:
         """The key of this id and who holds it, valid for the next entry.
@@ -73,24 +84,29 @@ class Keys:
         return self._parties[key]
 
     def node_keys(self) -> dict[str, bytes]:
-        """The node key of every member that has one here."""
+        """The node key of every member that has one here. Not to be changed."""
+        return self._node_keys
+
+    def _nodes(self) -> dict[str, bytes]:
         return {party.member: key for key, party in self._parties.values() if party.role == "node"}
 
-    def follow(self, signed: Signed[object], party: Party) -> None:
+    def follow(self, entry: Entry, party: Party) -> None:
         """Takes in an entry whose signature verified: its place in the signer's chain, and the keys it brings or ends.
 
         Raises:
+            ClockBack: its time is a day or more before that of its predecessor.
             KeyRefused: a gap, a wrong predecessor, or a key that may not be brought so.
         """
-        key = key_id(signed.key)
-        following, prev = self._chains.get(key, (0, None))
-        if (signed.seq, signed.prev) != (following, prev):
-            raise KeyRefused("seq", f"is {signed.seq} after {following - 1}, or names another predecessor: the chain of {party} has a gap")
-        self._chains[key] = (following + 1, signed.envelope.sha256)
-        if isinstance(signed.fact, NodeDelegation):
-            self._delegate(signed.fact, party)
-        elif isinstance(signed.fact, CharterVersion):
-            self._new_version(signed.fact)
+        following, prev, before = self._chains.get(entry.key_id, (0, None, 0))
+        if (entry.seq, entry.prev) != (following, prev):
+            raise KeyRefused("seq", f"is {entry.seq} after {following - 1}, or names another predecessor: the chain of {party} has a gap")
+        self._chains[entry.key_id] = (following + 1, entry.sha256, entry.time)
+        if entry.kind == NodeDelegation.kind:
+            self._delegate(entry.fact, party)
+        elif entry.kind == CharterVersion.kind:
+            self._new_version(entry.fact)
+        if entry.time <= before - DAY_S:
+            raise ClockBack(party, (before - entry.time) / DAY_S)
 
     def _delegate(self, fact: NodeDelegation, party: Party) -> None:
         if (party.role, party.member) != ("member", fact.member):
@@ -101,10 +117,13 @@ class Keys:
                     raise KeyRefused("generation", f"{fact.generation} is not above {held.generation}")
                 del self._parties[key]  # one node speaks for a member; the older key ends here
         self._parties[key_id(fact.node_key)] = (fact.node_key, Party("node", fact.member, fact.node, fact.generation))
+        self._node_keys = self._nodes()
 
     def _new_version(self, fact: CharterVersion) -> None:
-        if fact.version != self.in_force + 1 or fact.version > len(self.versions):
-            raise KeyRefused("version", f"{fact.version} does not follow {self.in_force}, or its file is not in the bundle")
+        if fact.version != self.in_force + 1:
+            raise KeyRefused("version", f"{fact.version} does not follow {self.in_force}")
+        if fact.version > len(self.versions):
+            raise KeyRefused("version", f"{fact.version} is in the log, and trust/{fact.version}.root.json is not in the bundle")
         if fact.charter_sha256 != self.versions[fact.version - 1].digest:
             raise KeyRefused("charter_sha256", f"is not the digest of version {fact.version} in the bundle")
         self.in_force = fact.version

@@ -63,7 +63,7 @@ def _described(index: int, entry: bytes) -> dict[str, Any]:
     try:
         envelope = Envelope.from_bytes(entry)
         predicate = json.loads(envelope.payload)["predicate"]
-        kind = kind_of(envelope)
+        kind = kind_of(envelope.payload)
     except (DureError, ValueError, KeyError, TypeError) as error:
         return {"index": index, "kind": "?", "why": str(error)}
     return {"index": index, "kind": kind, "key": envelope.signatures[0][0], "sha256": envelope.sha256.hex(), "statement": predicate}

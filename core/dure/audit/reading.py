@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from dure.audit.entry import read_entry
 from dure.audit.history import check_author
 from dure.audit.keys import Keys
 from dure.charter.model import Charter
 from dure.errors import DureError, Refused
 from dure.statements.anykind import open_any
-from dure.statements.dsse import Envelope
 from dure.statements.statement import Signed
 
 
@@ -23,11 +23,11 @@ def verified(entries: Iterable[bytes], versions: Sequence[Charter]) -> Iterator[
     keys = Keys(versions)
     for index, entry in enumerate(entries):
         try:
-            envelope = Envelope.from_bytes(entry)
-            key, party = keys.signer(envelope.signatures[0][0])
-            signed = open_any(envelope, [key])
-            keys.follow(signed, party)
-            check_author(signed.fact.kind, signed, party)
+            read = read_entry(entry)
+            key, party = keys.signer(read.key_id)
+            signed = open_any(entry, [key])
+            keys.follow(read, party)
+            check_author(read.kind, signed.fact, party)
         except DureError as error:
             raise Refused(f"entry {index}", str(error)) from None
         yield signed

@@ -23,30 +23,57 @@ class Row:
 
 
 def rows(result: Result) -> list[Row]:
-    """The table of a level-1 audit."""
-    history, terms = result.history, result.charter.terms
-    newest = max(result.cosigned.values(), default=0)
-    when = datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC") if newest else "never"
-    instances = [i for run in history.runs.values() for i in run.instances.values()]
-    opened = [i for i in instances if i.aggregate_sha256]
-    accepted = sum(len(a) for run in history.runs.values() for a in run.accepts.values())
+    """The table of a level-1 audit. What a missing part would have shown is *not checked*, and says which part."""
+    history = result.history
+    totals = [sum(numbers) for numbers in zip(*((r.opened, r.aggregates, r.accepted) for r in history.runs.values()), strict=True)]
+    opened, summed, accepted = totals or (0, 0, 0)
+    judged = result.checked_to - len(result.unknown)
     return [
-        Row(
-            "the charter descends from the pinned version",
-            PROVED,
-            f"{result.versions} versions; {len(terms.members)} members, {terms.k} votes",
+        Row("the charter descends from the pinned version", PROVED, _charter(result)),
+        _one_history(result),
+        _whole(result, "every entry is by a key valid at its index, no chain has a gap", PROVED, f"{judged} entries"),
+        _whole(result, "runs opened with their members' approval", PROVED, f"{len(history.runs)} runs"),
+        _whole(result, "each sum is over one survivor set that a quorum signed", PROVED, f"{summed} of {opened} instances opened"),
+        _whole(
+            result,
+            "each sum in the log is the sum of the committed uploads",
+            SIGNED,
+            f"{accepted} acceptances by members that verified its tag",
         ),
-        Row("one history", SIGNED, f"{len(result.cosigned)} of {len(terms.members)} members cosigned {result.size} entries, last {when}"),
-        Row("every entry is by a key valid at its index, no chain has a gap", PROVED, f"{result.size - len(result.unknown)} entries"),
-        Row("runs opened with their members' approval", PROVED, f"{len(history.runs)} runs"),
-        Row("each sum is over one survivor set that a quorum signed", PROVED, f"{len(opened)} of {len(instances)} instances opened"),
-        Row("each sum in the log is the sum of the committed uploads", SIGNED, f"{accepted} acceptances by members that verified its tag"),
         Row("the released weights follow from the sums", UNCHECKED, "needs the aggregates (level 2)"),
         Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (level 3)"),
         Row("tokens, steps, seconds, bytes", DECLARED, f"{history.counts.get('usage', 0)} usage statements"),
         Row("what data was trained on", DECLARED if history.counts.get("data-commitment") else UNCHECKED, _data(history)),
         Row("that accelerators exist, data is lawful, training happened as said", UNCHECKED, "nothing here can prove it"),
     ]
+
+
+def _charter(result: Result) -> str:
+    terms = result.charter.terms
+    return f"{result.versions} versions; {len(terms.members)} members, {terms.k} votes; in force until {_day(result.charter.expires)}"
+
+
+def _day(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d")
+
+
+def _one_history(result: Result) -> Row:
+    if not result.root:
+        return Row("one history", UNCHECKED, "log/checkpoint is missing: nothing shows that witnesses saw these entries")
+    when = datetime.fromtimestamp(max(result.cosigned.values(), default=0), UTC).strftime("%Y-%m-%d %H:%M UTC")
+    who = f"{len(result.cosigned)} of {len(result.charter.terms.members)} members cosigned {result.size} entries, last {when}"
+    if not result.rooted:
+        return Row("one history", UNCHECKED, f"{who}; that these entries are those: entries and hashes of them are missing")
+    return Row("one history", SIGNED, who)
+
+
+def _whole(result: Result, claim: str, how: str, detail: str) -> Row:
+    """A claim about all entries; where some are missing, it is one about those before the gap."""
+    if result.checked_to == result.size:
+        return Row(claim, how, detail)
+    return Row(
+        claim, UNCHECKED, f"holds for entries before {result.checked_to}, {detail}; the next ones are missing, later ones refer to them"
+    )
 
 
 def _data(history: History) -> str:
@@ -60,16 +87,14 @@ def run_rows(history: History) -> list[dict[str, Any]]:
 
 
 def _run(run_id: bytes, run: Run) -> dict[str, Any]:
-    trained = [i for i in run.instances.values() if i.aggregate_sha256 and i.id.purpose.value != "scales"]
-    counted = {m: sum(m in i.survivors for i in trained) for m in run.plan.roster}
     return {
         "run": run_id.hex(),
-        "app": run.plan.app_name,
-        "rounds": run.plan.rounds,
+        "app": run.app,
+        "rounds": run.rounds,
         "approved_by": sorted(run.approvals),
-        "exchanges_summed": len({i.id.exchange for i in trained}),
-        "counted": counted,
-        "bases": "recomputable" if run.plan.outer_step.name != "none" else "signed by the coordinator, not recomputed",
+        "exchanges_summed": run.summed,
+        "counted": {m: run.counted[m] for m in run.roster},
+        "bases": "recomputable" if run.outer_step != "none" else "signed by the coordinator, not recomputed",
     }
 
 
@@ -78,6 +103,7 @@ def as_json(result: Result) -> dict[str, Any]:
     return {
         "level": 1,
         "holds": result.holds,
+        "exit_code": result.exit_code,
         "size": result.size,
         "root": result.root.hex(),
         "cosigned": result.cosigned,
@@ -86,6 +112,9 @@ def as_json(result: Result) -> dict[str, Any]:
         "runs": run_rows(result.history),
         "entries": result.history.counts,
         "findings": [{"where": f.where, "why": f.why} for f in result.findings],
+        "unlisted_findings": result.unlisted,
+        "missing": result.missing,
+        "entries_judged": result.checked_to,
         "unknown": [{"where": f.where, "why": f.why} for f in result.unknown],
-        "disputes": [index for index, _ in result.history.disputes],
+        "disputes": result.history.disputes,
     }

@@ -6,14 +6,13 @@ whoever makes the release (`about.toml`). What nobody said is null here and "not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from dure.errors import Refused
 from dure.statements import schema
-from dure.statements.dsse import canonical_json, check_canonical
+from dure.statements.dsse import canonical_json, parse_canonical
 from dure.statements.kinds import Counter, Digest, MemberId, Nonce
 from dure.statements.schema import Items, Pattern, Range
 
@@ -195,10 +194,4 @@ class Facts:
         """
         if len(raw) > MAX_FACTS_BYTES:
             raise Refused(FACTS, f"larger than {MAX_FACTS_BYTES} bytes")
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise Refused(FACTS, "is not JSON") from None
-        facts = schema.decode(Facts, body, FACTS)
-        check_canonical(FACTS, body, raw)
-        return facts
+        return schema.decode(Facts, parse_canonical(FACTS, raw), FACTS)

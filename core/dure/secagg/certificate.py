@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -40,6 +40,26 @@ def verify_survivors_signature(payload: bytes, signature: bytes, *, member: str,
     messages.check_signature(payload, signature, "survivor set", member, node_keys)
 
 
+def check_set(cohort: tuple[str, ...], commits: Mapping[str, bytes], signers: Collection[str], u_min: int) -> None:
+    """Whether a survivor set is one of this cohort's, signed by nobody else, and large enough; signatures are not looked at.
+
+    Raises:
+        Malformed: somebody named is not in the cohort.
+        BelowThreshold: fewer than u_min survivors.
+    """
+    if not set(commits) <= set(cohort) or not set(signers) <= set(cohort):
+        raise Malformed(SURVIVORS, "names somebody who is not in the cohort")
+    if len(commits) < u_min:
+        raise BelowThreshold(len(commits), u_min, "survivors")
+
+
+def check_signers(cohort: tuple[str, ...], signers: Collection[str], colluders: int) -> None:
+    """`BelowThreshold` for fewer than t signers."""
+    need = share_threshold(len(cohort), colluders)
+    if len(signers) < need:
+        raise BelowThreshold(len(signers), need, "signatures of the survivor set")
+
+
 def verify_certificate(
     instance: InstanceId,
     ctx: bytes,
@@ -57,14 +77,9 @@ def verify_certificate(
         BelowThreshold: fewer than u_min survivors or t signatures.
         BadSignature: one of the signatures given does not verify; the coordinator embeds none that do not.
     """
-    if not set(commits) <= set(cohort) or not set(signatures) <= set(cohort):
-        raise Malformed(SURVIVORS, "names somebody who is not in the cohort")
-    if len(commits) < u_min:
-        raise BelowThreshold(len(commits), u_min, "survivors")
+    check_set(cohort, commits, signatures.keys(), u_min)
     payload = survivors_message(instance, ctx, commits)
     for member, signature in signatures.items():
         verify_survivors_signature(payload, signature, member=member, node_keys=node_keys)
-    need = share_threshold(len(cohort), colluders)
-    if len(signatures) < need:
-        raise BelowThreshold(len(signatures), need, "signatures of the survivor set")
+    check_signers(cohort, signatures.keys(), colluders)
     return payload

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import sha256
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dure import ed25519
 from dure.secagg import tlv
 from dure.secagg.errors import BadSignature, Malformed
 from dure.secagg.kdf import PROTOCOL, digest_all
@@ -52,10 +52,8 @@ def verified(data: bytes, label: str, member: str, node_keys: Mapping[str, bytes
 
 def check_signature(payload: bytes, signature: bytes, what: str, member: str, node_keys: Mapping[str, bytes]) -> None:
     """`BadSignature` unless the node of `member` signed exactly these bytes."""
-    try:
-        Ed25519PublicKey.from_public_bytes(node_keys[member]).verify(signature, payload)
-    except (InvalidSignature, KeyError, ValueError):
-        raise BadSignature(member, what) from None
+    if not ed25519.verifies(node_keys.get(member, b""), signature, payload):
+        raise BadSignature(member, what)
 
 
 def message_hash(data: bytes, label: str) -> bytes:

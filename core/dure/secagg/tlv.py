@@ -22,26 +22,27 @@ def encode(*parts: Value | list[Value]) -> bytes:
         Refused: a negative integer; our own mistake.
         TypeError: a value of another type; likewise.
     """
-    out = bytearray()
-    for part in parts:
-        kind, raw = _item(part)
-        out += kind + len(raw).to_bytes(4, "little") + raw
-    return bytes(out)
+    return b"".join([_item(part) for part in parts])
 
 
-def _item(part: Value | list[Value]) -> tuple[bytes, bytes]:
-    if isinstance(part, bytes | bytearray | memoryview):
-        return b"b", bytes(part)
+def _item(part: Value | list[Value]) -> bytes:
+    if isinstance(part, bytes):
+        return b"b" + len(part).to_bytes(4, "little") + part
     if isinstance(part, str):
-        return b"s", part.encode()
+        raw = part.encode()
+        return b"s" + len(raw).to_bytes(4, "little") + raw
     if isinstance(part, tuple | list):
-        return b"t", encode(*part)
+        raw = encode(*part)
+        return b"t" + len(raw).to_bytes(4, "little") + raw
+    if isinstance(part, bytearray | memoryview):
+        return _item(bytes(part))
     if isinstance(part, bool) or not isinstance(part, int):
         raise TypeError(f"{type(part).__name__} has no encoding")
     number = part
     if number < 0:
         raise Refused("tlv", "integers are unsigned")
-    return b"i", number.to_bytes((number.bit_length() + 7) // 8, "little")
+    length = (number.bit_length() + 7) // 8
+    return b"i" + length.to_bytes(4, "little") + number.to_bytes(length, "little")
 
 
 def decode(raw: bytes, *, max_bytes: int = 1 << 24) -> tuple[Value, ...]:

@@ -21,15 +21,15 @@ class UnknownKind(Refused):
         super().__init__("predicateType", f"{predicate_type[:80]!r} is unknown to this version; a newer one may know it")
 
 
-def kind_of(envelope: Envelope) -> str:
-    """The name in an envelope's predicateType.
+def kind_of(payload: bytes) -> str:
+    """The name in a statement's predicateType.
 
     Raises:
         Refused: the payload is no statement.
         UnknownKind: of another version, or a name that is not in our tables.
     """
     try:
-        body = json.loads(envelope.payload)
+        body = json.loads(payload)
         predicate_type = body["predicateType"]
     except (ValueError, RecursionError, KeyError, TypeError):
         raise Refused("payload", "is not an in-toto statement") from None
@@ -44,4 +44,4 @@ def kind_of(envelope: Envelope) -> str:
 def open_any(raw: bytes | Envelope, keys: Iterable[bytes]) -> Signed[Any]:
     """As `open_statement`, for any kind in `KINDS`."""
     envelope = raw if isinstance(raw, Envelope) else Envelope.from_bytes(raw)
-    return open_statement(envelope, KINDS[kind_of(envelope)], keys)
+    return open_statement(envelope, KINDS[kind_of(envelope.payload)], keys)

@@ -11,10 +11,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dure import ed25519
 from dure.errors import Refused
 
 IN_TOTO = "application/vnd.in-toto+json"
@@ -70,10 +71,7 @@ class Envelope:
         """
         if len(raw) > max_bytes:
             raise Refused("envelope", f"larger than {max_bytes} bytes")
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise Refused("envelope", "is not JSON") from None
+        body = parse_canonical("envelope", raw)
         if not isinstance(body, dict) or set(body) != {"payload", "payloadType", "signatures"}:
             raise Refused("envelope", "must have payload, payloadType and signatures")
         entries = body["signatures"]
@@ -86,9 +84,7 @@ class Envelope:
             signatures.append((entry["keyid"], _base64("sig", entry["sig"])))
         if not isinstance(body["payloadType"], str):
             raise Refused("payloadType", "must be a string")
-        envelope = Envelope(_base64("payload", body["payload"]), tuple(signatures), body["payloadType"])
-        check_canonical("envelope", body, raw)
-        return envelope
+        return Envelope(_base64("payload", body["payload"]), tuple(signatures), body["payloadType"])
 
     def signed_by(self, public_keys: Iterable[bytes]) -> frozenset[bytes]:
         """Which of these 32-byte Ed25519 keys signed this. A bad signature under a known key id is refused, not skipped.
@@ -102,10 +98,8 @@ class Envelope:
         for name, signature in self.signatures:
             if (key := known.get(name)) is None:
                 continue
-            try:
-                Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
-            except InvalidSignature:
-                raise Refused("signatures", f"the signature of key {name[:16]} does not verify") from None
+            if not ed25519.verifies(key, signature, message):
+                raise Refused("signatures", f"the signature of key {name[:16]} does not verify")
             found.add(key)
         return frozenset(found)
 
@@ -116,6 +110,20 @@ def seal_payload(payload: bytes, *keys: Ed25519PrivateKey, payload_type: str = I
     return Envelope(payload, tuple((key_id(k.public_key().public_bytes_raw()), k.sign(message)) for k in keys), payload_type)
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+class _Float(Exception):
+    """A number that is no integer."""
+
+
+def _no_float(_text: str) -> None:
+    raise _Float
+
+
+_DECODER = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float)
+
+
 def canonical_json(value: object) -> bytes:
     """UTF-8, sorted keys, compact; floats are refused since their text is not unique.
 
@@ -124,17 +132,36 @@ def canonical_json(value: object) -> bytes:
     """
     _no_floats(value)
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:
         raise Refused("json", "holds text that is not Unicode") from None
 
 
-def check_canonical(field: str, parsed: object, raw: bytes) -> None:
-    """That `raw` is the one canonical text of what was parsed from it: a key given twice reads differently elsewhere.
+def encode_parsed(value: object) -> bytes:
+    """As `canonical_json`, of what `parse_canonical` gave: it holds no floats."""
+    return _ENCODER.encode(value).encode()
+
+
+def parse_canonical(field: str, raw: bytes) -> Any:
+    """What a canonical JSON text says. No other text of it is taken: a key given twice reads differently elsewhere.
 
     Raises:
-        Refused: names `field`.
+        Refused: names `field`; not JSON, or not the canonical text of what it says.
     """
+    try:
+        parsed = _DECODER.decode(raw.decode())
+        canonical = encode_parsed(parsed)
+    except (_Float, UnicodeEncodeError):
+        canonical = b""
+    except (ValueError, RecursionError):
+        raise Refused(field, "is not JSON") from None
+    if canonical != raw:
+        raise Refused(field, "is not in the canonical encoding")
+    return parsed
+
+
+def check_canonical(field: str, parsed: object, raw: bytes) -> None:
+    """As `parse_canonical`, for what was parsed already. Raises Refused, naming `field`."""
     try:
         canonical = canonical_json(parsed)
     except (Refused, RecursionError):
@@ -158,6 +185,9 @@ def _base64(field: str, text: object) -> bytes:
     if not isinstance(text, str):
         raise Refused(field, "must be base64 text")
     try:
-        return base64.b64decode(text, validate=True)
+        raw = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError):
         raise Refused(field, "is not base64") from None
+    if binascii.b2a_base64(raw, newline=False) != text.encode():
+        raise Refused(field, "is not the one base64 of its bytes")
+    return raw

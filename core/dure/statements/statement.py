@@ -7,7 +7,6 @@ so gaps, order and causality are visible. Source: in-toto Statement v1; ledger.m
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.errors import Refused
 from dure.statements import schema
-from dure.statements.dsse import IN_TOTO, Envelope, canonical_json, check_canonical, seal_payload
+from dure.statements.dsse import IN_TOTO, Envelope, canonical_json, encode_parsed, parse_canonical, seal_payload
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 S = TypeVar("S")
@@ -85,45 +84,61 @@ def open_statement(raw: bytes | Envelope, kind: type[S], keys: Iterable[bytes], 
     signers = envelope.signed_by(keys)
     if not signers:
         raise Refused("signatures", "not signed by a key that may sign this")
-    fact, seq, prev, time = _parse(envelope.payload, kind)
+    fact, seq, prev, time = read_payload(envelope.payload, kind)
     return Signed(fact, envelope, next(iter(signers)), seq, prev, time)
 
 
 def read_verified(raw: bytes, kind: type[S]) -> S:
     """The fact in an envelope whose signature was verified when it was taken in; form is checked again, signature is not."""
-    return _parse(Envelope.from_bytes(raw).payload, kind)[0]
+    return read_payload(Envelope.from_bytes(raw).payload, kind)[0]
 
 
-def _parse(payload: bytes, kind: type[S]) -> tuple[S, int, bytes | None, int]:
+def read_payload(payload: bytes, kind: type[S]) -> tuple[S, int, bytes | None, int]:
+    """(fact, seq, prev, time) of a statement of this kind; nothing is verified but the form.
+
+    Raises:
+        Refused: out of form, or of another kind; names the field.
+    """
     name: str = kind.kind  # type: ignore[attr-defined]  # every statement dataclass has it
-    try:
-        body = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise Refused("payload", "is not JSON") from None
-    check_canonical("payload", body, payload)
+    body, predicate = _statement(payload)
+    if body["predicateType"] != f"urn:dure:{name}:v1":
+        raise Refused("predicateType", f"must be urn:dure:{name}:v1")
+    seq, prev, time = _place(predicate)
+    if _take(predicate, "checkpoint") is not None:
+        raise Refused("checkpoint", "must be null until the log exists")
+    fact = schema.decode(kind, predicate)  # so the rest of the predicate is the fact's own canonical JSON
+    if body["subject"] != [{"name": name, "digest": {"sha256": hashlib.sha256(encode_parsed(predicate)).hexdigest()}}]:
+        raise Refused("subject", "does not name what the predicate states")
+    return fact, seq, prev, time
+
+
+def read_place(payload: bytes) -> tuple[int, bytes | None, int]:
+    """(seq, prev, time) of a statement of any kind, known here or not. Raises Refused."""
+    return _place(_statement(payload)[1])
+
+
+def _statement(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(statement, a copy of its predicate), the predicate not judged."""
+    body = parse_canonical("payload", payload)
     if not isinstance(body, dict) or set(body) != {"_type", "subject", "predicateType", "predicate"}:
         raise Refused("payload", "must be an in-toto statement")
     if body["_type"] != STATEMENT_TYPE:
         raise Refused("_type", f"must be {STATEMENT_TYPE}")
-    if body["predicateType"] != f"urn:dure:{name}:v1":
-        raise Refused("predicateType", f"must be urn:dure:{name}:v1")
-    predicate = body["predicate"]
-    if not isinstance(predicate, dict):
+    if not isinstance(body["predicate"], dict):
         raise Refused("predicate", "must be an object")
-    predicate = dict(predicate)
+    return body, dict(body["predicate"])
+
+
+def _place(predicate: dict[str, Any]) -> tuple[int, bytes | None, int]:
+    """Takes a statement's place in its signer's chain out of its predicate."""
     seq, prev, time = (_take(predicate, field) for field in ("seq", "prev", "time"))
-    if _take(predicate, "checkpoint") is not None:
-        raise Refused("checkpoint", "must be null until the log exists")
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**48:
         raise Refused("seq", "must be a number in 0..2^48")
     if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time < 2**48:
         raise Refused("time", "must be unix seconds")
     if prev is not None and (not isinstance(prev, str) or len(prev) != 64):
         raise Refused("prev", "must be 64 hex digits or null")
-    fact = schema.decode(kind, predicate)
-    if body["subject"] != [{"name": name, "digest": {"sha256": _subject(fact).hex()}}]:
-        raise Refused("subject", "does not name what the predicate states")
-    return fact, seq, schema.decode_digest(prev, "prev") if prev is not None else None, time
+    return seq, schema.decode_digest(prev, "prev") if prev is not None else None, time
 
 
 def _take(predicate: dict[str, Any], field: str) -> Any:

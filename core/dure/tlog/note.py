@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dure import ed25519
 from dure.errors import Refused
 
 ED25519 = 0x01
@@ -74,12 +74,8 @@ class NoteKey:
         if self.kind == COSIGNATURE_V1:
             time, signature = int.from_bytes(signature[:8], "big"), signature[8:]
             message = cosigned(text, time)
-        try:
-            if time >= 1 << 63:
-                raise InvalidSignature
-            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
-        except (InvalidSignature, ValueError):
-            raise NoteRefused("signature", f"of {self.name} does not verify") from None
+        if time >= 1 << 63 or not ed25519.verifies(self.public, signature, message):
+            raise NoteRefused("signature", f"of {self.name} does not verify")
         return time
 
 

@@ -190,25 +190,60 @@ class TiledTree:
         return next(iter(self.entries(index, index + 1)))
 
 
+class HashTiles:
+    """The tiles of hashes of a growing tree, from its nodes in order. Memory O(256 · log n).
+
+    Args:
+        lowest: level of the tiles that the given nodes are in; the nodes are hashes of 256^lowest entries.
+    """
+
+    def __init__(self, lowest: int = 0) -> None:
+        self.frontier = Frontier()
+        """Counts in the given nodes."""
+        self._lowest, self._rows = lowest, dict[int, list[bytes]]()
+
+    def append(self, node: bytes) -> Iterator[tuple[Tile, bytes]]:
+        """Adds a node; yields the tiles it fills. Must be read to its end."""
+        for level, index, value in self.frontier.append(node):
+            if level % HEIGHT == 0:
+                row = self._rows.setdefault(level // HEIGHT, [])
+                row.append(value)
+                if len(row) == WIDTH:
+                    yield Tile(self._lowest + level // HEIGHT, index // WIDTH, WIDTH), b"".join(row)
+                    row.clear()
+
+    def partial(self) -> Iterator[tuple[Tile, bytes]]:
+        """The tiles that are not full."""
+        for above, row in sorted(self._rows.items()):
+            if row:
+                yield Tile(self._lowest + above, (self.frontier.size >> (HEIGHT * above)) // WIDTH, len(row)), b"".join(row)
+
+    def resume(self, tree: TiledTree) -> None:
+        """Goes on where a tree ends; its leaves are the given nodes."""
+        self.frontier = frontier_at(tree.node, tree.size)
+        for level in range(MAX_LEVEL + 1):
+            have = tree.size >> (HEIGHT * level)
+            self._rows[level] = [tree.node(level * HEIGHT, i) for i in range(have - have % WIDTH, have)]
+
+
 class TileBuilder:
     """Grows a log tile by tile: takes entries in order, gives the files. Memory O(256 · log n), whatever the number of entries."""
 
     def __init__(self) -> None:
-        self.frontier = Frontier()
+        self._hashes = HashTiles()
         self._bundle: list[bytes] = []
-        self._rows: dict[int, list[bytes]] = {}
 
     @staticmethod
     def at(tree: TiledTree) -> TileBuilder:
         """Goes on where a tree of that size ends."""
         builder = TileBuilder()
-        size = tree.size
-        builder.frontier = frontier_at(tree.node, size)
-        builder._bundle = list(tree.entries(size - size % WIDTH))
-        for level in range(MAX_LEVEL + 1):
-            have = size >> (HEIGHT * level)
-            builder._rows[level] = [tree.node(level * HEIGHT, i) for i in range(have - have % WIDTH, have)]
+        builder._hashes.resume(tree)
+        builder._bundle = list(tree.entries(tree.size - tree.size % WIDTH))
         return builder
+
+    @property
+    def frontier(self) -> Frontier:
+        return self._hashes.frontier
 
     @property
     def size(self) -> int:
@@ -217,14 +252,7 @@ class TileBuilder:
     def append(self, entry: bytes) -> Iterator[tuple[Tile, bytes]]:
         """Adds an entry; yields the tiles it fills, entries first. Must be read to its end."""
         self._bundle.append(entry)
-        full = []
-        for level, index, value in self.frontier.append(leaf_hash(entry)):
-            if level % HEIGHT == 0:
-                row = self._rows.setdefault(level // HEIGHT, [])
-                row.append(value)
-                if len(row) == WIDTH:
-                    full.append((Tile(level // HEIGHT, index // WIDTH, WIDTH), b"".join(row)))
-                    row.clear()
+        full = list(self._hashes.append(leaf_hash(entry)))
         if len(self._bundle) == WIDTH:
             yield Tile(ENTRIES, (self.size - 1) // WIDTH, WIDTH), encode_entries(self._bundle)
             self._bundle.clear()
@@ -234,13 +262,12 @@ class TileBuilder:
         """The tiles that are not full at this size."""
         if self._bundle:
             yield Tile(ENTRIES, self.size // WIDTH, len(self._bundle)), encode_entries(self._bundle)
-        for level, row in sorted(self._rows.items()):
-            if row:
-                yield Tile(level, (self.size >> (HEIGHT * level)) // WIDTH, len(row)), b"".join(row)
+        yield from self._hashes.partial()
 
 
 __all__ = [
     "ENTRIES",
+    "HashTiles",
     "Tile",
     "TileBuilder",
     "TileRefused",

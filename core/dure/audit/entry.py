@@ -1,0 +1,111 @@
+"""One entry of a log, read: its form judged, its digests taken. Whether its signer may say it, here and now, is `keys` and `history`."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, cast
+
+from dure.errors import Refused
+from dure.statements.anykind import UnknownKind, kind_of
+from dure.statements.dsse import IN_TOTO, MAX_ENVELOPE_BYTES, Envelope, pae
+from dure.statements.flat import fact_of, read_flat
+from dure.statements.kinds import KINDS
+from dure.statements.statement import read_payload, read_place
+
+_HEAD = b'{"payload":"'
+_TAIL = re.compile(
+    rb'","payloadType":"application/vnd\.in-toto\+json","signatures":\[\{"keyid":"([0-9a-f]{64})","sig":"([A-Za-z0-9+/]{86}==)"\}\]\}'
+)
+_TAIL_BYTES = len('","payloadType":"","signatures":[{"keyid":"","sig":""}]}') + len(IN_TOTO) + 64 + 88
+
+
+@dataclass(slots=True)
+class Entry:
+    """A statement and its place in its signer's chain."""
+
+    kind: str
+    """"" for one that this version does not know; `unknown` says which."""
+    content: Any
+    """The fact, or its fields' values in order; see `fact`."""
+    key_id: str
+    seq: int
+    prev: bytes | None
+    time: int
+    payload_sha256: bytes
+    sha256: bytes
+    """Of the envelope: `prev` of the signer's next statement."""
+    signature: bytes
+    message: bytes
+    """What is signed; empty once `verified_by` says by whom."""
+    verified_by: bytes = b""
+    """The key under which the signature verified; the key's id is `key_id`."""
+    certified_by: tuple[tuple[str, bytes], ...] = ()
+    """instance-survivors: (member, node key) whose signatures in its certificate verified over exactly this set."""
+    unknown: str = ""
+
+    def packed(self) -> tuple[object, ...]:
+        """All fields in order: a plain tuple goes between processes in a third of the time."""
+        return (
+            self.kind,
+            self.content,
+            self.key_id,
+            self.seq,
+            self.prev,
+            self.time,
+            self.payload_sha256,
+            self.sha256,
+            self.signature,
+            self.message,
+            self.verified_by,
+            self.certified_by,
+            self.unknown,
+        )
+
+    @property
+    def fact(self) -> Any:
+        """The statement's dataclass; made anew at each look where `content` is values."""
+        return fact_of(self.kind, self.content) if type(self.content) is tuple else self.content
+
+
+def read_entry(raw: bytes) -> Entry:
+    """The statement in an entry; no signature is verified here.
+
+    Raises:
+        Refused: out of form; names the field.
+    """
+    payload, key_id, signature = _opened(raw)
+    digests = sha256(payload).digest(), sha256(raw).digest()
+    message = pae(IN_TOTO, payload)
+    heard = read_flat(payload)
+    if heard is not None:
+        return Entry(heard.kind, heard.values, key_id, heard.seq, heard.prev, heard.time, *digests, signature, message)
+    try:
+        kind = kind_of(payload)
+    except UnknownKind as unknown:
+        seq, prev, time = read_place(payload)
+        return Entry("", None, key_id, seq, prev, time, *digests, signature, message, unknown=str(unknown))
+    fact, seq, prev, time = read_payload(payload, cast(type[Any], KINDS[kind]))
+    return Entry(kind, fact, key_id, seq, prev, time, *digests, signature, message)
+
+
+def _opened(raw: bytes) -> tuple[bytes, str, bytes]:
+    """(payload, key id, signature) of an envelope with the one signature that an entry has."""
+    tail = _TAIL.fullmatch(raw, len(raw) - _TAIL_BYTES) if len(raw) > _TAIL_BYTES else None
+    if tail is not None and raw.startswith(_HEAD) and len(raw) <= MAX_ENVELOPE_BYTES:
+        text = raw[len(_HEAD) : -_TAIL_BYTES]
+        try:
+            payload = binascii.a2b_base64(text, strict_mode=True)
+            signature = binascii.a2b_base64(tail[2], strict_mode=True)
+        except binascii.Error:
+            payload = signature = b""
+        if binascii.b2a_base64(payload, newline=False) == text and binascii.b2a_base64(signature, newline=False) == tail[2]:
+            return payload, tail[1].decode(), signature
+    envelope = Envelope.from_bytes(raw)
+    if len(envelope.signatures) != 1:
+        raise Refused("signatures", "an entry has exactly one")
+    if envelope.payload_type != IN_TOTO:
+        raise Refused("payloadType", f"must be {IN_TOTO}")
+    return envelope.payload, *envelope.signatures[0]
