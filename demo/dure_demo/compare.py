@@ -8,16 +8,15 @@ from typing import Any
 from rich.console import Console
 
 from dure_demo.evaluate import compare_models
-from dure_demo.recipe import Recipe, Say, complete_export
+from dure_demo.recipe import Recipe, Say
 from dure_demo.table import show_matrix
 
 
 def compare(
     members: tuple[str, ...], rounds: int, seed: int, *, texts: Path, model: Path, work: Path, console: Console, say: Say
 ) -> dict[str, Any]:
-    """Complete the export so that transformers loads it, train each member's solo model, and show and return the matrix."""
+    """Train each member's solo model, and show and return the matrix."""
     recipe = Recipe.of_app(members, rounds=rounds, seed=seed)
-    complete_export(model.parent, recipe, texts / "tokenizer.json")
     found = compare_models(recipe, texts, model, work, say)
     show_matrix(console, found)
     return found.to_json()

@@ -14,6 +14,7 @@ from dure.errors import BadInput, Unavailable
 from dure_coordinator.watch import Watch, dropout_line
 from dure_demo.audit import audit, wait_for_mirror
 from dure_demo.consortium import Consortium
+from dure_demo.release import check_release, release
 from dure_demo.table import show_members
 
 KILLED = "semiconductor"
@@ -79,10 +80,14 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
         head("training: masked sums, nobody reads another's update")
         shown = _watch(scenario, consortium, run, console)
         consortium.export(run, scenario.directory / "model")
+        if texts is not None:
+            _complete(scenario, texts)
+        head("a release: the model with its evidence, signed by the members it takes")
+        released = release(consortium, scenario.directory / "model", scenario.directory / "release", say)
         wait_for_mirror(consortium, scenario.members[0])
     finally:
         consortium.stop()
-    outcome = _outcome(scenario, shown)
+    outcome = _outcome(scenario, shown) | released
     show_members(console, outcome["members"])
     for dropout in outcome["dropouts"]:
         say(dropout_line(dropout))
@@ -93,6 +98,7 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
         outcome["metrics"] = dict(shown["metrics"])
     head("audit, offline: nothing of the coordinator's is believed")
     outcome |= audit(consortium, run, Path(outcome["model"]), scenario.directory / "bundle", say)
+    check_release(consortium, Path(outcome["release"]), outcome["root_sha256"], say)
     head(f"the joint model: {outcome['model']}")
     return outcome
 
@@ -176,6 +182,14 @@ def _texts(scenario: Scenario, say: Say) -> Path:
     cache, out = scenario.directory / "cache", scenario.directory / "texts"
     prepare(cache, out, say)
     return out
+
+
+def _complete(scenario: Scenario, texts: Path) -> None:
+    """config.json and tokenizer beside the weights: then transformers loads the folder."""
+    from dure_demo.recipe import Recipe, complete_export
+
+    recipe = Recipe.of_app(scenario.members, rounds=scenario.rounds, seed=scenario.seed)
+    complete_export(scenario.directory / "model", recipe, texts / "tokenizer.json")
 
 
 def _compare(scenario: Scenario, texts: Path, outcome: dict[str, Any], console: Console, say: Say) -> None:

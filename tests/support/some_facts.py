@@ -50,7 +50,7 @@ def some_facts() -> Facts:
             8,
             "nesterov lr=0.8",
             "recomputed",
-            None,
+            "weights that the app drew",
             None,
             {"seed": "7", "t": 'a"b'},
         ),

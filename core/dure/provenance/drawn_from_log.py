@@ -18,6 +18,9 @@ from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
 from dure.statements.statement import Signed
 
+DRAWN = "weights drawn from a seed that the members made together"
+SENT = "weights that the app drew"
+
 
 @dataclass
 class LogOfRun:
@@ -115,7 +118,7 @@ def training_run(log: LogOfRun, number: int, exchange: int) -> TrainingRun:
         exchange=exchange,
         outer_step=" ".join([step.name, *(f"{k}={v}" for k, v in sorted(step.settings.items()))]),
         lineage=lineage(step.name),
-        base=None if base is None else base.origin,
+        begins=base.origin if base is not None else DRAWN if plan.initial is not None else SENT,
         base_weights_id=None if base is None else base.weights_id,
         settings={key: str(value)[:500] for key, value in sorted(plan.settings.items())},
     )

@@ -75,7 +75,7 @@ class MemberFacts:
     display_name: Line
     invited: Counter
     counted: Counter
-    """Exchanges whose sum has its update; a quorum signed that."""
+    """Exchanges in whose sum it is, train and evaluate; a quorum signed that."""
     accepted: Counter
     tokens: Counter
     """Self-declared, as steps, milliseconds and devices."""
@@ -115,9 +115,10 @@ class TrainingRun:
     """Number of the exchange that made them; 0: the run's first weights."""
     outer_step: Line
     lineage: Line
-    base: Line | None
-    """What it started from, in the plan's words; null: weights the app drew."""
+    begins: Line
+    """What it started from."""
     base_weights_id: Digest | None
+    """Of the weights the plan starts from; null: they were drawn for this run."""
     settings: Mapping[str, Line]
 
 

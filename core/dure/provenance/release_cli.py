@@ -98,10 +98,10 @@ def described(facts: Facts) -> list[str]:
         f"release {facts.name} of {facts.consortium}, as of {when(facts.log.time)} ({facts.log.size} entries of the log)",
         f"  {tensors.parameters:,} parameters, {', '.join(tensors.dtypes)}; weights id {tensors.weights_id.hex()}",
         f"  run {run.run.hex()[:12]} ({run.app_name} {run.app_version}), round {run.round} of {run.rounds}; bases {run.lineage}",
-        f"  began with {run.base or 'weights the app drew'}",
+        f"  began with {run.begins}",
         f"  licence {said(facts.about.license)}; compute {flop(compute.formula_flop)} by formula, {compute.tokens:,} tokens declared",
     ]
-    lines += [f"  {m.member:<32} {m.counted} updates in it; data: {said(m.data)}" for m in facts.members]
+    lines += [f"  {m.member:<32} in {m.counted} sums; data: {said(m.data)}" for m in facts.members]
     return lines
 
 

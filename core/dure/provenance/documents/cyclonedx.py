@@ -84,7 +84,7 @@ def _properties(facts: Facts) -> list[dict[str, str]]:
         "dure:weights-id": facts.tensors.weights_id.hex(),
         "dure:parameters": str(facts.tensors.parameters),
         "dure:lineage": facts.run.lineage,
-        "dure:base": facts.run.base or "none",
+        "dure:base": facts.run.begins,
         "dure:log-size": str(facts.log.size),
         "dure:log-root": facts.log.root.hex(),
         "dure:tokens-self-declared": str(facts.compute.tokens),

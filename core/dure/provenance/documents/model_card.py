@@ -56,7 +56,7 @@ def _sentence(text: str | None) -> str:
 
 def _data(facts: Facts) -> str:
     rows = ((m.display_name, m.member, said(m.data), f"{m.tokens:,}", str(m.counted)) for m in facts.members)
-    names = ("Member", "Id", "Data as the member declared it", "Tokens processed*", "Updates in the model")
+    names = ("Member", "Id", "Data as the member declared it", "Tokens processed*", "Sums it is in")
     return f"""## Training data, by member
 
 {table(names, rows)}
@@ -65,8 +65,7 @@ def _data(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
-    run, base = facts.run, facts.run.base
-    begins = "weights that the app drew" if base is None else base
+    run = facts.run
     named = "no statement in the log names these very weights"
     if facts.binding.accepted_by:
         named = f"{', '.join(facts.binding.accepted_by)} signed that they computed these very weights from the sums"
@@ -76,7 +75,7 @@ def _training(facts: Facts) -> str:
         )
     rows = [
         ("run", run.run.hex()),
-        ("began with", begins),
+        ("began with", run.begins),
         ("outer step", run.outer_step),
         ("bases", run.lineage),
         ("these weights", named),
@@ -117,7 +116,7 @@ def _compute(facts: Facts) -> str:
         ("hardware, seconds × peak rate (upper bound)", flop(total.hardware_flop)),
         ("worker hours by device, as members named it", f"{devices} ({ms / 3_600_000:,.3f} h together)"),
     ]
-    before = "" if facts.run.base is None else "\nWhat came before the weights this run began with is not in these totals.\n"
+    before = "" if facts.run.base_weights_id is None else "\nWhat came before the weights this run began with is not in these totals.\n"
     return f"## Compute\n\n{table(('Method', 'Total'), rows)}{before}"
 
 

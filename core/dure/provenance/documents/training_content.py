@@ -65,13 +65,12 @@ def _answer(facts: Facts, key: str) -> str:
 def _known(facts: Facts) -> dict[str, list[str]]:
     """What the facts answer by themselves."""
     tokens = facts.compute.tokens
-    base = facts.run.base
     return {
         "1.2": [
             f"- 1.2 Model: {cell(facts.name)}, weights id {facts.tensors.weights_id.hex()}, {facts.tensors.parameters:,} parameters",
-            f"- 1.2 Model it was made from: {'none; weights were drawn' if base is None else cell(base)}",
+            f"- 1.2 What it was made from: {cell(facts.run.begins)}",
         ],
-        "1.3": [f"- 1.3 Size: {_size(tokens)}", f"- 1.3 Trained until: {when(facts.log.time)}"],
+        "1.3": [f"- 1.3 Size: {_size(tokens)}", f"- 1.3 Log of the training as of: {when(facts.log.time)}"],
     }
 
 
