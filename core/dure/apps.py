@@ -376,7 +376,7 @@ def _dure_table(raw: object, where: str) -> DureTable:
         query_replies=replies,
     )
     if "subgroups" in table:
-        raise AppRefused(f"{where}: subgroups are not there yet; every exchange asks at least the run's quorum (docs/limits.md)")
+        raise AppRefused(f"{where}: subgroups are not there yet; sample at least the run's quorum in every exchange, u_min of its members")
     if table:
         key = next(iter(table))
         near = difflib.get_close_matches(key.replace("_", "-"), DURE_KEYS, n=1, cutoff=0.5)

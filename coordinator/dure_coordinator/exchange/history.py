@@ -35,6 +35,16 @@ def _line(exchange: ExchangeState) -> dict[str, Any]:
     }
 
 
+def finish_words(state: RunState, rounds: int) -> str:
+    """How a ServerApp came to its end, by itself; what failed on the way is not hidden behind the word finished."""
+    done = over(state)
+    failed = [e for e in done if e.reply is None or e.reply.status != "ok"]
+    words = f"the ServerApp finished after {rounds} rounds"
+    if failed:
+        words += f"; {len(failed)} of {len(done)} exchanges failed, the last one: {failed[-1].reason}"
+    return words[:500]
+
+
 def rounds_over(state: RunState) -> int:
     """Train exchanges that are over; a round that failed is over, too."""
     return sum(e.category == "train" for e in over(state))

@@ -25,6 +25,7 @@ from dure.model.weights import NonFinite, check_finite, check_padding, open_flat
 from dure.statements.kinds import RunPlan
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Abort, Asked, Stop
+from dure_coordinator.exchange.history import finish_words
 from dure_coordinator.exchange.state import EpochPhase, RunPhase
 from dure_coordinator.flower import codec
 from dure_coordinator.flower.backend import ExchangeReply, ExchangeRequest, Node
@@ -212,7 +213,7 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             kept = await asyncio.to_thread(self._blobs.put_bytes, summary)
             await self._store.write(self._engine.run, With(blobs=(*rows, BlobRow(self._engine.run, "result", str(kept)))))
             reach(Point.RESULT_KEPT)
-            await self._engine.submit(Stop(f"the ServerApp finished after {result.rounds} rounds"))
+            await self._engine.submit(Stop(finish_words(self._engine.state, result.rounds)))
             return pb.ServerAppGridServiceFinishResponse()
 
     async def Fail(self, request: pb.ServerAppGridServiceFailRequest, context: Any) -> pb.ServerAppGridServiceFailResponse:

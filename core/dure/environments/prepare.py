@@ -107,7 +107,7 @@ def _why(said: str, lock: Lock) -> str:
     """pip's first error in one line, with what to do where it is a package the lock forgot."""
     forgotten = re.search(r"requirement (\S+) \(from ([^)]+)\)", said) or re.search(r"^ +(\S+) from .*\(from ([^)]+)\)", said, re.M)
     if forgotten is not None and " -r " not in f" {forgotten[2]}":
-        return f"{lock.file} lacks {forgotten[1]}, which {forgotten[2]} needs; lock again with all of them"
+        return f"{lock.file} lacks {forgotten[1]}, which {forgotten[2].partition('->')[0]} needs; lock again with all of them"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     first = next((i for i, line in enumerate(lines) if line.startswith("ERROR:")), 0)
     return " ".join(lines[first : first + 3]).removeprefix("ERROR: ")[:400] or "pip gave no reason"

@@ -15,6 +15,7 @@ from dure_coordinator import engine as engine_module
 from dure_coordinator.app import exchange_logic
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange import past, snapshot
+from dure_coordinator.exchange.history import finish_words
 from dure_coordinator.exchange.state import InstancePhase, RunState
 from dure_coordinator.storage import snapshots as rows
 from dure_coordinator.storage.store import NewEvent, RunRow, Store
@@ -240,3 +241,12 @@ def test_rows_of_another_run_are_left_alone(tmp_path):
         await store.close()
 
     asyncio.run(go())
+
+
+def test_a_run_whose_exchanges_failed_does_not_just_say_that_it_finished():
+    """A stock strategy goes through its rounds whatever fails: the run was `finished` after none, and nobody read why."""
+    state = played().state
+    assert finish_words(state, 3) == "the ServerApp finished after 3 rounds"
+    failed = replace(state.exchange, reply=replace(state.exchange.reply, status="failed"), reason="2 members can contribute, 3 are needed")
+    words = finish_words(replace(state, exchange=failed), 2)
+    assert words == ("the ServerApp finished after 2 rounds; 1 of 6 exchanges failed, the last one: 2 members can contribute, 3 are needed")

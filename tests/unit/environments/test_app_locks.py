@@ -12,6 +12,7 @@ from support.tiny_wheels import make_wheel
 from dure.apps import AppRefused, pack_app, read_app
 from dure.environments.imports import imported_by
 from dure.environments.lock import LockRefused, Pinned, lock_text, read_lock
+from dure.environments.prepare import _why
 from dure.environments.wheels import check_complete, lock_of, read_wheels
 from dure.errors import BadInput
 
@@ -137,3 +138,17 @@ def test_what_an_app_imports_is_read_from_its_source_without_running_it(tmp_path
     (package / "layers.py").write_text("import einops\n")
     (tmp_path / "download.py").write_text("import never_reached\n")
     assert imported_by(tmp_path, "mine.client:app") == ("einops", "helper.deep", "numpy", "torch.nn")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR: Could not find a version that satisfies the requirement other>=2 (from helper) (from versions: none)\n",
+        "ERROR: In --require-hashes mode, all requirements must have their versions pinned with ==. These do not:\n"
+        "    other from file:///wheels/other-2.0-py3-none-any.whl (from helper==1.0->-r /site/envs/tmp/requirements.txt (line 1))\n",
+    ],
+)
+def test_a_package_the_lock_forgot_is_named_with_who_needs_it_and_no_path(said):
+    """The second is what pip says where the wheel is in the folder, and not in the lock."""
+    words = _why(said, read_lock("requirements.lock", b"helper==1.0 --hash=sha256:" + b"0" * 64))
+    assert words.startswith("requirements.lock lacks other") and "which helper" in words and "/" not in words
