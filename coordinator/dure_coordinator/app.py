@@ -23,17 +23,19 @@ import structlog
 from dure import failpoints
 from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
+from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
 from dure.charter.log_keys import log_key, origin_of, witness_keys, witness_name, witness_quorum
 from dure.charter.model import Charter, expired
 from dure.environments import place
 from dure.environments.runtime import command_in
-from dure.errors import BadInput, DureError, Unavailable
+from dure.errors import BadInput, Conflict, DureError, Unavailable
 from dure.identity.keys import public_bytes
 from dure.logs import configure_logs
 from dure.model.content import flower_run_id
 from dure.model.layout import Layout
 from dure.scrape import serve_metrics
+from dure.statements.dsse import key_id
 from dure.statements.kinds import RunPlan
 from dure.tlog.files import LogFiles
 from dure_coordinator.bases import Start
@@ -108,7 +110,21 @@ def label_of(state: RunState) -> tuple[str, str]:
 def roster_of(charter: Charter, roots: tuple[bytes, ...]) -> Roster:
     """The charter as the members' port uses it."""
     members = {m.id: Member(m.id, m.host, m.ca_pem.encode(), m.signing_key) for m in charter.members}
-    return Roster(charter.terms.consortium_id, charter.version, charter.digest, roots, members)
+    digests = frozenset(root.digest(root.parse(raw)) for raw in roots)
+    return Roster(charter.terms.consortium_id, charter.version, charter.digest, roots, members, digests)
+
+
+async def check_own(store: Store, roots: tuple[bytes, ...]) -> None:
+    """That nobody but this consortium's coordinator has signed into this database.
+
+    Raises:
+        Conflict: it is another one's; in one database two consortia would answer each other's questions.
+    """
+    own = {key_id(root.terms_of(root.parse(raw)).coordinator.signing_key) for raw in roots}
+    if strangers := await store.signers() - own:
+        raise Conflict(
+            f"the database is another coordinator's (key {min(strangers)[:16]}); give each consortium one of its own (database in {FILE})"
+        )
 
 
 def database_of(folder: CoordinatorFolder, settings: CoordinatorSettings) -> str:
@@ -161,6 +177,11 @@ class Coordinator:
         roster = roster_of(charter, published.roots)
         signing_key = folder.signing_key
         store = await Store.open(database_of(folder, settings))
+        try:
+            await check_own(store, published.roots)
+        except Conflict:
+            await store.close()
+            raise
         blobs = BlobStore(folder.directory / "blobs")
         await asyncio.to_thread(blobs.sweep)
         quotas = Quotas(settings.spool_quota_bytes, settings.run_quota_bytes, settings.run_reserve_bytes)

@@ -37,6 +37,8 @@ class Roster:
     roots: tuple[bytes, ...]
     """Every version's signed file, 1 first, for a node that walks them."""
     members: Mapping[str, Member]
+    digests: frozenset[bytes]
+    """Of every version: a node that has another one is of another consortium."""
 
     def by_host(self, host: str) -> Member | None:
         return next((m for m in self.members.values() if m.host == host), None)

@@ -202,6 +202,11 @@ class Fleet:
         roster = self.roster()
         if why := why_not_spoken(hello.protocol_version, f"the node of {caller.member}"):
             raise Refused("protocol_version", why)
+        if hello.charter_digest not in roster.digests:
+            raise Refused(
+                "charter_digest",
+                "is of no charter version here; this node is of another consortium, or its charter is newer than the coordinator's",
+            )
         member = roster.members[caller.member]
         delegation = self._delegation(hello.delegation, caller, member.signing_key)
         known = await self.store.node(caller.member)

@@ -293,6 +293,10 @@ class Store:
         row = await self._read(lambda c: c.execute(_CHAIN_OF, {"party": party}).first())
         return Chain() if row is None else Chain(row.seq, row.prev)
 
+    async def signers(self) -> set[str]:
+        """Key ids that have signed as this database's coordinator."""
+        return await self._read(lambda c: set(c.scalars(sa.select(t.chain.c.party))))
+
     async def statements(self, *, run: bytes | None = None, kind: str | None = None) -> list[StatementRow]:
         query = sa.select(t.statements)
         if run is not None:
