@@ -21,7 +21,7 @@ MEMBER_NAMES = ("games", "government", "law", "semiconductor", "telecom")
 def demo(
     members: Annotated[int, typer.Option(help="How many members, 3 to 5; with 3 no dropout is survived.")] = 5,
     rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of pretrain's first weights and data order.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of pretrain's data order; its first weights are drawn by the members.")] = 7,
     which: Annotated[str, typer.Option("--app", help="digits (seconds) or pretrain (a language model, minutes).")] = "pretrain",
     directory: Annotated[Path, typer.Option("--dir", help="Where every role keeps its state; emptied first.")] = Path(".demo"),
     kill: Annotated[bool, typer.Option(help="Kill one node with SIGKILL in the middle of an exchange.")] = True,

@@ -13,10 +13,10 @@ from dure_demo.table import show_matrix
 
 
 def compare(
-    members: tuple[str, ...], rounds: int, seed: int, *, texts: Path, model: Path, work: Path, console: Console, say: Say
+    members: tuple[str, ...], rounds: int, seed: int, *, texts: Path, model: Path, initial: Path, work: Path, console: Console, say: Say
 ) -> dict[str, Any]:
     """Train each member's solo model, and show and return the matrix."""
     recipe = Recipe.of_app(members, rounds=rounds, seed=seed)
-    found = compare_models(recipe, texts, model, work, say)
+    found = compare_models(recipe, texts, model, initial, work, say)
     show_matrix(console, found)
     return found.to_json()

@@ -180,9 +180,10 @@ class Consortium:
         """What `dure run show RUN --json` prints; asked on the admin socket, without a new process each time."""
         return call(self.dir_of("coordinator"), "run-show", {"run": run}, timeout_s=30.0)
 
-    def export(self, run: str, out: Path) -> None:
-        """The run's newest model as safetensors."""
-        self.dure("run", "export", run, "--out", out, "--dir", self.dir_of("coordinator"))
+    def export(self, run: str, out: Path, round_number: int | None = None) -> None:
+        """The run's newest model as safetensors, or that after a round; 0: its first weights."""
+        which = () if round_number is None else ("--round", str(round_number))
+        self.dure("run", "export", run, *which, "--out", out, "--dir", self.dir_of("coordinator"))
 
     def stop(self) -> None:
         """SIGTERM everybody, then SIGKILL whoever is left after ten seconds."""

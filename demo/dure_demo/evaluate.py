@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dure.errors import BadInput
-from dure_demo.recipe import Recipe, Say, initial_weights, read_weights, write_model
+from dure_demo.recipe import Recipe, Say, read_weights
 from dure_demo.solo import one_thread_pool, run_solos
 
 INITIAL, JOINT = "initial", "joint"
@@ -128,9 +128,8 @@ def heldout_windows(tokens: np.ndarray, sequence: int, most: int) -> np.ndarray:
     return np.stack([tokens[int(k * stride) : int(k * stride) + sequence + 1] for k in range(count)]).astype(np.int64)
 
 
-def compare_models(recipe: Recipe, data_dir: Path, joint: Path, out_dir: Path, say: Say = lambda _line: None) -> Evaluation:
-    """Everything after the run: first weights, solo models (below `out_dir`), evaluation. About a minute on two cores."""
-    initial = write_model(out_dir / "initial", initial_weights(recipe), recipe)
+def compare_models(recipe: Recipe, data_dir: Path, joint: Path, initial: Path, out_dir: Path, say: Say = lambda _line: None) -> Evaluation:
+    """Everything after the run: solo models from the run's own first weights (below `out_dir`), evaluation. About a minute on two cores."""
     say(f"{len(recipe.members)} solo models, two at a time")
     solos = run_solos(
         recipe,

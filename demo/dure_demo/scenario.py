@@ -80,6 +80,7 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
         head("training: masked sums, nobody reads another's update")
         shown = _watch(scenario, consortium, run, console)
         consortium.export(run, scenario.directory / "model")
+        consortium.export(run, scenario.directory / "first", round_number=0)
         if texts is not None:
             _complete(scenario, texts)
         head("a release: the model with its evidence, signed by the members it takes")
@@ -196,5 +197,8 @@ def _compare(scenario: Scenario, texts: Path, outcome: dict[str, Any], console: 
     """Joint against solo, outside the protocol; adds perplexity and bits_per_byte."""
     from dure_demo.compare import compare
 
-    model, work = Path(outcome["model"]), scenario.directory / "solo"
-    outcome.update(compare(scenario.members, scenario.rounds, scenario.seed, texts=texts, model=model, work=work, console=console, say=say))
+    model, work, first = Path(outcome["model"]), scenario.directory / "solo", scenario.directory / "first" / "model.safetensors"
+    found = compare(
+        scenario.members, scenario.rounds, scenario.seed, texts=texts, model=model, initial=first, work=work, console=console, say=say
+    )
+    outcome.update(found)

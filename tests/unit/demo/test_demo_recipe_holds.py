@@ -71,7 +71,8 @@ def run_recipe(texts: Path, out: Path, say=lambda _line: None, **overrides) -> E
     started = time.monotonic()
     joint = write_model(out / "joint", train_joint(recipe, texts, say), recipe, texts / "tokenizer.json")
     say(f"joint {time.monotonic() - started:.0f} s")
-    evaluation = compare_models(recipe, texts, joint, out, say)
+    first = write_model(out / "initial", initial_weights(recipe), recipe)
+    evaluation = compare_models(recipe, texts, joint, first, out, say)
     say(f"all {time.monotonic() - started:.0f} s")
     return evaluation
 
