@@ -44,15 +44,17 @@ def audit(consortium: Consortium, run: str, model: Path, bundle: Path, say: Call
     told = json.loads(consortium.dure("audit", "export", "--run", run, "--dir", hub, "--out", bundle, "--json", timeout_s=120))
     pin = told["root_sha256"]
     say(f"{told['entries']} entries of the log and {told['parts']} parts of the run in {bundle}")
-    found = json.loads(consortium.dure("audit", "verify", bundle, "--root-sha256", pin, "--json", timeout_s=120))
+    report = bundle.with_name("report.html")
+    checked = ("audit", "verify", bundle, "--root-sha256", pin, "--level", "2", "--model", model, "--html", report, "--json")
+    found = json.loads(consortium.dure(*checked, timeout_s=300))
     for row in found["table"]:
         say(f"{row['how']:<14} {row['claim']}: {row['detail']}")
-    traced = json.loads(consortium.dure("audit", "lineage", bundle, "--root-sha256", pin, "--model", model, "--json", timeout_s=300))
-    lineage = traced["runs"][0]
+    lineage = found["lineage"][0]
     seed = f" from seed {lineage['seed'][:16]}…" if lineage["seed"] else ""
     say(f"recomputed     the model: first weights {lineage['first_weights']}{seed}, then {len(lineage['exchanges'])} sums, bit for bit")
+    say(f"the report, in Korean and English: {report}")
     say(f"one flipped bit: {_flipped(consortium, bundle, pin)}")
-    return {"bundle": str(bundle), "root_sha256": pin, "audit_holds": bool(found["holds"]), "lineage": lineage}
+    return {"bundle": str(bundle), "root_sha256": pin, "audit_holds": bool(found["holds"]), "lineage": lineage, "report": str(report)}
 
 
 def _flipped(consortium: Consortium, bundle: Path, pin: str) -> str:

@@ -65,6 +65,12 @@ def audited(stage: Stage, run: str, tmp_path: Path) -> None:
     assert said["runs"][0]["first_weights"] == "drawn by the members" and said["runs"][0]["exchanges"] == [2, 4]
     text = stage.consortium.dure(*ask)
     assert said["runs"][0]["seed"] in text and "2 exchanges recomputed" in text
+    report = tmp_path / "report.html"
+    level2 = ("audit", "verify", bundle, "--root-sha256", made["root_sha256"], "--level", "2", "--model", final, "--html", report)
+    found = json.loads(stage.consortium.dure(*level2, "--json"))
+    assert found["holds"] and found["level"] == 2 and found["model"] == {**said["model"], "file": str(final / "model.safetensors")}
+    assert {r["claim"]: r["how"] for r in found["table"]}["the released weights follow from the sums"] == "proved"
+    assert said["runs"][0]["seed"] in report.read_text() and "모든 검사를 통과함" in report.read_text()
     for path in sorted((bundle / "rounds" / run).iterdir()):
         whole = path.read_bytes()
         path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
@@ -78,7 +84,7 @@ def audited(stage: Stage, run: str, tmp_path: Path) -> None:
     other = dict(load_file(final / "model.safetensors"))
     other["output.bias"] = other["output.bias"] + np.float32(2**-30)
     save_file(other, tmp_path / "other.safetensors")
-    with pytest.raises(StepFailed, match="exited with 8"):
+    with pytest.raises(StepFailed, match="exited with 9"):
         stage.consortium.dure(*ask, "--model", tmp_path / "other.safetensors")
 
 

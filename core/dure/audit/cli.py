@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,11 +12,15 @@ from dure.audit import bundle as bundles
 from dure.audit import report
 from dure.audit.contributions_cli import of_bundle
 from dure.audit.level1 import Result, verify
-from dure.audit.lineage_cli import add_run, lineage
+from dure.audit.level2 import Traced, lines, match, trace
+from dure.audit.level2 import row as weights_row
+from dure.audit.lineage_cli import add_run, bars, lineage
+from dure.audit.pages import found_in_json, page_of
 from dure.audit.parts import Exported
 from dure.audit.places import log_of
 from dure.console import DEFAULT_DIR, AsJson, Dir, draw, err, one_line_errors, say, show_json
 from dure.errors import BadInput
+from dure.identity.files import write_atomic
 
 LISTED = 50
 """Findings printed for people."""
@@ -68,30 +72,42 @@ def export(
 def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     pin: Annotated[str, typer.Option("--root-sha256", help="64 hex digits: charter version 1, compared over a second channel.")],
-    level: Annotated[int, typer.Option(help="1: the log. (2: models, 3: sums are not there yet.)")] = 1,
+    level: Annotated[int, typer.Option(help="1: the log. 2: and the models, recomputed from the sums. (3, the sums: not there yet.)")] = 1,
+    model: Annotated[
+        Path | None, typer.Option(help="With level 2: a model.safetensors or its folder, which must be among the models.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here: one file in Korean and English, prints on A4.")] = None,
+    work: Annotated[Path | None, typer.Option(help="With level 2: folder for two models and two sums; default: the system's.")] = None,
     cores: Annotated[int | None, typer.Option(min=1, help="Processes that verify; default: every core this one may use.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check everything a bundle's log can show, offline; exit 0 only if all of it holds.
+    """Check everything a bundle can show, offline; exit 0 only if all of it holds.
 
     Exit codes: 0 all holds; 1 something does not hold, each named (or an entry is of a kind this version does not know); 2 a file is
     missing, and the table says what could be checked without it, or an argument is out of form; 3 a charter version has too few signatures;
     5 no room on the disk, or a process was ended; 6 the pin is of another consortium; 7 a clock was off by a day, this machine's or a
-    signer's; 8 a run was planned under an expired charter.
+    signer's; 8 a run was planned under an expired charter; 9 the model is none of those recomputed.
 
     Example: dure audit verify bundle --root-sha256 3f9a…
+
+    Example: dure audit verify bundle --root-sha256 3f9a… --level 2 --model release --html report.html
     """
-    if level != 1:
-        raise BadInput(f"--level {level}: only level 1 is there yet")
-    result = verify(
-        bundles.Bundle.open(folder), pin_of(pin), cores=cores, progress=_progress() if err.is_terminal else lambda _done, _all: None
-    )
+    if level not in (1, 2):
+        raise BadInput(f"--level {level}: 1 and 2 are there")
+    if level == 1 and model is not None:
+        raise BadInput("--model is looked for among recomputed models; add --level 2")
+    bundle = bundles.Bundle.open(folder)
+    result = verify(bundle, pin_of(pin), cores=cores, progress=_progress() if err.is_terminal else lambda _done, _all: None)
+    traced = trace(bundle, result, work=work, watching=bars()) if level == 2 and result.holds else None
+    matched = match(model, traced.lineages) if model is not None and traced is not None and not traced.exit_code else None
+    if html is not None:
+        write_atomic(html, page_of(result, traced, matched, pin, level).encode())
     if as_json:
-        show_json(report.as_json(result))
+        show_json(found_in_json(result, traced, matched, level))
     else:
-        _tell(result)
-    if not result.holds:
-        raise typer.Exit(result.exit_code)
+        _tell(result, traced, matched)
+    if code := result.exit_code or (traced.exit_code if traced is not None else 0):
+        raise typer.Exit(code)
 
 
 def pin_of(text: str) -> bytes:
@@ -119,34 +135,39 @@ def _progress() -> Callable[[int, int], None]:
     return show
 
 
-def _tell(result: Result) -> None:
+def _tell(result: Result, traced: Traced | None, matched: dict[str, Any] | None) -> None:
     from rich.table import Table
 
-    table = Table(title=f"level 1: {result.size} entries, root {result.root.hex()[:16]}…", title_justify="left")
+    table = Table(title=f"level {1 if traced is None else 2}: {result.size} entries, root {result.root.hex()[:16]}…", title_justify="left")
     for column in ("claim", "shown by", "detail"):
         table.add_column(column)
-    for row in report.rows(result):
+    for row in report.rows(result, None if traced is None else weights_row(traced)):
         table.add_row(row.claim, row.how, row.detail)
     draw(table)
     for run in report.run_rows(result.history):
         counted = ", ".join(f"{m} {n}" for m, n in run["counted"].items())
         say(f"run {run['run'][:12]} {run['app']}: {run['exchanges_summed']} exchanges summed, bases {run['bases']}")
         say(f"  exchanges each member is in the sum of: {counted}")
-    for finding in [*result.findings, *result.unknown][:LISTED]:
+    if traced is not None:
+        for line in (line for one in traced.lineages for line in lines(one, traced.records[one.run])):
+            say(line)
+    if matched is not None:
+        say(f"{matched['file']}: the weights of run {matched['run'][:12]} after exchange {matched['exchange']}, recomputed")
+    findings = [*result.findings, *result.unknown, *(traced.findings if traced is not None else [])]
+    missing = [*result.missing, *(traced.missing if traced is not None else [])]
+    for finding in findings[:LISTED]:
         say(f"  NOT {finding.where}: {finding.why}")
-    for name in result.missing[:LISTED]:
+    for name in missing[:LISTED]:
         say(f"  MISSING {name}")
-    wrong = len(result.findings) + len(result.unknown) + result.unlisted
-    if max(wrong, len(result.missing)) > LISTED:
+    wrong = len(findings) + result.unlisted
+    if max(wrong, len(missing)) > LISTED:
         say("  … (--json lists more)")
-    say(_verdict(result, wrong))
+    say(_verdict(1 if traced is None else 2, wrong, len(missing)))
 
 
-def _verdict(result: Result, wrong: int) -> str:
-    if result.holds:
-        return "all of level 1 holds"
+def _verdict(level: int, wrong: int, missing: int) -> str:
     if wrong:
         return f"{wrong} things do not hold"
-    return (
-        f"nothing contradicts, and {len(result.missing)} files are missing: the table says what could be checked without them; export anew"
-    )
+    if missing:
+        return f"nothing contradicts, and {missing} files are missing: the table says what could be checked without them; export anew"
+    return f"all of level {level} holds"

@@ -22,8 +22,12 @@ class Row:
     detail: str
 
 
-def rows(result: Result) -> list[Row]:
-    """The table of a level-1 audit. What a missing part would have shown is *not checked*, and says which part."""
+def rows(result: Result, weights: Row | None = None) -> list[Row]:
+    """The table of an audit. What a missing part would have shown is *not checked*, and says which part.
+
+    Args:
+        weights: what level 2 says of the released weights (level2.row); None: it was not asked.
+    """
     history = result.history
     totals = [sum(numbers) for numbers in zip(*((r.opened, r.aggregates, r.accepted) for r in history.runs.values()), strict=True)]
     opened, summed, accepted = totals or (0, 0, 0)
@@ -40,7 +44,8 @@ def rows(result: Result) -> list[Row]:
             SIGNED,
             f"{accepted} acceptances by members that verified its tag",
         ),
-        Row("the released weights follow from the sums", UNCHECKED, "needs the aggregates (level 2)"),
+        weights
+        or Row("the released weights follow from the sums", UNCHECKED, "needs the sums (--level 2, and a bundle exported with --run)"),
         Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (level 3)"),
         Row("tokens, steps, seconds, bytes", DECLARED, f"{history.counts.get('usage', 0)} usage statements"),
         Row("what data was trained on", DECLARED if history.counts.get("data-commitment") else UNCHECKED, _data(history)),
@@ -98,7 +103,7 @@ def _run(run_id: bytes, run: Run) -> dict[str, Any]:
     }
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: Result, weights: Row | None = None) -> dict[str, Any]:
     """The same for scripts."""
     return {
         "level": 1,
@@ -108,7 +113,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "root": result.root.hex(),
         "cosigned": result.cosigned,
         "charter_version": result.versions,
-        "table": [{"claim": r.claim, "how": r.how, "detail": r.detail} for r in rows(result)],
+        "table": [{"claim": r.claim, "how": r.how, "detail": r.detail} for r in rows(result, weights)],
         "runs": run_rows(result.history),
         "entries": result.history.counts,
         "findings": [{"where": f.where, "why": f.why} for f in result.findings],

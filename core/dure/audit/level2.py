@@ -1,0 +1,158 @@
+"""Level 2: the log, and every run whose parts are in the bundle recomputed from its first weights to its newest."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dure.audit.bundle import LOG, Bundle, PartMissing
+from dure.audit.level1 import BROKEN, INCOMPLETE, Finding, Result
+from dure.audit.lineage import Lineage, recompute, unreferenced
+from dure.audit.parts import RunRecord, chosen, records
+from dure.audit.reading import verified
+from dure.audit.report import PROVED, SIGNED, UNCHECKED, Row
+from dure.charter import root as charter_root
+from dure.charter.model import Charter
+from dure.errors import BadInput, DureError, NotAuthorised
+from dure.model.safetensors_file import SafetensorsFile
+from dure.model.weights import flatten, open_flat, weights_id
+from dure.tlog.tiles import TiledTree
+
+Watching = Callable[[RunRecord, int, int], None]
+"""(run, exchanges recomputed, exchanges in all)"""
+
+
+class NotDescended(NotAuthorised):
+    """A model's weights are none of those that were recomputed."""
+
+    exit_code = 9
+
+
+@dataclass
+class Traced:
+    """What level 2 found."""
+
+    records: dict[bytes, RunRecord]
+    """Every run of the log."""
+    lineages: list[Lineage] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """In words: parts without which a run could not be recomputed."""
+
+    @property
+    def exit_code(self) -> int:
+        return BROKEN if self.findings else INCOMPLETE if self.missing else 0
+
+    @property
+    def untouched(self) -> list[RunRecord]:
+        """Runs of which the bundle has no part."""
+        seen = {one.run for one in self.lineages}
+        return [r for r in self.records.values() if r.run not in seen and not any(r.run.hex() in f.where for f in self.findings)]
+
+
+def versions_of(roots: list[bytes]) -> list[Charter]:
+    """Every charter version, verified from the first, whose digest the caller has compared with the pin."""
+    pin = charter_root.digest(charter_root.parse(roots[0]))
+    return [charter_root.walk(roots[:n], pin) for n in range(1, len(roots) + 1)]
+
+
+def trace(
+    bundle: Bundle, result: Result, *, run: str | None = None, work: Path | None = None, watching: Watching = lambda _r, _d, _a: None
+) -> Traced:
+    """Recomputes one run, or every run the bundle has parts of.
+
+    Args:
+        result: of level 1, which must hold.
+        work: where two models and two sums at a time find room; None: the system's folder for temporary files.
+
+    Raises:
+        BadInput: no such run, or parts of none.
+    """
+    assert result.holds, "nothing is recomputed from a log that does not hold"
+    versions = versions_of(bundle.roots())
+    tree = TiledTree(lambda path: bundle.read(f"{LOG}/{path}"), result.size)
+    traced = Traced(records(verified(tree.entries(), versions)))
+    traced.findings += [Finding(name, "is no part of this bundle: nothing covers it") for name in unreferenced(bundle, traced.records)]
+    there = {name.split("/")[1] for name in bundle.names() if name.startswith("rounds/")}
+    wanted = [chosen(traced.records, run)] if run is not None else [r for r in traced.records.values() if r.run.hex() in there]
+    if not wanted:
+        raise BadInput(f"{bundle.folder} has no parts of any run: it was exported without --run, and shows level 1 only")
+    for record in wanted:
+        _trace(bundle, record, versions[record.plan.charter_version - 1], traced, work, watching)
+    return traced
+
+
+def _trace(bundle: Bundle, record: RunRecord, charter: Charter, traced: Traced, work: Path | None, watching: Watching) -> None:
+    with tempfile.TemporaryDirectory(prefix="dure-lineage-", dir=work) as scratch:
+        try:
+            found = recompute(bundle, record, charter, Path(scratch), progress=lambda done, total: watching(record, done, total))
+        except PartMissing as missing:
+            traced.missing.append(str(missing))
+        except DureError as broken:
+            traced.findings.append(Finding(f"run {record.run.hex()[:12]}", str(broken)))
+        else:
+            traced.lineages.append(found)
+
+
+def match(model: Path, lineages: list[Lineage]) -> dict[str, Any]:
+    """Which recomputed weights a safetensors file holds.
+
+    Raises:
+        NotDescended: none of them.
+        BadInput: it is no safetensors file.
+    """
+    path = model / "model.safetensors" if model.is_dir() else model
+    try:
+        tensors = SafetensorsFile(path)
+        with tempfile.TemporaryDirectory(prefix="dure-lineage-") as scratch:
+            flat = Path(scratch) / "flat"
+            flatten(tensors, tensors.layout, flat)
+            wid = weights_id(open_flat(flat, tensors.layout), tensors.layout)
+    except (OSError, DureError) as error:
+        raise BadInput(f"{path}: cannot be read as a model: {error}") from None
+    for one in lineages:
+        if wid in one.models:
+            return {"file": str(path), "weights_id": wid.hex(), "run": one.run.hex(), "exchange": one.models[wid]}
+    raise NotDescended(f"{path}: its weights (id {wid.hex()[:16]}…) are none of those recomputed from this bundle")
+
+
+def row(traced: Traced) -> Row:
+    """The line of the report that level 1 leaves open."""
+    claim = "the released weights follow from the sums"
+    done = [one for one in traced.lineages if one.recomputable]
+    words = [f"{sum(len(one.exchanges) for one in done)} exchanges of {len(done)} runs recomputed, bit for bit"] if done else []
+    if signed := len(traced.lineages) - len(done):
+        words.append(f"{signed} runs whose ServerApp makes the bases: signed, not recomputed")
+    if traced.missing:
+        words.append(traced.missing[0])
+    if left := len(traced.untouched):
+        words.append(f"{left} runs of the log have no parts here")
+    how = UNCHECKED if traced.missing or not traced.lineages else PROVED if done else SIGNED
+    return Row(claim, how, "; ".join(words) or "does not hold, see below")
+
+
+def lines(one: Lineage, record: RunRecord) -> list[str]:
+    """What was recomputed of a run, for a person."""
+    head = f"run {one.run.hex()[:12]} {record.plan.app_name}: first weights {one.begins} ({one.origin})"
+    if not one.recomputable:
+        return [head, "  its ServerApp makes the bases: signed, not recomputed"]
+    seed = [f"  seed {one.seed.hex()}, put together from what each member committed to before any was opened: proved"] if one.seed else []
+    many = f"  {len(one.exchanges)} exchanges recomputed, each base as its members accepted it: proved"
+    return [head, *seed, many, f"  newest weights {one.weights_id.hex()}"]
+
+
+def in_json(one: Lineage, record: RunRecord) -> dict[str, Any]:
+    """The same for scripts."""
+    return {
+        "run": one.run.hex(),
+        "app": record.plan.app_name,
+        "first_weights": one.begins,
+        "origin": one.origin,
+        "seed": one.seed.hex(),
+        "recomputed": one.recomputable,
+        "exchanges": list(one.exchanges),
+        "weights_id": one.weights_id.hex(),
+    }
