@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 
 from dure.blobs import BlobId, BlobReader, BlobStore, chunk_leaf
+from dure.memory import keep_freed_memory
 from dure.secagg.summing import Group, shape_of
 from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import sum_spools
@@ -27,8 +28,6 @@ from dure_participant.transport import OPTIONS
 from streams.common import Clock, Go
 
 RUN = bytes(32)
-SWITCH_S = 0.0005
-"""As both daemons set it."""
 
 
 @dataclass
@@ -60,9 +59,14 @@ class Open:
         return commit
 
 
+def _as_daemons_do() -> None:
+    keep_freed_memory()
+    sys.setswitchinterval(0.0005)
+
+
 def server(go: Go, told: Queue[Any], start: Barrier) -> None:
     """Serves, and adds the uploads when all have come."""
-    sys.setswitchinterval(SWITCH_S)
+    _as_daemons_do()
     asyncio.run(_serve(go, told, start))
 
 
@@ -91,7 +95,7 @@ async def _serve(go: Go, told: Queue[Any], start: Barrier) -> None:
 
 def client(go: Go, number: int, where: tuple[int, str], told: Queue[Any], start: Barrier) -> None:
     """Fetches and sends."""
-    sys.setswitchinterval(SWITCH_S)
+    _as_daemons_do()
     asyncio.run(_take_part(go, number, where, told, start))
 
 

@@ -32,6 +32,7 @@ from dure.environments.runtime import command_in
 from dure.errors import BadInput, Conflict, DureError, Unavailable
 from dure.identity.keys import public_bytes
 from dure.logs import configure_logs
+from dure.memory import keep_freed_memory
 from dure.model.content import flower_run_id
 from dure.model.layout import Layout
 from dure.scrape import serve_metrics
@@ -443,6 +444,7 @@ def serve(directory: Path, listen: str | None, metrics: str | None = None) -> No
         DureError: it cannot start; one line says why and what to do.
     """
     configure_logs()
+    keep_freed_memory()
     # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
     sys.setswitchinterval(0.0005)
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
