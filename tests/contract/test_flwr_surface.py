@@ -128,3 +128,47 @@ def test_our_example_app_is_a_valid_flower_app():
     folder = Path(__file__).parents[2] / "apps" / "digits"
     valid, errors, _ = validate_config(get_project_config(folder), check_module=True, project_dir=folder)
     assert valid, errors
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        np.arange(10, dtype=np.int64)[::2],
+        np.zeros((0, 3), np.float32),
+        np.full((), 2.5),
+        np.array([True, False]),
+        np.arange(4, dtype=">f4"),
+    ],
+    ids=["plain", "fortran", "strided", "empty", "scalar", "bool", "big-endian"],
+)
+def test_quick_arrays_have_flowers_bytes_and_values(array, monkeypatch):
+    flowers = Array(array)
+    monkeypatch.setattr(Array, "from_numpy_ndarray", Array.from_numpy_ndarray)
+    worker_side.quicken_arrays()
+    ours = Array(array)
+    assert ours == flowers and ours.object_id == flowers.object_id
+    assert ArrayRecord([array])["0"] == flowers
+    back = worker_side.values_of(ours)
+    assert back.dtype == flowers.numpy().dtype and np.array_equal(back, array)
+
+
+def test_a_lent_array_is_flowers_array_and_survives_its_file():
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    flowers, lent = Array(values.copy()), worker_side.Lent()
+    array, kept, gone = (lent.lend(values, "float32") for _ in range(3))
+    record = ArrayRecord({"w": array})
+    assert (record["w"], record["w"].object_id) == (flowers, flowers.object_id)
+    mine = kept.numpy()
+    mine[0] = -1
+    assert np.array_equal(kept.numpy(), values) and np.array_equal(worker_side.values_of(kept), values), (
+        "every caller has a copy of its own"
+    )
+    assert (kept.dtype, kept.shape, kept.stype) == (flowers.dtype, flowers.shape, flowers.stype)
+    del gone
+    lent.call_in()
+    values[:] = 99  # the next base is written over it
+    assert np.array_equal(kept.numpy(), flowers.numpy()) and kept.data == flowers.data
+    kept.data = b"other"
+    assert kept.data == b"other"

@@ -57,14 +57,16 @@ def open_flat(path: Path | str, layout: Layout) -> Floats:
         return np.frombuffer(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ), dtype=F32)
 
 
-def flatten_to(append: Callable[[memoryview], None], tensors: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-    """Hands the flat vector to `append` (of a `BlobWriter`, say) in order, a tensor or a chunk of one at a time, padding included.
+def flatten_to(append: Callable[[memoryview], None], tensors: Mapping[str, NDArray[Any]], layout: Layout, *, finite: bool = False) -> None:
+    """Hands the flat vector to `append` (of a `BlobWriter`, say) in order, a chunk of a tensor at a time, padding included.
 
     Args:
         tensors: arrays of the layout's dtypes; bfloat16 as int16 bit patterns.
+        finite: values must be.
 
     Raises:
         WeightsRefused: names the tensor that is absent, not in the layout, of another dtype or shape, or holds what float32 cannot carry.
+        NonFinite: names the first value that is NaN or infinite, where they must be finite.
     """
     if missing := [e.name for e in layout.entries if e.name not in tensors]:
         raise WeightsRefused(missing[0], "is in the layout and not among the weights")
@@ -77,28 +79,36 @@ def flatten_to(append: Callable[[memoryview], None], tensors: Mapping[str, NDArr
             raise WeightsRefused(e.name, f"is {tensor.dtype.name}{list(tensor.shape)}, must be {e.dtype}{list(e.shape)}")
         if e.offset > end:
             append(memoryview(bytes(4 * (e.offset - end))))
+        end = e.offset
         for part in _flat_parts(e, tensor):
+            if finite:
+                _finite_part(part, end, e.name)
             append(part.data.cast("B"))
-        end = e.offset + e.count
+            end += part.size
 
 
 def _flat_parts(entry: Entry, tensor: NDArray[Any]) -> Iterator[Floats]:
-    """A tensor's elements as they stand in the flat vector: float32 at once, what must be converted chunk by chunk."""
+    """A tensor's elements as they stand in the flat vector, chunk by chunk."""
     whole = np.ascontiguousarray(tensor).reshape(-1)
-    size = entry.count if entry.dtype == "float32" else CHUNK_ELEMENTS
-    for at in range(0, entry.count, size or 1):
+    for at in range(0, entry.count, CHUNK_ELEMENTS):
         try:
-            yield flat_values(whole[at : at + size], entry.dtype)
+            yield flat_values(whole[at : at + CHUNK_ELEMENTS], entry.dtype)
         except DoesNotFit as error:
             raise WeightsRefused(entry.name, f"element {at + error.index} {error.why}") from None
 
 
-def flatten(tensors: Mapping[str, NDArray[Any]], layout: Layout, path: Path | str) -> None:
-    """Writes the flat file; on any failure there is none. `DiskFull` if there is no room."""
+def flatten(tensors: Mapping[str, NDArray[Any]], layout: Layout, path: Path | str, *, finite: bool = False, over: bool = False) -> None:
+    """Writes the flat file; on any failure there is none. Raises as `flatten_to`, and `DiskFull` if there is no room.
+
+    Args:
+        over: a file that is there is written over in place. Its pages are in memory and its blocks on disk: that is faster than new ones.
+    """
     path = Path(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if over else os.O_TRUNC)
     try:
-        with writing(path), open(path, "wb") as f:
-            flatten_to(lambda part: _write_whole(f.write, part), tensors, layout)
+        with writing(path), open(os.open(path, flags, 0o600), "r+b", buffering=1 << 16) as f:
+            flatten_to(lambda part: _write_whole(f.write, part), tensors, layout, finite=finite)
+            f.truncate()
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -191,9 +201,15 @@ def check_finite(flat_D: Floats, layout: Layout) -> None:
     for at in chunk_starts(0, layout.elements, flat_D):
         part = flat_D[at : at + CHUNK_ELEMENTS]
         if not (good := np.isfinite(part)).all():
-            i = at + int(np.argmin(good))
-            entry = layout.entry_at(i)
-            raise NonFinite(entry.name if entry else "(padding)", i, float(flat_D[i]))
+            entry = layout.entry_at(at + int(np.argmin(good)))
+            _finite_part(part, at, entry.name if entry else "(padding)")
+
+
+def _finite_part(part_C: Floats, first: int, tensor: str) -> None:
+    """`NonFinite` naming the first value of these elements, which begin at `first`, that is not finite."""
+    if not (good := np.isfinite(part_C)).all():
+        at = int(np.argmin(good))
+        raise NonFinite(tensor, first + at, float(part_C[at]))
 
 
 def check_padding(flat_D: Floats, layout: Layout) -> None:

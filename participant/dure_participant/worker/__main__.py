@@ -69,6 +69,7 @@ def _answer(app: ClientApp | BaseException, task: Task) -> TaskResult:
 
 
 def _load(app_dir: Path) -> ClientApp | BaseException:
+    private.quicken_arrays()
     try:
         return private.load_client_app(read_app(app_dir).clientapp, app_dir)
     except BaseException as error:

@@ -16,7 +16,7 @@ from dure.errors import DureError
 from dure.model.content import ArrayItem, ConfigItem, Instruction, content_id
 from dure.model.layout import Layout
 from dure.model.metrics import USUAL_RECORD, spread
-from dure.model.weights import check_finite, flatten, open_flat, unflatten
+from dure.model.weights import flatten, open_flat, unflatten
 from dure_participant.worker import private
 from dure_participant.worker.protocol import Task, TaskResult, Usage
 
@@ -39,9 +39,17 @@ def execute(app: ClientApp, task: Task) -> TaskResult:
         ReplyRefused, WeightsRefused, NonFinite: what the app returned cannot be summed, by name.
         Anything the app raises.
     """
+    lent = private.Lent()
+    try:
+        return _execute(app, task, lent)
+    finally:
+        lent.call_in()
+
+
+def _execute(app: ClientApp, task: Task, lent: private.Lent) -> TaskResult:
     instruction = Instruction.from_json(task.instruction)
     message = private.make_message(
-        _content(instruction, task),
+        _content(instruction, task, lent),
         run_id=task.run_id,
         node_id=task.node_id,
         message_type=instruction.message_type,
@@ -66,14 +74,20 @@ def execute(app: ClientApp, task: Task) -> TaskResult:
     return result
 
 
-def _content(instruction: Instruction, task: Task) -> RecordDict:
+def _content(instruction: Instruction, task: Task, lent: private.Lent) -> RecordDict:
     content = RecordDict()
     for record in instruction.records:
         if isinstance(record, ArrayItem):
             if task.base_path is None:
                 raise ReplyRefused("the instruction has arrays, but the task names no base file")
             tensors = unflatten(open_flat(task.base_path, record.layout), record.layout)
-            content[record.name] = ArrayRecord({key: _array(value, record.layout[key].dtype) for key, value in tensors.items()})
+            arrays = content[record.name] = ArrayRecord()
+            for (
+                key,
+                value,
+            ) in tensors.items():  # numpy has no bfloat16: such an array holds its bit patterns as int16, and says what they are
+                half = record.layout[key].dtype == "bfloat16"
+                arrays[key] = lent.lend(value, "bfloat16" if half else str(value.dtype))
             continue
         values: dict[str, Any] = {key: list(value) if isinstance(value, tuple) else value for key, value in record.values.items()}
         content[record.name] = ConfigRecord(values) if isinstance(record, ConfigItem) else MetricRecord(values)
@@ -128,22 +142,15 @@ def _arrays(content: RecordDict, instruction: Instruction, task: Task) -> Path |
     if len(names) != 1:
         raise ReplyRefused(f"a train reply carries exactly one array record, this one has {len(names)}: {', '.join(names) or 'none'}")
     tensors = {key: _tensor(key, array, sent.layout) for key, array in content.array_records[names[0]].items()}
-    flatten(tensors, sent.layout, task.out_path)
-    check_finite(open_flat(task.out_path, sent.layout), sent.layout)
+    flatten(tensors, sent.layout, task.out_path, finite=True, over=True)
     return task.out_path
-
-
-def _array(value: np.ndarray[Any, Any], dtype: str) -> Array:
-    """A tensor for the app. numpy has no bfloat16: the array holds its bit patterns as int16, and its dtype says what they are."""
-    array = Array(value)
-    return Array("bfloat16", array.shape, array.stype, array.data) if dtype == "bfloat16" else array
 
 
 def _tensor(key: str, array: Array, layout: Layout) -> np.ndarray[Any, Any]:
     """An array of the app's, little-endian; one that was sent as bfloat16 comes as bit patterns, whatever it says of them."""
     if array.stype != "numpy.ndarray":
         raise ReplyRefused(f"array {key!r} is serialised as {array.stype!r}; only numpy arrays can be summed")
-    value = array.numpy()
+    value = private.values_of(array)
     half = key in layout and layout[key].dtype == "bfloat16"
     if array.dtype == "bfloat16" and not half:
         raise ReplyRefused(f"array {key!r} is bfloat16 and was not sent so; a reply has the dtypes it was sent")

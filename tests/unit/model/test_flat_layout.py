@@ -281,3 +281,22 @@ def test_malformed_base_record_is_refused_and_the_field_named(old, new, field):
     with pytest.raises(BaseRefused) as e:
         BaseRecord.from_json(data)
     assert e.value.field == field
+
+
+def test_a_flat_file_is_written_over_in_place_and_has_nothing_of_the_one_before(tmp_path):
+    small, large = model(("a", (3,)), ("b", (5,))), model(("a", (300,)))
+    flatten(some_weights(large), large, tmp_path / "flat")
+    before = (tmp_path / "flat").stat().st_ino
+    flatten(some_weights(small), small, tmp_path / "flat", over=True)
+    flatten(some_weights(small), small, tmp_path / "fresh")
+    assert (tmp_path / "flat").stat().st_ino == before
+    assert (tmp_path / "flat").read_bytes() == (tmp_path / "fresh").read_bytes()
+
+
+def test_a_value_that_is_not_finite_leaves_no_file(tmp_path):
+    layout = model(("a", (3,)), ("b", (5,)))
+    weights = some_weights(layout)
+    weights["b"][2] = np.nan
+    with pytest.raises(NonFinite) as e:
+        flatten(weights, layout, tmp_path / "flat", finite=True)
+    assert (e.value.tensor, e.value.index) == ("b", 66) and not (tmp_path / "flat").exists()
