@@ -1,4 +1,4 @@
-"""One real run's bundle, audited offline; and hundreds of bundles derived from it, none of which verifies."""
+"""One real run's bundle, audited offline; and what is changed in it, seen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,33 +121,16 @@ def twin(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def changed(data: bytes) -> Iterator[bytes]:
-    """A file changed in many small ways."""
-    for at in range(0, len(data), max(1, len(data) // 40)):
-        yield data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-    yield data[:-1]
-    yield data[: len(data) // 2]
-    yield data + b"\n"
-    yield b""
-
-
-@pytest.mark.timeout(600)
-def test_no_byte_of_any_file_can_change_unseen(played, tmp_path):
+def test_one_flipped_bit_of_any_file_is_seen(played, tmp_path):
+    """On a real run's bundle, once per file; tests/unit/audit/test_tampered_bundles.py has hundreds of twins."""
     _, bundle, pin = played
-    copy, tried = twin(bundle, tmp_path / "t"), 0
+    copy = twin(bundle, tmp_path / "t")
     assert holds(copy, pin)
     for path in sorted(p for p in copy.rglob("*") if p.is_file()):
         good = path.read_bytes()
-        for bad in changed(good):
-            path.write_bytes(bad)
-            assert not holds(copy, pin), (path.relative_to(copy), len(bad))
-            tried += 1
-        path.unlink()
-        assert not holds(copy, pin), f"{path.name} is gone"
+        path.write_bytes(good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 1]) + good[len(good) // 2 + 1 :])
+        assert not holds(copy, pin), path.relative_to(copy)
         path.write_bytes(good)
-    (copy / "log" / "extra").write_bytes(b"")
-    assert not holds(copy, pin)
-    assert tried > 150
 
 
 class Forger:
@@ -212,39 +194,6 @@ def test_the_forgers_tools_make_a_good_bundle_of_good_entries(forger):
 
 def test_a_rewritten_history_without_the_quorum_is_refused(forger):
     assert not holds(forger.write(forger.entries[:-1], MEMBERS[:2]), forger.pin)
-
-
-def test_even_with_every_witness_what_the_members_signed_cannot_be_rewritten(forger):
-    """All witnesses colluding still cannot make a member have said what it did not."""
-    kinds = ("run-approval", "instance-commit", "instance-survivors", "instance-aggregate", "instance-open", "usage", "charter", "run-plan")
-    for kind in kinds:
-        at = forger.index(kind)
-        without = [*forger.entries[:at], *forger.entries[at + 1 :]]
-        assert not holds(forger.write(without, MEMBERS), forger.pin), f"{kind} left out"
-        twice = [*forger.entries[: at + 1], forger.entries[at], *forger.entries[at + 1 :]]
-        assert not holds(forger.write(twice, MEMBERS), forger.pin), f"{kind} twice"
-        by_stranger = seal_payload(Envelope.from_bytes(forger.entries[at]).payload, Ed25519PrivateKey.generate()).to_bytes()
-        swapped = [*forger.entries[:at], by_stranger, *forger.entries[at + 1 :]]
-        assert not holds(forger.write(swapped, MEMBERS), forger.pin), f"{kind} signed by a stranger"
-        later = Envelope.from_bytes(forger.entries[at]).payload.replace(b'"time":1', b'"time":2')
-        by_coordinator = seal_payload(later, forger.signing).to_bytes()
-        resigned = [*forger.entries[:at], by_coordinator, *forger.entries[at + 1 :]]
-        assert not holds(forger.write(resigned, MEMBERS), forger.pin), f"{kind} signed anew"
-
-
-def test_entries_in_another_order_are_refused(forger):
-    commit, survivors = forger.index("instance-commit"), forger.index("instance-survivors")
-    moved = [e for i, e in enumerate(forger.entries) if i != commit]
-    moved.insert(survivors, forger.entries[commit])
-    assert not holds(forger.write(moved, MEMBERS), forger.pin)
-    assert not holds(forger.write(forger.entries[::-1], MEMBERS), forger.pin)
-
-
-def test_entries_of_another_consortium_are_refused(forger):
-    stranger = seal_payload(b'{"_type":"https://in-toto.io/Statement/v1"}', forger.signing).to_bytes()
-    result = verify(Bundle.open(forger.write([*forger.entries, stranger], MEMBERS)), bytes.fromhex(forger.pin))
-    assert not result.holds
-    assert result.findings[0].where == f"entry {len(forger.entries)}"
 
 
 def test_a_statement_of_an_unknown_version_is_reported_and_not_skipped(forger):
