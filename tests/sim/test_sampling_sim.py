@@ -33,3 +33,16 @@ def test_a_sample_below_the_quorum_is_answered_at_once_with_the_numbers() -> Non
     reply = world.exchange(1, "train", world.first_weights(), members=world.members[:3])
     assert reply.status == "failed" and "3 members were chosen, 4 are needed" in reply.reason
     assert world.state.exchanges == 0
+
+
+def test_a_request_that_the_journal_answered_itself_is_no_gap() -> None:
+    """After two failed rounds a stock strategy evaluates a second time on its weights. The journal says so at once; at the next request
+    the run was aborted, because that was not the next number."""
+    world = World(3, 1)
+    world.start()
+    world.run_until(lambda w: w.idle())
+    assert world.exchange(1, "query").status == "ok"
+    assert world.exchange(4, "query", config=0.2).status == "ok"
+    world.ask(3, "query", config=0.3)
+    assert world.state.queued is None and 3 not in world.answers, "what was passed over is never asked later"
+    assert world.exchange(5, "train", world.first_weights()).status == "ok"
