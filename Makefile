@@ -3,7 +3,7 @@ PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-deep check protos bench bench-quick clean
+.PHONY: setup sample-bundle demo test test-deep check protos bench bench-quick clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,9 @@ protos: setup
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos protos/dure_pb/v1/*.proto
 
 # The numbers of docs/performance.md: quarter of an hour, on a machine that does nothing else.
+sample-bundle: setup
+	@$(BIN)/python -m dure_demo.sample
+
 bench: setup
 	@$(BIN)/python bench/everything.py
 
@@ -51,4 +54,4 @@ bench-quick: setup
 	@$(BIN)/python bench/everything.py --quick
 
 clean:
-	rm -rf $(VENV) .demo .bench
+	rm -rf $(VENV) .demo .bench sample-bundle

@@ -32,6 +32,9 @@ ELSEWHERE = {
     "dure node env prepare PLAN --wheels FOLDER --dir krafton/node": "tests/e2e/test_app_environment.py",
     "dure coordinator env prepare APP --wheels FOLDER --dir hub": "tests/e2e/test_app_environment.py",
     "dure run start APP --from RUN [--round N]": "tests/e2e/test_start_from.py",
+    "dure audit export --run RUN --dir hub --out bundle": "tests/e2e/test_joint_seed.py",
+    "dure audit lineage bundle --root-sha256 PIN --model model.safetensors": "tests/e2e/test_joint_seed.py",
+    "dure audit verify bundle --root-sha256 PIN --level 2 --model release --html report.html": "tests/e2e/test_guide_auditor.py",
     "dure log serve --listen 7480": "tests/integration/test_log_over_http.py",
 }
 STORY = {
@@ -42,7 +45,7 @@ STORY = {
     "dure node allow --list",
     "dure node allow DIGEST",
     "dure run list --dir hub",
-    "dure run show RUN --dir hub",
+    "dure run show RUN [--phases] --dir hub",
     "dure run watch RUN --dir hub",
     "dure run export RUN --out model --dir hub",
     "dure node gave",
