@@ -150,6 +150,19 @@ def memory(results: dict[str, list[Result]]) -> str:
     return table(("peak RSS, MB", "coordinator", "agent", "ServerApp", "worker", "all, summed"), rows)
 
 
+def flat(results: dict[str, list[Result]]) -> str:
+    """The coordinator's peak against size and nodes, plan-named step."""
+    peaks = {(r["params"], r["nodes"]): r["coordinator_peak_rss_mb"] for r in _ours_once(results) if r["next_base"].startswith("plan")}
+    rows = []
+    for title, few, many in (
+        ("25 M → 100 M parameters, 4 nodes", (25_000_000, 4), (LARGE, 4)),
+        ("3 → 8 nodes, 25 M", (25_000_000, 3), (25_000_000, 8)),
+    ):
+        if few in peaks and many in peaks:
+            rows.append((title, f"{peaks[few]} → {peaks[many]}"))
+    return table(("the coordinator's peak RSS, MB", "from → to"), rows)
+
+
 def wire(results: dict[str, list[Result]]) -> str:
     rows = []
     for r in _ours_once(results):
@@ -240,6 +253,7 @@ TABLES: dict[str, Callable[[dict[str, list[Result]]], str]] = {
     "rounds": rounds,
     "small": small,
     "memory": memory,
+    "flat": flat,
     "wire": wire,
     "processor": processor,
     "secagg": secagg,

@@ -233,17 +233,20 @@ class BlobReader:
 
     def read_chunk(self, k: int) -> bytes:
         """Chunk k, its hash checked; `BlobDamaged` if the disk gives something else."""
-        out = bytearray(self.manifest.size_of(k))
-        self.read_chunk_into(k, memoryview(out))
-        return bytes(out)
+        data = os.pread(self._fd, self.manifest.size_of(k), k * self.manifest.chunk_bytes)  # whole, unless the file ends before
+        self._check(k, data)
+        return data
 
     def read_chunk_into(self, k: int, out: memoryview) -> int:
         """Chunk k into the front of `out` (bytes), its hash checked. Returns its size."""
         part = out[: self.manifest.size_of(k)]
         read_all_at(self._fd, part, k * self.manifest.chunk_bytes)
-        if len(part) != self.manifest.size_of(k) or chunk_leaf(part) != self.manifest.leaves[k]:
-            raise BlobDamaged(self.path, f"chunk {k} does not have its hash")
+        self._check(k, part)
         return len(part)
+
+    def _check(self, k: int, data: Buffer) -> None:
+        if len(data) != self.manifest.size_of(k) or chunk_leaf(data) != self.manifest.leaves[k]:
+            raise BlobDamaged(self.path, f"chunk {k} does not have its hash")
 
     def close(self) -> None:
         if self._fd >= 0:
