@@ -18,6 +18,7 @@ from dure.audit.lineage_cli import add_run, bars, lineage
 from dure.audit.pages import found_in_json, page_of
 from dure.audit.parts import Exported
 from dure.audit.places import log_of
+from dure.audit.similarity_cli import similarity
 from dure.console import DEFAULT_DIR, AsJson, Dir, draw, err, one_line_errors, say, show_json
 from dure.errors import BadInput
 from dure.identity.files import write_atomic
@@ -29,6 +30,7 @@ app = typer.Typer(no_args_is_help=True, help="Auditor: check a bundle offline, w
 
 app.command("contributions")(of_bundle)
 app.command("lineage")(lineage)
+app.command("similarity")(similarity)
 
 
 @app.callback()

@@ -35,6 +35,10 @@ class SafetensorsRefused(Refused):
     """A file is no safetensors file, or holds what cannot be a model here; `field` names header or tensor."""
 
 
+class DtypeUnknown(SafetensorsRefused):
+    """A tensor is of a dtype that cannot be read here: 8-bit floats, say."""
+
+
 class SafetensorsFile(Mapping[str, NDArray[Any]]):
     """A file's tensors by name, mapped and not read until asked for; bfloat16 as int16 bit patterns, as `flatten_to` takes them.
 
@@ -95,7 +99,7 @@ def _entry(name: str, said: Any, data_bytes: int) -> tuple[str, str, tuple[int, 
         raise SafetensorsRefused(what, "must have dtype, shape and data_offsets")
     kind, shape, offsets = str(said["dtype"]), said["shape"], said["data_offsets"]
     if kind not in _DTYPES:
-        raise SafetensorsRefused(what, f"is {kind[:16]}, which cannot be summed; convert it or leave it out")
+        raise DtypeUnknown(what, f"is {kind[:16]}, which cannot be summed; convert it or leave it out")
     if not isinstance(shape, list) or any(type(d) is not int or d < 0 for d in shape) or len(shape) > 64:
         raise SafetensorsRefused(what, "has a shape that is none")
     if not isinstance(offsets, list) or len(offsets) != 2 or any(type(o) is not int for o in offsets):

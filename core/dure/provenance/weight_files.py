@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dure.blobs import CHUNK_BYTES, BlobId, Manifest, chunk_leaf
 from dure.errors import BadInput, DureError, Refused
 from dure.model.layout import Layout
-from dure.model.safetensors_file import SafetensorsFile
+from dure.model.safetensors_file import DtypeUnknown, SafetensorsFile
 from dure.model.weights import flatten_to, weights_id_of
 from dure.provenance.errors import ContentDiffers, OtherDtype, OtherShape
 from dure.provenance.facts import Tensors
@@ -38,7 +38,15 @@ class WeightFiles(Mapping[str, NDArray[Any]]):
 
     @staticmethod
     def open(folder: Path) -> WeightFiles:
-        """Raises BadInput: no weights, or a tensor in two files. Refused: a file is not what its format says."""
+        """The weights of a folder, or of one file.
+
+        Raises:
+            BadInput: no weights, or a tensor in two files.
+            OtherDtype: names the tensor that is of a dtype that cannot be read.
+            Refused: a file is not what its format says.
+        """
+        if folder.is_file():
+            return WeightFiles(((folder.name, _opened(folder)),))
         names = sorted(p.name for p in folder.glob(f"*{SUFFIX}"))
         if not names:
             raise BadInput(f"{folder}: has no {SUFFIX} file; `dure run export RUN --out DIR` writes one")
@@ -74,6 +82,8 @@ class WeightFiles(Mapping[str, NDArray[Any]]):
 def _opened(path: Path) -> SafetensorsFile:
     try:
         return SafetensorsFile(path)
+    except DtypeUnknown as error:
+        raise OtherDtype(f"{path.name}: {error.field} {error.why}") from None
     except Refused as error:
         raise Refused(path.name, str(error)) from None
 
