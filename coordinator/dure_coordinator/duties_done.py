@@ -23,21 +23,26 @@ from dure.model.layout import Layout
 from dure.secagg.ids import InstanceId
 from dure.secagg.masks import MaskSet
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import InstanceAggregate
+from dure.statements.kinds import InstanceAggregate, InstanceOpen
 from dure.statements.statement import seal
 from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import Group, sum_spools
-from dure_coordinator.engine import RunEngine
+from dure_coordinator.engine import Decided, RunEngine
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum
 from dure_coordinator.exchange.retention import keep_after
-from dure_coordinator.exchange.view import upload_id
+from dure_coordinator.exchange.view import upload_id, upload_slots
 from dure_coordinator.journals import Journals, reply_record, row_of
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.spool import Spools
-from dure_coordinator.storage.store import BlobRow, StatementRow, Store, With
+from dure_coordinator.storage.store import BlobRow, StatementRow, Store, With, upload_row
 
 RUNS_AT_WORK = 64
 """Runs whose sums and steps are computed at one time; each has one such duty at most."""
+
+
+async def nothing_to_add() -> dict[str, bytes]:
+    """The sum of an instance without a vector."""
+    return {"root": merkle_root([]), "sum": b""}
 
 
 @dataclass
@@ -81,7 +86,13 @@ class Duties:
             raw = envelope.to_bytes()
             if isinstance(duty.statement, InstanceAggregate):
                 reach(Point.AGGREGATE_SEALED)
-            await run.done(duty, {"envelope": raw}, With(statements=(StatementRow.of(raw, run.run),), chain=(party, after)))
+
+            def also(decision: Decided) -> With:
+                slots = upload_slots(decision.state) if isinstance(duty.statement, InstanceOpen) else ()
+                uploads = tuple(upload_row(run.run, slot) for slot in slots)
+                return With(statements=(StatementRow.of(raw, run.run),), chain=(party, after), uploads=uploads)
+
+            await run.done(duty, {"envelope": raw}, also)
 
     async def _sum(self, run: RunEngine, duty: Sum) -> None:
         # An upload outside U is protected by its own mask alone once its pair secrets are public: it goes before the sum is known.
@@ -89,19 +100,26 @@ class Duties:
             if row.member not in duty.survivors:
                 await asyncio.to_thread(self.spools.remove, row.upload)
                 await self.store.upload_removed(row.upload)
-        result = await self._apart(self._add, duty) if duty.purpose != "scalars" else {"root": merkle_root([]), "sum": b""}
-        for name, data in (("seeds", duty.seeds), ("evidence", duty.evidence)):
-            result[name] = str(await asyncio.to_thread(self.blobs.put_bytes, data)).encode()
+        adding = self._apart(self._add, duty) if duty.purpose != "scalars" else nothing_to_add()
+        added, put = await asyncio.gather(adding, asyncio.to_thread(self._put, duty))
+        result = added | put
         if duty.length:
             reach(Point.SUM_WRITTEN)
         exchange = InstanceId.decode(duty.instance).exchange
-        named = {name: blob.decode() for name, blob in result.items() if name in ("sum", "e_b", "seeds", "evidence") and blob}
-        rows = [BlobRow(run.run, name, blob, exchange) for name, blob in named.items()]
+        texts = {name: blob.decode() for name, blob in result.items() if name in ("sum", "e_b", "seeds", "evidence") and blob}
+        rows = [BlobRow(run.run, name, text, exchange) for name, text in texts.items()]
         # Registered like blobs, so that a run that is over is found by an upload that somebody asks for.
         rows += [BlobRow(run.run, "upload", str(BlobId(root, duty.length)), exchange) for root in duty.roots.values() if duty.length]
         await run.done(duty, result, With(blobs=tuple(rows)))
+        await asyncio.to_thread(self._release, duty)
+
+    def _release(self, duty: Sum) -> None:
         for member in duty.survivors:
-            await asyncio.to_thread(self.spools.release, upload_id(duty.instance, member))
+            self.spools.release(upload_id(duty.instance, member))
+
+    def _put(self, duty: Sum) -> dict[str, bytes]:
+        """What was revealed, and what it can be judged by."""
+        return {name: str(self.blobs.put_bytes(data)).encode() for name, data in (("seeds", duty.seeds), ("evidence", duty.evidence))}
 
     async def _apart(self, work: Callable[[Any], dict[str, bytes]], duty: Any) -> dict[str, bytes]:
         return await asyncio.get_running_loop().run_in_executor(self.long, work, duty)

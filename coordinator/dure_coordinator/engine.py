@@ -10,7 +10,6 @@ their `Done` is in the log; they run outside the lock and are started again afte
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -101,21 +100,23 @@ class Performer(Protocol):
 
 @dataclass
 class Changes:
-    """Wakes whoever waits for something to be different."""
+    """Wakes whoever waits for something to be different; all of them at once, however many."""
 
     version: int = 0
-    _condition: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _next: asyncio.Future[None] | None = None
 
     async def bump(self) -> None:
-        async with self._condition:
-            self.version += 1
-            self._condition.notify_all()
+        self.version += 1
+        waking, self._next = self._next, None
+        if waking is not None and not waking.done():
+            waking.set_result(None)
 
     async def wait(self, seen: int, timeout_s: float | None = None) -> int:
         """Returns the version as soon as it is not `seen`, or at the timeout."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._condition:
-                await self._condition.wait_for(lambda: self.version != seen)
+        if self.version == seen:
+            if self._next is None:
+                self._next = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._next}, timeout=timeout_s)
         return self.version
 
 
@@ -157,6 +158,8 @@ class RunEngine:
     """The log may hold more than the state: fold it again before anything is decided."""
     _asked: list[_Asked] = field(default_factory=list)
     _deciding: asyncio.Task[None] | None = None
+    _owing: tuple[Any, tuple[Any, ...]] | None = None
+    """(a state, its duties)."""
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _keeper: asyncio.Task[None] | None = None
     _frozen: int = 0
@@ -257,7 +260,7 @@ class RunEngine:
             self._deciding = asyncio.create_task(self._decide_all(), name=f"decide-{self.run.hex()[:8]}")
         return await asyncio.shield(asked.answer)
 
-    async def done(self, duty: Any, result: Mapping[str, bytes], also: With = NOTHING) -> Decided:
+    async def done(self, duty: Any, result: Mapping[str, bytes], also: With | Callable[[Decided], With] = NOTHING) -> Decided:
         """A duty's result; committed once, whoever does the duty how often."""
         return await self.submit(self.logic.done(duty.id, result), also)
 
@@ -335,12 +338,18 @@ class RunEngine:
     # -- duties ----------------------------------------------------------------------------------------------------
 
     def owed(self, duty_id: str) -> bool:
-        return any(d.id == duty_id for d in self.logic.duties(self.state))
+        return any(d.id == duty_id for d in self._duties())
+
+    def _duties(self) -> tuple[Any, ...]:
+        """What the state owes; worked out once per state, since everybody asks."""
+        if self._owing is None or self._owing[0] is not self.state:
+            self._owing = (self.state, self.logic.duties(self.state))
+        return self._owing[1]
 
     def _start_duties(self) -> None:
         if self._closing or self._keeper is None:
             return
-        for duty in self.logic.duties(self.state):
+        for duty in self._duties():
             if duty.id not in self._tasks:
                 task = asyncio.create_task(self._fulfil(duty), name=f"duty-{duty.id}")
                 self._tasks[duty.id] = task

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import structlog
 
@@ -37,8 +38,9 @@ from dure_coordinator.exchange import view
 from dure_coordinator.exchange.accept import split_accept
 from dure_coordinator.exchange.events import Gone, Reported, Seen, TakenUp, Uploaded
 from dure_coordinator.exchange.facts import RunFacts
+from dure_coordinator.exchange.state import RunState
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
-from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, UploadRow, With
+from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, With, upload_row
 
 log = structlog.get_logger()
 
@@ -71,6 +73,11 @@ class Ended:
     row: RunRow
     plan: RunPlan
 
+    @cached_property
+    def directive(self) -> Directive:
+        """What its members' nodes hear of it."""
+        return Directive(self.row.run, DirectiveKind.FINISHED, reason=self.row.reason or self.row.label)
+
 
 @dataclass
 class Fleet:
@@ -99,6 +106,8 @@ class Fleet:
     """Called for every run that is or becomes active, once per process (starts its ServerApp)."""
     trouble: str = ""
     """Why uploads cannot be taken at the moment, for the operator; "" once one was taken again."""
+    _made: dict[tuple[bytes, str], tuple[RunState, Directive]] = field(default_factory=dict)
+    """(run, member) -> (a state, the member's directive in it)."""
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # -- runs ------------------------------------------------------------------------------------------------------
@@ -279,15 +288,18 @@ class Fleet:
 
     def directives(self, member: str) -> dict[bytes, Directive]:
         """What this member's node should be doing, per run it is in."""
-        found = {
-            run: Directive(run, DirectiveKind.FINISHED, reason=ended.row.reason or ended.row.label)
-            for run, ended in self.ended.items()
-            if member in ended.plan.roster
-        }
+        found = {run: ended.directive for run, ended in self.ended.items() if member in ended.plan.roster}
         for run, engine in self.runs.items():
             if member in engine.state.facts.roster:
-                found[run] = view.directive(engine.state, member)
+                found[run] = self._directive(engine, member)
         return found
+
+    def _directive(self, engine: RunEngine, member: str) -> Directive:
+        """Made once per state: every change anywhere makes every stream look."""
+        known = self._made.get((engine.run, member))
+        if known is None or known[0] is not engine.state:
+            known = self._made[engine.run, member] = (engine.state, view.directive(engine.state, member))
+        return known[1]
 
     async def report(self, caller: Caller, report: Report) -> ReportReply:
         """Decides a node's report; what is answered is durable. The same report gets the same answer."""
@@ -329,18 +341,27 @@ class Fleet:
             NotAuthorised: no run says so; the same answer whether the blob exists or not.
             SpoolRefused: the upload's challenge window has closed and it is gone.
         """
-        text = str(blob)
-        for run in {r for r, _ in await self.store.runs_of_blob(text)} & set(self.ended):
-            await self.engine(run)
-        for engine in self.runs.values():
-            if member not in engine.state.facts.roster:
-                continue
-            if text in view.readable_blobs(engine.state, member):
-                return engine.run, await asyncio.to_thread(self.blobs.open, blob)
+        if (found := self._readable(member, text := str(blob))) is None:
+            for run in {r for r, _ in await self.store.runs_of_blob(text)} & self.ended.keys() - self.runs.keys():
+                await self.engine(run)
+            found = self._readable(member, text)
+        if found is None:
+            raise NotAuthorised("no run of this member lets it read this blob now")
+        engine, kept = found
+        if kept is None:
+            return engine.run, await asyncio.to_thread(self.blobs.open, blob)
+        return engine.run, await asyncio.to_thread(self.spools.reader, kept.upload, length=kept.length, chunk_bytes=kept.chunk_bytes)
+
+    def _readable(self, member: str, text: str) -> tuple[RunEngine, view.KeptUpload | None] | None:
+        """The run that lets this member read the blob of that id text, and the upload it is, if it is one; None if none does."""
+        engines = sorted((e for e in self.runs.values() if member in e.state.facts.roster), key=lambda e: e.ended)
+        for engine in engines:
+            if view.may_read(engine.state, member, text):
+                return engine, None
+        for engine in engines:
             if (kept := view.readable_upload(engine.state, member, text)) is not None:
-                reader = await asyncio.to_thread(self.spools.reader, kept.upload, length=kept.length, chunk_bytes=kept.chunk_bytes)
-                return engine.run, reader
-        raise NotAuthorised("no run of this member lets it read this blob now")
+                return engine, kept
+        return None
 
     def disk_full(self, error: DiskFull | SpoolsFull) -> None:
         """An upload found no room: said once in the log, and by status and show until an upload is taken again."""
@@ -369,7 +390,8 @@ class Fleet:
         engine, slot = self._slot(member, upload)
         if slot.length == 0:
             return engine.run, slot
-        await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, slot.length, slot.chunk_bytes))
+        if known is None:  # rows are made with the instance's open
+            await self.store.begin_upload(upload_row(engine.run, slot))
         opened = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes, run=engine.run)
         return engine.run, opened
 
@@ -392,7 +414,8 @@ class Fleet:
             spool = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes, run=engine.run)
             await asyncio.to_thread(spool.finish, fact.root)
         else:
-            await self.store.begin_upload(UploadRow(upload, engine.run, slot.instance, member, 0, slot.chunk_bytes))
+            if await self.store.upload(upload) is None:
+                await self.store.begin_upload(upload_row(engine.run, slot))
         self.trouble = ""
         also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
         reply = await self._submit(engine, Uploaded(member, slot.instance, commit), lambda _decision: also)

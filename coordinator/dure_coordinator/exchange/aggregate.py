@@ -67,14 +67,14 @@ def committed_uploads(state: RunState, instance: InstanceState) -> dict[str, str
     """Blob id text of each survivor's upload; none where an instance has no vector."""
     if instance.purpose == "scalars":
         return {}
-    commits = {m: read_commit(state, m, instance.commits[m]) for m in instance.survivors}
+    commits = {m: read_commit(instance.commits[m]) for m in instance.survivors}
     return {m: str(BlobId(c.root, c.length)) for m, c in commits.items()}
 
 
 def opened_trailer(state: RunState, instance: InstanceState) -> tuple[tuple[int, ...], int]:
     """Σ of the survivors' masked trailers and tags with the masks taken off: (modulo 2^64, modulo p)."""
     assert instance.recovered is not None
-    commits = [read_commit(state, m, instance.commits[m]) for m in instance.survivors]
+    commits = [read_commit(instance.commits[m]) for m in instance.survivors]
     return opened_totals([c.trailer for c in commits], [c.tag for c in commits], instance.recovered.unmask)
 
 

@@ -74,7 +74,7 @@ def _sum(state: RunState, exchange: ExchangeState, instance: InstanceState) -> S
         purpose=instance.purpose,
         cohort=instance.cohort,
         survivors=instance.survivors,
-        roots={m: read_commit(state, m, instance.commits[m]).root for m in instance.survivors},
+        roots={m: read_commit(instance.commits[m]).root for m in instance.survivors},
         elements=elements,
         length=length,
         chunk_bytes=chunk_bytes,

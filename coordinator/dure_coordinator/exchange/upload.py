@@ -8,7 +8,7 @@ from dure.errors import DureError
 from dure.secagg import differences
 from dure.secagg.summing import shape_of
 from dure.statements.kinds import InstanceCommit
-from dure.statements.statement import open_statement
+from dure.statements.statement import open_statement, read_verified
 from dure_coordinator.exchange.common import (
     NOT_UPLOADED,
     OK,
@@ -55,10 +55,9 @@ def take_commit(state: RunState, event: Uploaded, now: float) -> Taken:
     return Taken(with_instance(state, commits={**instance.commits, event.member: event.commit}))
 
 
-def read_commit(state: RunState, member: str, envelope: bytes) -> InstanceCommit:
-    """The commit in an envelope this member's node signed."""
-    assert state.epoch is not None
-    return open_statement(envelope, InstanceCommit, [state.epoch.node_keys[member]]).fact
+def read_commit(envelope: bytes) -> InstanceCommit:
+    """The commit in an envelope that `take_commit` took."""
+    return read_verified(envelope, InstanceCommit)
 
 
 def _differs(exchange: ExchangeState, instance: InstanceState, member: str, commit: InstanceCommit) -> str:

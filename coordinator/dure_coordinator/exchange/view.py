@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -223,28 +223,30 @@ def upload_slots(state: RunState) -> tuple[UploadSlot, ...]:
     return tuple(UploadSlot(m, instance.instance, upload_id(instance.instance, m), length, chunk_bytes) for m in instance.cohort)
 
 
-def readable_blobs(state: RunState, member: str) -> frozenset[str]:
-    """Blob id texts this member may pull now: the app; base weights and scales of the exchange in flight and the last one; what was
-    opened in any exchange it was in, with seeds and evidence."""
-    if member not in state.facts.roster:
-        return frozenset()
-    found = {state.facts.plan.app_blob}
+def may_read(state: RunState, member: str, blob: str) -> bool:
+    """Whether this member may pull the blob of that id text now: the app; base weights and scales of the exchange in flight and the last
+    one; what was opened in any exchange it was in, with seeds and evidence."""
+    return member in state.facts.roster and bool(blob) and any(blob in some for some in _readable(state, member))
+
+
+def _readable(state: RunState, member: str) -> Iterator[Collection[str]]:
+    """What is asked for most comes first: a run may have thousands of exchanges behind it."""
     for exchange in ([state.exchange] if state.exchange else []) + list(state.closed[-1:]):
-        if member not in exchange.members:
-            continue
-        found |= {exchange.asked.weights}
-        if exchange.scales is not None:
-            found |= {exchange.scales.sum, exchange.scales.e_b}
-        found |= _record_blobs(exchange.base_record)
-    found |= _record_blobs(state.base_record) if member in state.approvals else set()
+        if member in exchange.members:
+            yield (exchange.asked.weights,)
+            if exchange.scales is not None:
+                yield (exchange.scales.sum, exchange.scales.e_b)
+            yield _record_blobs(exchange.base_record)
+    if member in state.approvals:
+        yield _record_blobs(state.base_record)
+    yield (state.facts.plan.app_blob,)
     for _, instance in _opened(state, member):
-        found |= {instance.sum, instance.seeds, instance.evidence}
-    return frozenset(found - {""})
+        yield (instance.sum, instance.seeds, instance.evidence)
 
 
 def _opened(state: RunState, member: str) -> Iterator[tuple[ExchangeState, InstanceState]]:
-    """Every instance whose sum was signed, in an exchange this member was in."""
-    for exchange in all_exchanges(state):
+    """Every instance whose sum was signed, in an exchange this member was in; the newest first."""
+    for exchange in reversed(all_exchanges(state)):
         if member in exchange.members:
             yield from ((exchange, i) for i in exchange.instances if i.phase is InstancePhase.OPENED)
 
@@ -358,8 +360,8 @@ __all__ = [
     "KeptUpload",
     "UploadSlot",
     "directive",
+    "may_read",
     "opened_sums",
-    "readable_blobs",
     "readable_upload",
     "summary",
     "upload_id",

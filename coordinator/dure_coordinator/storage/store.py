@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -101,6 +101,26 @@ class UploadRow:
     """Its bytes are gone."""
 
 
+class Slot(Protocol):
+    """An upload that may come; `exchange.view.UploadSlot` is one."""
+
+    @property
+    def upload(self) -> bytes: ...
+    @property
+    def instance(self) -> bytes: ...
+    @property
+    def member(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def chunk_bytes(self) -> int: ...
+
+
+def upload_row(run: bytes, slot: Slot) -> UploadRow:
+    """The row of an upload of which nothing has come yet."""
+    return UploadRow(slot.upload, run, slot.instance, slot.member, slot.length, slot.chunk_bytes)
+
+
 @dataclass(frozen=True)
 class KeptBytes:
     """What the uploads of one run, or of all, take on the disk."""
@@ -139,6 +159,8 @@ class With:
 
     statements: tuple[StatementRow, ...] = ()
     blobs: tuple[BlobRow, ...] = ()
+    uploads: tuple[UploadRow, ...] = ()
+    """That may come from now on."""
     chain: tuple[str, Chain] | None = None
     """(key id, where its chain stands now)."""
     committed: tuple[bytes, bytes] | None = None
@@ -173,6 +195,7 @@ class Store:
     """
 
     engine: sa.Engine
+    _connection: sa.Connection | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store"))
 
     @classmethod
@@ -193,8 +216,14 @@ class Store:
     async def close(self) -> None:
         """What was begun is committed first. Closing twice is no error."""
         with contextlib.suppress(RuntimeError):  # the thread is down already
-            await self._call(self.engine.dispose)
+            await self._call(self._disconnect)
         self._thread.shutdown()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self.engine.dispose()
 
     async def _call(self, work: Callable[[], T]) -> T:
         """In the store's thread. Cancelling the caller does not stop it: what was begun is committed."""
@@ -203,19 +232,37 @@ class Store:
     async def _read(self, query: Callable[[sa.Connection], T]) -> T:
         def work() -> T:
             try:
-                with self.engine.connect() as c:
+                with self._connected() as c:
                     return query(c)
             except DBAPIError as e:
                 raise StoreUnusable(f"database: {database.cause(e)}") from e
 
         return await self._call(work)
 
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        """The thread's one connection, outside any transaction; made anew after an error, whatever it was. A server's connection may have
+        gone away since: the pool looks before it gives one."""
+        if self.engine.dialect.name != "sqlite":
+            with self.engine.connect() as c:
+                yield c
+            return
+        if self._connection is None:
+            self._connection = self.engine.connect()
+        try:
+            yield self._connection
+            self._connection.rollback()  # ends what a read began; nothing after a commit
+        except BaseException:
+            broken, self._connection = self._connection, None
+            broken.close()
+            raise
+
     async def _transaction(self, change: Callable[[sa.Connection], T]) -> T:
         """All of `change` or nothing; committed when this returns."""
 
         def work() -> T:
             try:
-                with self.engine.begin() as c:
+                with self._connected() as c, c.begin():
                     return change(c)
             except DBAPIError as e:
                 if isinstance(e, sa.exc.IntegrityError):
@@ -467,13 +514,15 @@ def _write_with(c: sa.Connection, run: bytes, also: With) -> None:
             log_rows.take(c, statement.party, statement.seq)
     for blob in also.blobs:
         _insert_new(c, t.blobs, blob.__dict__)
+    for upload in also.uploads:
+        _insert_new(c, t.uploads, upload.__dict__)
     if also.chain is not None:
         party, chain = also.chain
         c.execute(_CHAIN_GONE, {"its_party": party})
         c.execute(_INSERT[t.chain], {"party": party, "seq": chain.seq, "prev": chain.prev})
     if also.committed is not None:
-        upload, commit = also.committed
-        c.execute(_COMMITTED, {"its_upload": upload, "commit": commit})
+        its_upload, commit = also.committed
+        c.execute(_COMMITTED, {"its_upload": its_upload, "commit": commit})
     for instance, members, until, pinned in also.keep:
         _keep_uploads(c, instance, members, until, pinned)
     if also.pin is not None:
