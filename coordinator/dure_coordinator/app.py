@@ -229,7 +229,14 @@ class Coordinator:
             taken_up=TakenUp(*(int(s * 1000) for s in (settings.gone_grace_s, settings.return_grace_s, settings.join_grace_s))),
         )
         spools.open_runs = fleet.open_runs
-        retention = Retention(store, spools, charter.terms.challenge_window_s)
+        retention = Retention(
+            store,
+            spools,
+            charter.terms.challenge_window_s,
+            blobs=blobs,
+            runs=fleet.runs.values,
+            keep_bases=settings.keep_bases,
+        )
         made = cls(folder, settings, charter, store, blobs, spools, journals, fleet, publisher, witnesses, retention)
         fleet.on_opened = made.start_serverapp
         await fleet.load()

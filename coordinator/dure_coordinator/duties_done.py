@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.blobs import BlobId, BlobStore
@@ -30,11 +31,14 @@ from dure_coordinator.aggregate import Group, sum_spools
 from dure_coordinator.engine import Decided, RunEngine
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum
 from dure_coordinator.exchange.retention import keep_after
+from dure_coordinator.exchange.thinning import steps_to
 from dure_coordinator.exchange.view import upload_id, upload_slots
 from dure_coordinator.journals import Journals, reply_record, row_of
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.spool import Spools
 from dure_coordinator.storage.store import BlobRow, StatementRow, Store, With, upload_row
+
+log = structlog.get_logger()
 
 RUNS_AT_WORK = 64
 """Runs whose sums and steps are computed at one time; each has one such duty at most."""
@@ -43,6 +47,13 @@ RUNS_AT_WORK = 64
 async def nothing_to_add() -> dict[str, bytes]:
     """The sum of an instance without a vector."""
     return {"root": merkle_root([]), "sum": b""}
+
+
+def rows_of(run: bytes, step: Step, result: Mapping[str, bytes]) -> tuple[BlobRow, ...]:
+    """What a step put on the disk."""
+    made = BlobRow(run, "model" if step.outer_step else "mean", result["reply"].decode(), step.exchange)
+    momenta = BaseRecord.from_json(result["base_record"]).outer_state if step.outer_step else None
+    return (made,) if momenta is None else (made, BlobRow(run, "outer-state", str(momenta), step.exchange))
 
 
 @dataclass
@@ -141,12 +152,24 @@ class Duties:
     async def _step(self, run: RunEngine, duty: Step) -> None:
         result = await self._apart(self._advance, duty)
         reach(Point.STEP_STORED)
-        rows = [BlobRow(run.run, "model" if duty.outer_step else "mean", result["reply"].decode(), duty.exchange)]
-        if duty.outer_step:
-            record = BaseRecord.from_json(result["base_record"])
-            if record.outer_state is not None:
-                rows.append(BlobRow(run.run, "outer-state", str(record.outer_state), duty.exchange))
-        await run.done(duty, result, With(blobs=tuple(rows)))
+        await run.done(duty, result, With(blobs=rows_of(run.run, duty, result)))
+
+    async def restored(self, run: RunEngine, weights: str) -> None:
+        """These weights (a blob id text) of a run are on the disk; where they were let go of, the steps to them are taken again.
+
+        Raises:
+            Refused: they cannot be recomputed.
+        """
+
+        def here(blob: str) -> bool:
+            return self.blobs.has(BlobId.parse(blob))
+
+        if await asyncio.to_thread(here, weights):
+            return
+        for step in await asyncio.to_thread(steps_to, run.state, weights, here):
+            log.info("weights.recomputed", run=run.run.hex()[:12], exchange=step.exchange)
+            result = await self._apart(self._advance, step)
+            await self.store.write(run.run, With(blobs=rows_of(run.run, step, result)))
 
     def _advance(self, duty: Step) -> dict[str, bytes]:
         shared: dict[str, Any] = {

@@ -97,6 +97,10 @@ class Performer(Protocol):
         """Does it and hands the result to `run.done`. May be called again for the same duty after a crash or failure."""
         ...
 
+    async def restored(self, run: RunEngine, weights: str) -> None:
+        """Weights of the run that were let go of (blob id text) are on the disk again; `Refused` if they cannot be recomputed."""
+        ...
+
 
 @dataclass
 class Changes:

@@ -85,7 +85,7 @@ async def said_of(
         layout = layout_of(before)
     size = layout.elements if layout is not None else elements
     window_s = coordinator.charter.terms.challenge_window_s
-    found = None if size is None else forecast(plan, size, window_s, train_s or 0.0)
+    found = None if size is None else forecast(plan, size, window_s, train_s or 0.0, coordinator.settings.keep_bases)
     said = in_json(plan, found, links, train_s)
     said["parameters"] = layout.parameters if layout is not None else elements
     said["uploads_kept_s"] = None if plan.keep_uploads == "all" else window_s
@@ -133,7 +133,8 @@ async def beside(coordinator: Coordinator, engine: RunEngine, members: Mapping[s
     rounds = [e for e in over(state) if e.category == "train"]
     ended = over(state)
     took = ended[-1].ended - ended[0].started if ended else 0.0
-    found = forecast(plan, layout.elements, coordinator.charter.terms.challenge_window_s, took / len(rounds) if rounds else 0.0)
+    window_s, keep_bases = coordinator.charter.terms.challenge_window_s, coordinator.settings.keep_bases
+    found = forecast(plan, layout.elements, window_s, took / len(rounds) if rounds else 0.0, keep_bases)
     there = {r.blob for r in await coordinator.store.blobs(engine.run) if r.purpose != "upload"}
     uploads = (await coordinator.store.kept_bytes(engine.run)).length
     blobs = await asyncio.to_thread(lambda: sum(_bytes(coordinator, blob) for blob in there))

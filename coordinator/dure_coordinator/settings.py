@@ -29,6 +29,9 @@ class CoordinatorSettings:
     """What every open run is sure of, whatever the others keep; at most its equal share of the quota. 0: whoever comes first has it all."""
     spool_sync_bytes: int = 64 * 1024 * 1024
     """Bytes of one upload taken between two syncs to disk: what a coordinator that was killed asks for again at most."""
+    keep_bases: int = 4
+    """Bases of a run, with their momenta, that stay on disk besides its first weights and the current one; older ones follow from the sums,
+    which all stay, and are recomputed where somebody asks for one. 0: all stay."""
     http_witnesses: Mapping[str, str] = field(default_factory=dict)
     """Member id -> URL of a C2SP tlog-witness with that member's witness key, for members whose node is not the witness."""
     gone_grace_s: float = 10.0
@@ -61,4 +64,6 @@ def load(directory: Path) -> CoordinatorSettings:
             raise BadInput(f"{path}: {name} must be a table of texts")
         elif type(value) is not type(known[name]):
             raise BadInput(f"{path}: {name} must be {type(known[name]).__name__}")
+    if body.get("keep_bases", 0) < 0:
+        raise BadInput(f"{path}: keep_bases must be at least 1, or 0 for all")
     return CoordinatorSettings(**body)

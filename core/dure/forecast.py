@@ -75,10 +75,11 @@ class Forecast:
     node_disk: int
 
 
-def forecast(plan: RunPlan, elements: int, challenge_window_s: float, round_s: float = 0.0) -> Forecast:
+def forecast(plan: RunPlan, elements: int, challenge_window_s: float, round_s: float = 0.0, keep_bases: int = 0) -> Forecast:
     """What a run under this plan takes with a model of so many elements.
 
     Args:
+        keep_bases: the coordinator's setting; 0: all stay.
         round_s: how long a round is expected to take at least; 0: not known, then every upload may be there at once.
     """
     size, n, named = Size.of(elements), len(plan.roster), plan.outer_step.name != "none"
@@ -88,7 +89,10 @@ def forecast(plan: RunPlan, elements: int, challenge_window_s: float, round_s: f
     up = size.upload + 3 * (share + SMALL_BYTES)
     down = size.upload + 3 * n * (share + SMALL_BYTES // 2) + (0 if named else size.weights)
     down_first = down + (size.weights if named else 0)
-    kept = size.upload + size.exponents + (size.weights * (1 + vectors) if named else 2 * size.weights) + 3 * n * (share + SMALL_BYTES)
+    bases = size.weights * (1 + vectors) if named else 2 * size.weights
+    kept = size.upload + size.exponents + 3 * n * (share + SMALL_BYTES) + (0 if keep_bases else bases)
+    # Besides the last ones: the first, the current one, and one that the next sweep takes away.
+    last_bases = bases * min(plan.rounds, keep_bases + 3) if keep_bases else 0
     uploads = n * size.upload
     at_once = plan.rounds if plan.keep_uploads == "all" or not round_s else min(plan.rounds, 1 + int(challenge_window_s / round_s))
     return Forecast(
@@ -105,7 +109,7 @@ def forecast(plan: RunPlan, elements: int, challenge_window_s: float, round_s: f
         kept=kept,
         uploads=uploads,
         uploads_peak=uploads * at_once,
-        coordinator_disk=kept * plan.rounds + uploads * at_once + size.weights * (1 + APP_FILES),
+        coordinator_disk=kept * plan.rounds + last_bases + uploads * at_once + size.weights * (1 + APP_FILES),
         node_disk=node_disk(size, vectors),
     )
 

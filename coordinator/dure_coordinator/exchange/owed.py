@@ -28,7 +28,7 @@ def duties_of(state: RunState) -> tuple[Duty, ...]:
     if exchange.instance is not None:
         owed += _of_instance(state, exchange, exchange.instance)
     if exchange.phase is ExchangePhase.STEP and needs_step(exchange) and not exchange.step_result:
-        owed.append(_step(state, exchange))
+        owed.append(step_of(state, exchange))
     return tuple(owed) + _dropouts(exchange)
 
 
@@ -104,7 +104,8 @@ def e_bump(exchange: ExchangeState) -> int:
     return E_BUMP if exchange.scales is not None and exchange.scales_exchange != exchange.number else 0
 
 
-def _step(state: RunState, exchange: ExchangeState) -> Step:
+def step_of(state: RunState, exchange: ExchangeState) -> Step:
+    """From the opened sum of an exchange to the next base, or to the mean; of one that is over, too."""
     instance = exchange.instance
     assert instance is not None and exchange.scales is not None
     return Step(

@@ -19,6 +19,7 @@ import structlog
 from dure.blobs import BlobId, BlobStore
 from dure.errors import DureError, Refused
 from dure.failpoints import Point, reach
+from dure.model.base import BaseRecord
 from dure.model.content import ArrayItem, Instruction, flower_node_id, values_to_json
 from dure.model.layout import Layout
 from dure.model.weights import NonFinite, check_finite, check_padding, open_flat, weights_id
@@ -26,7 +27,7 @@ from dure.statements.kinds import RunPlan
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Abort, Asked, Stop
 from dure_coordinator.exchange.history import finish_words
-from dure_coordinator.exchange.state import EpochPhase, RunPhase
+from dure_coordinator.exchange.state import EpochPhase, RunPhase, RunState
 from dure_coordinator.flower import codec
 from dure_coordinator.flower.backend import ExchangeReply, ExchangeRequest, Node
 from dure_coordinator.flower.journal import Diverged, already_summed_reason
@@ -142,7 +143,9 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             if self._engine.state.exchanges == 0 and (why := self._no_room(self._engine.state.facts.plan, asked.instruction.arrays.layout)):
                 await self._engine.submit(Abort(why))
                 return why
-            weights = str(await asyncio.to_thread(_take_arrays, self._blobs, asked.flat_path, asked.instruction.arrays))
+            weights = current_base(self._engine.state, asked.instruction.arrays) or str(
+                await asyncio.to_thread(_take_arrays, self._blobs, asked.flat_path, asked.instruction.arrays)
+            )
         rows = (BlobRow(self._engine.run, "base", weights, asked.seq),) if weights else ()
         if asked.instruction.arrays is not None and not self._layout_kept:  # the log names it by its digest; auditors want the bytes
             shape = await asyncio.to_thread(self._blobs.put_bytes, asked.instruction.arrays.layout.to_json())
@@ -194,6 +197,8 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             seen = self._engine.changes.version
             record = self._journal.reply(seq)
             if record is not None:
+                if record["blob"]:  # a ServerApp that is started anew hears every answer again
+                    await self._engine.performer.restored(self._engine, record["blob"])
                 return codec.reply_to_pb(await asyncio.to_thread(_reply_of, record, seq, self._dir, self._blobs))
             if self._engine.ended:
                 return codec.stopped_to_pb(self._engine.label[1] or f"the run is {self._engine.label[0]}")
@@ -221,6 +226,18 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             reason = "".join(c if c.isprintable() else " " for c in f"{request.kind}: {request.message}")[:500]
             await self._engine.submit(Abort(reason))
             return pb.ServerAppGridServiceFailResponse()
+
+
+UNKNOWN = bytes(32)
+"""Id of weights that the ServerApp has yet to send."""
+
+
+def current_base(state: RunState, item: ArrayItem) -> str:
+    """Blob id text of the run's own base, where these are its weights: nothing of the ServerApp's file is needed then; "" for others."""
+    last, known = state.exchange, state.base_weights_id
+    if last is None or not state.base_record or known == UNKNOWN or item.weights_id != known or item.layout.to_json() != last.layout:
+        return ""
+    return str(BaseRecord.from_json(state.base_record).weights)
 
 
 def _take_arrays(blobs: BlobStore, path: Path, item: ArrayItem) -> BlobId:

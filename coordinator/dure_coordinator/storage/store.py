@@ -420,6 +420,15 @@ class Store:
         query = sa.select(t.blobs).where(t.blobs.c.run == run).order_by(t.blobs.c.exchange)
         return await self._read(lambda c: [BlobRow(**r._mapping) for r in c.execute(query)])
 
+    async def thin_blobs(self, run: bytes, purposes: Sequence[str]) -> list[str]:
+        """Blobs registered under these purposes of this run, and under no other of any run."""
+        b = t.blobs.c
+        mine = sa.and_(b.run == run, b.purpose.in_(purposes))
+        other = t.blobs.alias()
+        elsewhere = sa.exists().where(other.c.blob == b.blob, sa.or_(other.c.run != run, other.c.purpose.not_in(purposes)))
+        query = sa.select(b.blob).distinct().where(mine, ~elsewhere)
+        return await self._read(lambda c: [r.blob for r in c.execute(query)])
+
     async def forget_blobs(self, run: bytes, blobs: Iterable[str]) -> None:
         gone = sa.delete(t.blobs).where(t.blobs.c.run == run, t.blobs.c.blob.in_(list(blobs)))
         await self._transaction(lambda c: c.execute(gone))
