@@ -97,7 +97,16 @@ def test_every_stock_strategy_is_known_to_us():
 
 
 def test_numpy_arrays_are_stored_under_the_type_we_look_for():
-    assert Array(np.zeros(1)).stype == "numpy.ndarray"
+    from dure_coordinator.flower import private
+
+    assert Array(np.zeros(1)).stype == private.NUMPY
+
+
+def test_fedavg_takes_its_mean_from_the_one_function_we_let_a_single_record_pass_through():
+    from flwr.serverapp.strategy import fedavg
+
+    assert list(inspect.signature(fedavg.aggregate_arrayrecords).parameters) == ["records", "weighting_metric_name"]
+    assert "aggregate_arrayrecords(" in inspect.getsource(flower.FedAvg.aggregate_train)
 
 
 def test_error_reply_carries_our_reason():

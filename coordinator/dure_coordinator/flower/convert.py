@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from dure.blobs import writing
 from dure.model.content import ArrayItem, ConfigItem, Instruction, InstructionRefused, Item, MetricItem
 from dure.model.dtypes import DTYPES, bfloat16_of, flat_values
 from dure.model.initial import Rule, initialise
 from dure.model.layout import CHUNK_ELEMENTS, Layout
+from dure.model.mapped import chunk_starts
 from dure.model.metrics import gather
 from dure.model.weights import Floats, check_finite, flatten, open_flat, unflatten, weights_id
 from dure_coordinator.flower.backend import GridRefused
+from dure_coordinator.flower.mapped import MappedArray, numbers
 
 
 def instruction_of(message: Message, arrays: tuple[ArrayItem, Path] | None) -> Instruction:
@@ -70,7 +73,7 @@ def write_arrays(name: str, record: ArrayRecord, path: Path, known: Layout | Non
     for key, array in record.items():
         if array.stype != "numpy.ndarray":
             raise GridRefused(f"array {key!r} of record {name!r} is serialised as {array.stype!r}; only numpy arrays are carried")
-        value = array.numpy()
+        value = numbers(array)
         dtypes[key] = "bfloat16" if array.dtype == "bfloat16" and value.dtype.name in ("int16", "uint16") else value.dtype.name
         if known is not None and key in known and value.shape == known[key].shape:
             value, dtypes[key] = _as_known(key, value, dtypes[key], known[key].dtype)
@@ -143,18 +146,33 @@ def _array(value: np.ndarray[Any, Any], dtype: str) -> Array:
 
 
 def read_arrays(path: Path, layout: Layout) -> ArrayRecord:
-    """A flat file as a Flower record, in the layout's order and dtypes (bfloat16 as float32)."""
+    """A flat file as a Flower record, in the layout's order and dtypes (bfloat16 as float32). float32 stays in the file."""
     return record_of(open_flat(path, layout), layout)
 
 
-def base_plus_mean(base: Path, mean: Path, layout: Layout) -> ArrayRecord:
-    """`base + mean update`, elementwise in float32, chunk by chunk."""
+def base_plus_mean(base: Path, mean: Path, layout: Layout, path: Path) -> ArrayRecord:
+    """`base + mean update`, elementwise in float32, chunk by chunk, into a file at `path`; the record is over that file."""
     base_D, mean_D = open_flat(base, layout), open_flat(mean, layout)
-    out_D = np.empty(layout.elements, dtype=np.float32)
-    for at in range(0, layout.elements, CHUNK_ELEMENTS):
-        part = slice(at, min(at + CHUNK_ELEMENTS, layout.elements))
-        np.add(base_D[part], mean_D[part], out=out_D[part])
-    return record_of(out_D, layout)
+    fresh = path.with_name(path.name + ".new")
+    with writing(fresh), fresh.open("wb") as file:
+        for at in chunk_starts(0, layout.elements, base_D, mean_D):
+            part = slice(at, min(at + CHUNK_ELEMENTS, layout.elements))
+            file.write((base_D[part] + mean_D[part]).data)
+    os.replace(fresh, path)
+    return read_arrays(path, layout)
+
+
+def again(name: str, given: Path, layout: Layout, path: Path, *, finite: bool) -> tuple[ArrayItem, Path]:
+    """What `write_arrays` gives for a record that `read_arrays` or `base_plus_mean` made of the file `given`, and that came back as it was.
+
+    Raises:
+        Refused: naming the tensor that is not finite.
+    """
+    if not finite:
+        check_finite(open_flat(given, layout), layout)
+    path.unlink(missing_ok=True)
+    os.link(given, path)
+    return ArrayItem(name, layout, weights_id(open_flat(path, layout), layout)), path
 
 
 def record_of(flat_D: Floats, layout: Layout) -> ArrayRecord:
@@ -162,7 +180,14 @@ def record_of(flat_D: Floats, layout: Layout) -> ArrayRecord:
     for entry in layout.entries:
         if entry.dtype == "bfloat16":
             tensors[entry.name] = flat_D[entry.offset : entry.offset + entry.count].reshape(entry.shape)
-    return ArrayRecord({name: Array(value) for name, value in tensors.items()})
+    record = ArrayRecord()
+    for entry in layout.entries:  # one by one: a dictionary of arrays would be copied
+        record[entry.name] = _shown(tensors[entry.name], entry.dtype)
+    return record
+
+
+def _shown(value: np.ndarray[Any, Any], dtype: str) -> Array:
+    return MappedArray(value) if dtype == "float32" else Array(value)
 
 
 def metric_record(metrics: Mapping[str, float], weight_key: str, num_examples: float, *, sums: bool = False) -> tuple[str, MetricRecord]:

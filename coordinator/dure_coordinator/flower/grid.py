@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -21,6 +22,7 @@ from dure.model.layout import Layout
 from dure.recompute import joint_seed
 from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, ExchangeReply, ExchangeRequest, GridRefused, QuorumMissing
+from dure_coordinator.flower.mapped import is_mapped
 from dure_coordinator.flower.strategies import check_no_strategy, check_sampling, check_strategy
 
 DRAWS = 5
@@ -29,6 +31,21 @@ HELD_BACK_S = 10.0
 """An answer that took longer was held back by the coordinator (a paused run, for days): that is not the strategy's waiting."""
 ERROR_CODE = 3
 """Flower reads 0 as unknown, 1 and 2 as failures of its own apps; ours is above them."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Arrays the strategy was given, over a file."""
+
+    record: ArrayRecord
+    arrays: Mapping[str, Array]
+    path: Path
+    finite: bool
+    """Known to be: the outer step refuses what is not."""
+
+    def is_still(self, record: ArrayRecord) -> bool:
+        """Whether this is that record, with nothing put into it since."""
+        return record is self.record and list(record) == list(self.arrays) and all(record[name] is a for name, a in self.arrays.items())
 
 
 class DureGrid(Grid):
@@ -67,6 +84,7 @@ class DureGrid(Grid):
         self._seq = 0
         self._strategy: Strategy | None = None
         self._layout: Layout | None = None
+        self._given: Given | None = None
         self._node_wait_s = node_wait_s
         self._waiting_since: tuple[int, float] | None = None
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -193,13 +211,21 @@ class DureGrid(Grid):
         found = convert.the_array_record(message.content)
         if found is None:
             return None
-        for old in self._run_dir.glob("base-*.f32"):
-            if old.name != f"base-{seq}.f32":
-                with contextlib.suppress(FileNotFoundError):
-                    old.unlink()
-        written = convert.write_arrays(found[0], found[1], self._run_dir / f"base-{seq}.f32", self._layout)
+        self._forget("base-*.f32", self._run_dir / f"base-{seq}.f32")
+        path = self._run_dir / f"base-{seq}.f32"
+        if self._given is not None and self._layout is not None and self._given.is_still(found[1]):
+            written = convert.again(found[0], self._given.path, self._layout, path, finite=self._given.finite)
+        else:
+            written = convert.write_arrays(found[0], found[1], path, self._layout)
         self._layout = self._layout or written[0].layout
         return written
+
+    def _forget(self, pattern: str, but: Path) -> None:
+        """Older files of a kind go; whoever has one open or linked keeps it."""
+        for old in self._run_dir.glob(pattern):
+            if old != but:
+                with contextlib.suppress(FileNotFoundError):
+                    old.unlink()
 
     def _compare(
         self, sent: list[Message], shared: Instruction, arrays: tuple[ArrayItem, Path] | None
@@ -244,10 +270,15 @@ class DureGrid(Grid):
         if reply.arrays != "none":
             if item is None or request.flat_path is None or reply.flat_path is None:
                 raise GridRefused(f"exchange {request.seq} returned arrays, but none were sent; a sum needs a base")
+            path = reply.flat_path
             if reply.arrays == "weights":
-                content[item.name] = convert.read_arrays(reply.flat_path, item.layout)
+                arrays = convert.read_arrays(path, item.layout)
             else:
-                content[item.name] = convert.base_plus_mean(request.flat_path, reply.flat_path, item.layout)
+                path = self._run_dir / f"next-{request.seq}.f32"
+                arrays = convert.base_plus_mean(request.flat_path, reply.flat_path, item.layout, path)
+                self._forget("next-*.f32", path)
+            content[item.name] = arrays
+            self._given = Given(arrays, dict(arrays), path, reply.arrays == "weights") if is_mapped(arrays) else None
         sums = self._query_sums and request.instruction.category == "query"
         name, metrics = convert.metric_record(reply.metrics, self._weight_key, reply.num_examples, sums=sums)
         content[name] = metrics

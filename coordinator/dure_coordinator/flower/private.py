@@ -11,14 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, RecordDict
 from flwr.server import LegacyContext
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Strategy, fedavg
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+NUMPY = "numpy.ndarray"
+"""Serialisation type of an `Array` that was made of a numpy array."""
 SERVER_NODE_ID = 1
 """The ServerApp's own node id, as in Flower; members' ids are 63-bit digests."""
 
@@ -64,6 +66,27 @@ def refuse_older_workflows(error: Exception) -> Callable[[], None]:
 def set_message_id(message: Any, message_id: str) -> None:
     """`Metadata.message_id` has no setter; flwr itself writes `__dict__`, too."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def pass_one_mean_through(unchanged: Callable[[ArrayRecord], bool]) -> Callable[[], None]:
+    """FedAvg's weighted mean of one record is that record: where `unchanged` says so, it is handed on instead of multiplied by 1.0 into
+    three copies. Returns a function that undoes it."""
+    original = fedavg.aggregate_arrayrecords
+
+    @functools.wraps(original)
+    def mean(records: list[RecordDict], weighting_metric_name: str) -> ArrayRecord:
+        if len(records) == 1 and len(arrays := list(records[0].array_records.values())) == 1 and unchanged(arrays[0]):
+            weight = next(iter(records[0].metric_records.values()))[weighting_metric_name]
+            if isinstance(weight, int | float) and weight > 0 and weight / weight == 1.0:
+                return arrays[0]
+        return original(records, weighting_metric_name)
+
+    fedavg.aggregate_arrayrecords = mean
+
+    def undo() -> None:
+        fedavg.aggregate_arrayrecords = original
+
+    return undo
 
 
 def wrap_strategy_start(

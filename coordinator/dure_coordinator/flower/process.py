@@ -33,6 +33,7 @@ from dure_coordinator.flower.backend import Backend, GridRefused, QuorumMissing,
 from dure_coordinator.flower.grid import DureGrid
 from dure_coordinator.flower.grpc_backend import CoordinatorGone, GrpcBackend
 from dure_coordinator.flower.launch import EXIT_COORDINATOR_GONE, EXIT_FAILED, EXIT_FINISHED, ProcessConfig
+from dure_coordinator.flower.mapped import is_mapped
 from dure_coordinator.flower.probe_backend import ProbeBackend, Sent
 
 OLDER = (
@@ -122,6 +123,7 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
         members=config.members,
     )
     results: list[Any] = []
+    undo_mean = private.pass_one_mean_through(is_mapped)
     undo_workflows = private.refuse_older_workflows(GridRefused(f"{app.serverapp} makes a LegacyContext: workflows are {OLDER}"))
     undo = private.wrap_strategy_start(grid.strategy_starts, lambda _strategy, result: results.append(result), _first(config, grid))
     try:
@@ -145,6 +147,7 @@ def serve(config: ProcessConfig, backend: Backend) -> RunResult:
     finally:
         undo()
         undo_workflows()
+        undo_mean()
     return _result(results[-1] if results else None, Path(config.run_dir), grid.layout)
 
 

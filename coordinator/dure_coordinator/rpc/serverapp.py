@@ -263,8 +263,7 @@ def _reply_of(record: Mapping[str, Any], seq: int, run_dir: Path, blobs: BlobSto
     if record["blob"]:
         path = run_dir / f"reply-{seq}.f32"
         scratch = run_dir / f".reply-{seq}.tmp"
-        # A copy, not a link: the app's code may write to what it is given.
-        shutil.copyfile(blobs.path(BlobId.parse(record["blob"])), scratch)
+        link_or_copy(blobs.path(BlobId.parse(record["blob"])), scratch)
         os.replace(scratch, path)
         old = run_dir / f"reply-{seq - REPLIES_KEPT}.f32"
         old.unlink(missing_ok=True)
@@ -279,6 +278,17 @@ def _reply_of(record: Mapping[str, Any], seq: int, run_dir: Path, blobs: BlobSto
         reason=record["reason"],
         seed=bytes.fromhex(record.get("seed", "")),
     )
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same bytes under another name. A blob is never written to again; its file is made read-only, so that an app's code that takes
+    what it is given for its own cannot either, without meaning to."""
+    target.unlink(missing_ok=True)
+    try:
+        source.chmod(0o400)
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def _canonical(value: Any) -> bytes:

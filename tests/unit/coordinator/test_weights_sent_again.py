@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from sim.exchange_world import LAYOUT, World
 
 from dure.model.content import ArrayItem
 from dure.model.layout import Layout
-from dure_coordinator.rpc.serverapp import current_base
+from dure_coordinator.rpc.serverapp import current_base, link_or_copy
 
 
 @pytest.mark.parametrize("step_name", ["average", "none"])
@@ -29,3 +30,18 @@ def test_only_the_very_base_of_the_run_is_taken_for_it(step_name):
     assert current_base(world.state, replace(item, weights_id=b"\x01" * 32)) == ""
     other = Layout.build((f"x{e.name}", e.dtype, e.shape) for e in layout.entries)
     assert current_base(world.state, replace(same, layout=other)) == "", "the same numbers under another layout"
+
+
+def test_what_a_serverapp_is_given_is_the_blob_itself_and_read_only(tmp_path, monkeypatch):
+    blob, given = tmp_path / "data", tmp_path / "reply-1.f32"
+    blob.write_bytes(b"weights")
+    given.write_bytes(b"of an earlier try")
+    link_or_copy(blob, given)
+    assert given.samefile(blob) and stat.S_IMODE(given.stat().st_mode) == 0o400
+
+    def no_links(*_paths):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    link_or_copy(blob, given)
+    assert given.read_bytes() == b"weights" and not given.samefile(blob)
