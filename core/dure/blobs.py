@@ -8,6 +8,7 @@ On disk, below one folder (docs/spec/formats.md, "Blob store"):
     blobs/<root>-<length>/{data,manifest}    complete; the folder appears by one rename, after fsync
     partial/<root>-<length>/{data,manifest}  being fetched; what is there is found again by hashing it
     tmp/                                     being written; nothing here counts, `sweep` empties it
+    tmp/spare                                data of a blob removed, to be written over: its pages and blocks are there already
 
 Every call here blocks on the disk; callers on an event loop use a thread.
 """
@@ -40,6 +41,8 @@ CHUNK_BYTES = 1 << 20
 """Chunk of every blob but masked updates (512 KiB), scales (768 KiB) and their sums."""
 MAX_CHUNK_BYTES = 1 << 20
 """No blob has larger chunks: a chunk is what one frame carries and what a reader holds in memory."""
+SPARE_FROM_BYTES = 1 << 22
+"""The file of a removed blob is kept for the next one from this size on."""
 LEAF_BYTES = 32
 MAX_CHUNKS = 1 << 20
 """1 TiB in 1 MiB chunks; its manifest is 32 MiB."""
@@ -266,13 +269,16 @@ class BlobReader:
 class BlobWriter:
     """Bytes appended in order become a blob at `commit`; without it, nothing is ever visible. One thread at a time."""
 
-    def __init__(self, store: BlobStore, chunk_bytes: int) -> None:
+    def __init__(self, store: BlobStore, chunk_bytes: int, expect: int = 0) -> None:
         if not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
             raise BlobRefused("chunk_bytes", f"must lie in 1…{MAX_CHUNK_BYTES}, is {chunk_bytes}")
         self._store = store
         self.chunk_bytes = chunk_bytes
         self._dir = store._scratch()
-        self._fd = os.open(self._dir / "data", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if expect >= SPARE_FROM_BYTES:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(store._spare, self._dir / "data")
+        self._fd = os.open(self._dir / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._leaves: list[bytes] = []
         self._length = 0
         self._rest = bytearray()
@@ -302,6 +308,7 @@ class BlobWriter:
         manifest = Manifest(tuple(self._leaves), self._length, self.chunk_bytes)
         try:
             with writing(self._dir):
+                os.ftruncate(self._fd, self._length)
                 os.fsync(self._fd)
             self._close()
             self._store._adopt(self._dir, manifest)
@@ -432,6 +439,7 @@ class BlobStore:
 
     def sweep(self) -> None:
         """Throws away what a killed process left in `tmp/`. Call once at start, before anything writes."""
+        self._spare.unlink(missing_ok=True)
         for path in (self.folder / "tmp").iterdir():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -477,8 +485,9 @@ class BlobStore:
                 return memoryview(b"")
             return memoryview(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ))
 
-    def writer(self, *, chunk_bytes: int = CHUNK_BYTES) -> BlobWriter:
-        return BlobWriter(self, chunk_bytes)
+    def writer(self, *, chunk_bytes: int = CHUNK_BYTES, expect: int = 0) -> BlobWriter:
+        """`expect`: about how many bytes will come; for many, a spare file is written over."""
+        return BlobWriter(self, chunk_bytes, expect)
 
     def put_bytes(self, data: Buffer, *, chunk_bytes: int = CHUNK_BYTES) -> BlobId:
         with self.writer(chunk_bytes=chunk_bytes) as out:
@@ -519,20 +528,31 @@ class BlobStore:
         except (FileNotFoundError, BlobRefused):
             return None
 
-    def remove(self, blob: BlobId) -> None:
-        """Forgets a blob, whole or partial; no error if it is not here. Open readers go on."""
+    def remove(self, blob: BlobId, *, spare: bool = False) -> None:
+        """Forgets a blob, whole or partial; no error if it is not here. Open readers go on.
+
+        Args:
+            spare: nobody reads or maps it any more: its file is kept for the next blob of about its size, which is then written over it.
+                One is kept, until the next `sweep`; a small blob's is not worth it.
+        """
         shutil.rmtree(self.folder / "partial" / self._name(blob), ignore_errors=True)
         scratch = self._scratch()
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self._home(blob), scratch / "gone")
                 sync_dir(self.folder / "blobs")
+                if spare and blob.length >= SPARE_FROM_BYTES:
+                    os.replace(scratch / "gone" / "data", self._spare)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def ids(self) -> list[BlobId]:
         """Every complete blob, in order of id."""
         return sorted(BlobId.parse(p.name.replace("-", ":")) for p in (self.folder / "blobs").iterdir())
+
+    @property
+    def _spare(self) -> Path:
+        return self.folder / "tmp" / "spare"
 
     @staticmethod
     def _name(blob: BlobId) -> str:

@@ -115,8 +115,8 @@ def forecast(plan: RunPlan, elements: int, challenge_window_s: float, round_s: f
 
 
 def node_disk(size: Size, vectors: int) -> int:
-    """Base, next base and the one before with their momenta, local weights. Uploads are made as they are sent, sums read as they arrive."""
-    return 3 * size.weights + 2 * vectors * size.weights + size.weights + size.exponents
+    """Base, next base and the one before with their momenta, local weights and the ones before; uploads and sums are not kept."""
+    return 3 * size.weights + 2 * vectors * size.weights + 2 * size.weights + size.exponents
 
 
 def exchange_disk(plan: RunPlan, elements: int, *, train: bool, base_is_there: bool) -> int:

@@ -287,6 +287,10 @@ class Hands:
             await self._feed(run, inputs.Verified(action.instance, facts))
 
     async def _verified(self, run: Run, action: act.Verify) -> inputs.VerifyFacts:
+        async with self.shelf.making():  # also where nobody waits for it any more: the base it reads must stay
+            return await self._arriving(run, action)
+
+    async def _arriving(self, run: Run, action: act.Verify) -> inputs.VerifyFacts:
         if action.base_record:
             base = BaseRecord.from_json(action.base_record)
             # A node that made this base itself has its scales and momentum; one that took it from its peers' word fetches them.

@@ -1,4 +1,4 @@
-"""What nobody needs any more, removed: blobs no run's state names, local weights of exchanges that are over."""
+"""What nobody needs any more, removed, or kept to be written over: blobs no run's state names, local weights of exchanges that are over."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from dure.blobs import BlobId, BlobStore
 from dure.model.base import BaseRecord
 from dure_participant.exchange.state import NodeRunState
 
+SPARE = "spare.f32"
+"""Local weights of an exchange that is over: a later one writes over them. Their pages are in memory and their blocks on disk, which new
+files' are not; and whoever still reads the old ones finds out by their hashes."""
 _LOCAL = re.compile(r"local-(\d{6,})\..*")
 
 
 def tidy(directory: Path, blobs: BlobStore, states: Iterable[NodeRunState]) -> None:
-    """Runs in a thread. The caller holds off whoever makes blobs that no state names yet."""
+    """Runs in a thread. The caller holds off whoever makes blobs that no state names yet, and readers of what no state names any more."""
     states = list(states)
     needed = {blob for state in states for blob in named(state)}
     for blob in blobs.ids():
         if blob not in needed:
-            blobs.remove(blob)
+            blobs.remove(blob, spare=True)
     for state in states:
         folder = directory / "runs" / state.run.hex()[:16]
         current = state.exchange.number if state.exchange is not None and not state.finished else 2**48
         for path in folder.glob("local-*"):
             found = _LOCAL.fullmatch(path.name)
             if found is not None and int(found[1]) < current:
-                path.unlink(missing_ok=True)
+                path.replace(folder / SPARE)
+        if state.finished:
+            (folder / SPARE).unlink(missing_ok=True)
 
 
 def named(state: NodeRunState) -> Iterator[BlobId]:

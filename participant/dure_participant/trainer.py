@@ -29,6 +29,7 @@ from dure_participant.held import Held
 from dure_participant.running import Run, folder_of, local_of
 from dure_participant.settings import NodeSettings
 from dure_participant.store import NodeStore
+from dure_participant.tidy import SPARE
 from dure_participant.trained import NotToBeSent, look_at
 from dure_participant.turns import Turn, Turns
 from dure_participant.worker_host import Task, TaskResult, WorkerHost, WorkerSettings
@@ -153,7 +154,7 @@ class Trainer:
         began = self._clock()
         log.info("train.begins", run=run.label, exchange=action.exchange, kind=action.instruction.message_type)
         try:
-            result = await worker.run(task, timeout_s=self._left_s(plan, action))
+            result = await worker.run(task, timeout_s=self._left_s(plan, action), over=folder_of(self._dir, run) / SPARE)
             if result.killed and turn.taken_for is None:  # it starts from the same state, so a second try is the same training
                 log.warning("train.again", run=run.label, exchange=action.exchange, reason=result.error)
                 result = await worker.run(task, timeout_s=self._left_s(plan, action))

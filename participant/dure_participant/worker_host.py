@@ -130,14 +130,17 @@ class WorkerHost:
         async with self._turn:
             await self._ready()
 
-    async def run(self, task: Task, *, timeout_s: float | None = None) -> TaskResult:
+    async def run(self, task: Task, *, timeout_s: float | None = None, over: Path | None = None) -> TaskResult:
         """Execute one task. Never raises for what the worker does: that is an `error` result.
 
         A worker that exits, sends garbage or takes too long is killed; the next task gets a fresh one. Cancelling this
         call kills it, too.
+
+        Args:
+            over: a file nobody needs, if there is one: it becomes the task's output and is written over.
         """
         async with self._turn:
-            task.out_path.unlink(missing_ok=True)
+            _make_way(task.out_path, over)
             started = time.monotonic()
             limit_s = self._settings.timeout_s if timeout_s is None else timeout_s
             try:
@@ -298,6 +301,13 @@ def clear(folder: Path, keep: tuple[str, ...]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _make_way(out: Path, over: Path | None) -> None:
+    out.unlink(missing_ok=True)
+    if over is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(over, out)
 
 
 def _check_flat(path: Path, flat_bytes: int | None) -> None:

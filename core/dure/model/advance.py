@@ -100,7 +100,7 @@ def next_base(
     before = np.frombuffer(store.map(base.weights), np.float32)
     state = np.frombuffer(store.map(base.outer_state), np.float32) if base.outer_state is not None else None
     move = partial(step_model, step, taken=taken, base_D=before, state=state, mean_chunks=means, averaged=layout.averaged(averaged))
-    with store.writer() as weights:
+    with store.writer(expect=layout.flat_bytes) as weights:
 
         def weights_out(part: memoryview) -> None:
             weights.append(part)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dure import blobs
 from dure.blobs import (
+    SPARE_FROM_BYTES,
     BlobDamaged,
     BlobId,
     BlobMissing,
@@ -242,3 +243,28 @@ def test_partial_with_another_chunk_size_starts_anew(tmp_path):
         partial.accept(0, b"abcd")
     with store.partial(Manifest(one.leaves, 4, 8)) as partial:
         assert partial.have == 0
+
+
+def test_a_spare_file_is_written_over_by_a_blob_of_its_size_and_leaves_nothing_in_it(tmp_path):
+    store = BlobStore(tmp_path)
+    large, small = os.urandom(SPARE_FROM_BYTES + 5), os.urandom(SPARE_FROM_BYTES)
+    old = store.put_bytes(large)
+    file = store.path(old).stat().st_ino
+    store.remove(old, spare=True)
+    assert not store.has(old)
+    tiny = store.put_bytes(b"few bytes")
+    with store.writer(expect=len(small)) as out:
+        out.append(small)
+        blob = out.commit().id
+    assert store.path(blob).stat().st_ino == file != store.path(tiny).stat().st_ino
+    assert store.path(blob).read_bytes() == small and store.read_bytes(blob, limit=len(small)) == small
+    store.remove(tiny, spare=True)
+    assert not list((tmp_path / "tmp").iterdir()), "a small one's is not worth keeping"
+
+
+def test_a_spare_file_is_gone_after_a_restart(tmp_path):
+    store = BlobStore(tmp_path)
+    store.remove(store.put_bytes(bytes(SPARE_FROM_BYTES)), spare=True)
+    assert len(list((tmp_path / "tmp").iterdir())) == 1
+    store.sweep()
+    assert not list((tmp_path / "tmp").iterdir())
