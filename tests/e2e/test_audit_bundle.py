@@ -66,19 +66,40 @@ def audit(bundle: Path, pin: str, *arguments: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.timeout(300)
-def test_an_auditor_verifies_a_bundle_and_a_member_proves_its_part_without_the_coordinator(played, tmp_path):
-    consortium, bundle, pin = played
+def test_an_auditor_verifies_a_bundle(played):
+    _, bundle, pin = played
     done = audit(bundle, pin, "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["holds"], told["findings"]) == (0, True, [])
     assert told["runs"][0]["exchanges_summed"] == 2
     assert set(told["runs"][0]["counted"]) == set(MEMBERS)
     assert told["entries"]["exchange-accept"] >= 6
-    mine = tmp_path / "mine"
-    consortium.dure("audit", "export", "--dir", consortium.dir_of("ara/node"), "--out", mine)
-    assert json.loads(audit(mine, pin, "--json").stdout)["holds"]
     words = audit(bundle, pin).stdout
     assert all(label in words for label in ("proved", "signed", "self-declared", "not checked", "all of level 1 holds"))
+
+
+def test_a_member_proves_its_contribution_from_its_mirror_with_the_coordinator_gone(played, tmp_path):
+    """No process runs and the coordinator's folder is away: the mirror gives a bundle that holds, and which sums the member is in."""
+    consortium, _, pin = played
+    hub, mine = consortium.dir_of("coordinator"), tmp_path / "mine"
+    away = hub.rename(hub.with_name("away"))
+    try:
+        consortium.dure("audit", "export", "--dir", consortium.dir_of("ara/node"), "--out", mine)
+        assert json.loads(audit(mine, pin, "--json").stdout)["holds"]
+        asked = ("log", "contains", "--member", "ara", "--json")
+        mirrored = json.loads(consortium.dure(*asked, "--dir", consortium.dir_of("ara/node")))
+    finally:
+        away.rename(hub)
+    exported = json.loads(consortium.dure(*asked, "--bundle", mine, "--root-sha256", pin))
+    served = json.loads(consortium.dure(*asked, "--dir", hub))
+    assert mirrored == exported
+    assert (mirrored["exchanges"], mirrored["releases"]) == (served["exchanges"], served["releases"])  # under a later head, perhaps
+    assert [(e["category"], e["members"]) for e in mirrored["exchanges"]] == [("train", ["ara"]), ("evaluate", ["ara"])]
+    proof = mirrored["proofs"][0]
+    (tmp_path / "p").write_text(proof["tlog_proof"])
+    (tmp_path / "e").write_text(proof["entry"])
+    told = consortium.dure("log", "verify", tmp_path / "p", "--entry", tmp_path / "e", "--dir", consortium.dir_of("bora/node"), "--json")
+    assert json.loads(told)["holds"]
 
 
 def test_the_same_log_gives_the_same_bundle_to_the_byte(played, tmp_path):

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dure.audit.bundle import PartMissing
+from dure.audit.level1 import Result
 from dure.audit.places import LogPlace, log_of
 from dure.audit.reading import verified
 from dure.charter import root as charter_root
@@ -185,6 +187,15 @@ def _table(rows: tuple[Row, ...], size: int) -> None:
     say(f"* the member's own word. All else is signed by the coordinator, what is counted by a quorum of members too. {size} entries read")
 
 
+def must_hold(result: Result) -> None:
+    """Raises Refused or PartMissing, naming the first thing that does not hold."""
+    wrong = [*result.findings, *result.unknown]
+    if wrong:
+        raise Refused(wrong[0].where, f"{wrong[0].why}; `dure audit verify` names everything that does not hold")
+    if result.missing:
+        raise PartMissing(f"{result.missing[0]} is not in the bundle; ask for it again, or export anew")
+
+
 @one_line_errors
 def of_bundle(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
@@ -205,12 +216,7 @@ def of_bundle(
 
     bundle, wanted = bundles.Bundle.open(folder), pin_of(pin)
     result = verify(bundle, wanted)
-    if not result.holds:
-        wrong = [*result.findings, *result.unknown]
-        if not wrong:
-            raise bundles.PartMissing(f"{result.missing[0]} is not in the bundle; ask for it again, or export anew")
-        first = wrong[0]
-        raise Refused(first.where, f"{first.why}; `dure audit verify` names everything that does not hold")
+    must_hold(result)
     roots = bundle.roots()
     versions = [charter_root.walk(roots[:n], wanted) for n in range(1, len(roots) + 1)]
     tree = TiledTree(lambda path: bundle.read(f"{bundles.LOG}/{path}"), result.size)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dure.audit.contains_cli import contains
 from dure.audit.places import log_of
 from dure.charter.log_keys import log_key, witness_keys, witness_quorum
 from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
@@ -24,6 +25,8 @@ from dure.tlog.proof import TlogProof
 
 app = typer.Typer(no_args_is_help=True, help="The consortium's log: one history, cosigned by its members.")
 EVIDENCE = "log-evidence"
+
+app.command("contains")(contains)
 
 
 @app.callback()
