@@ -20,6 +20,7 @@ from dure.errors import Refused
 from dure.forecast import exchange_disk
 from dure.model.content import flower_node_id, flower_run_id
 from dure.statements.kinds import RunPlan
+from dure.wire.messages import OUT_OF_TIME
 from dure_participant.difference import Difference, Pinned
 from dure_participant.environment import NotPrepared, env_of, launcher
 from dure_participant.exchange import actions as act
@@ -184,7 +185,7 @@ class Trainer:
         others = ", ".join(r.hex()[:12] for r in self._turns.holders() if r != run.run)
         problem = f"its turn did not come before the deadline: run {others} had it; `dure node config set train_at_once=N` lets N at once"
         log.warning("train.no_turn", run=run.label, exchange=action.exchange, behind=others)
-        return inputs.TrainResult(problem=problem, told="another run had its accelerator until the deadline")
+        return inputs.TrainResult(problem=problem, told=f"another run had its accelerator, and {OUT_OF_TIME}")
 
     def _left_s(self, plan: RunPlan, action: act.Train) -> float | None:
         """Until this node says that it is not ready, so that it is heard before the deadline; None: the site's own limit."""
@@ -205,7 +206,7 @@ class Trainer:
     async def _judged(self, run: Run, action: act.Train, result: TaskResult, found: bytes, spent_ms: int) -> inputs.TrainResult:
         """The worker's answer as the exchange logic takes it; whatever cannot be sent is a `problem`."""
         if result.status != "ok":
-            return inputs.TrainResult(problem=result.error[:400], told=result.told[:400])
+            return inputs.TrainResult(problem=result.error[:400], told=OUT_OF_TIME if result.late else result.told[:400])
         update = bytes(32)
         if result.flat_path is not None:
             try:
@@ -294,4 +295,4 @@ class Trainer:
 def gave_way(other: bytes) -> inputs.TrainResult:
     """For a run whose turn was taken away."""
     problem = f"it gave its turn up to run {other.hex()[:12]}: its app was not done at the deadline the last time it had one"
-    return inputs.TrainResult(problem=problem, told="its app was not done in time the last time, and another run wanted the accelerator")
+    return inputs.TrainResult(problem=problem, told=f"another run wanted the accelerator, and {OUT_OF_TIME}")

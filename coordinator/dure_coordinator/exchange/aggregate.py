@@ -12,11 +12,11 @@ from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceAggregate, InstanceDropout
 from dure_coordinator.exchange.close import fail_exchange
 from dure_coordinator.exchange.common import (
-    LATE,
     NOT_UPLOADED,
     current,
     in_flight,
     is_connected,
+    is_late,
     is_lost,
     names,
     sit_out,
@@ -90,7 +90,7 @@ def dropouts_of(state: RunState, instance: InstanceState) -> dict[str, tuple[str
 def dropout_statement(instance: InstanceState, member: str) -> InstanceDropout:
     phase, reason = instance.dropouts[member]
     plain = "".join(c if c >= " " else " " for c in reason)
-    return InstanceDropout(instance.instance, member, phase, plain[:500], reason in LATE)
+    return InstanceDropout(instance.instance, member, phase, plain[:500], is_late(reason))
 
 
 def dropout_signed(state: RunState, member: str, envelope: bytes) -> RunState:

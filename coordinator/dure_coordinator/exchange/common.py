@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dure.errors import DureError, Refused
-from dure.wire.messages import ReportReply
+from dure.wire.messages import OUT_OF_TIME, ReportReply
 from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, InstanceState, RunPhase, RunState
 
 OK = ReportReply(True)
@@ -48,6 +48,11 @@ NOT_DEALT = "dealt no shares in time"
 NOT_UPLOADED = "did not finish its upload in time"
 LATE = frozenset({NOT_READY, NOT_DEALT, NOT_UPLOADED})
 """Reasons that mean: it was there, and missed a deadline."""
+
+
+def is_late(reason: str) -> bool:
+    """Whether it was there and missed a deadline, by our clock or by its own word."""
+    return reason in LATE or reason.endswith(OUT_OF_TIME)
 
 
 def silence(state: RunState, member: str, what: str) -> str:

@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
+from dure.wire.messages import OUT_OF_TIME
+from dure_coordinator.exchange.common import NOT_READY, is_late
 from dure_participant.settings import NodeSettings
+from dure_participant.trainer import gave_way
 from dure_participant.turns import Turns
 
 
@@ -121,3 +124,14 @@ async def test_a_run_that_was_in_time_again_keeps_its_turns(quiet):
 @pytest.mark.parametrize(("device", "chosen", "places"), [("cpu", 0, 0), ("cuda", 0, 1), ("npu:0", 0, 1), ("cuda", 3, 3), ("cpu", 1, 1)])
 def test_an_accelerator_is_for_one_run_at_a_time_unless_the_site_says_otherwise(device, chosen, places):
     assert NodeSettings(device=device, train_at_once=chosen).places == places
+
+
+def test_a_node_that_says_itself_that_it_is_too_slow_counts_as_late():
+    """It speaks just before the deadline; contributions count it like one whom the deadline found silent."""
+    told = gave_way(b"r" * 32).told
+    assert [is_late(f"app: {words}") for words in (told, OUT_OF_TIME, "ValueError; this node's operator sees the rest")] == [
+        True,
+        True,
+        False,
+    ]
+    assert is_late(NOT_READY)
