@@ -97,14 +97,14 @@ def site_of(identity: NodeIdentity, settings: NodeSettings) -> Site:
     )
 
 
-def mirror_of(identity: NodeIdentity, store: NodeStore, clock: Callable[[], float]) -> Mirror:
-    """This member's copy of the log, and its witness."""
+def mirror_of(identity: NodeIdentity, settings: NodeSettings, store: NodeStore, clock: Callable[[], float]) -> Mirror:
+    """This member's copy of the log, and its witness, unless that is elsewhere."""
     terms = identity.charter.terms
     return Mirror(
         files=LogFiles(identity.directory / "log", log_key(terms)),
         log=log_key(terms),
         name=witness_name(identity.charter.member(identity.member).host),
-        key=identity.witness_key,
+        key=identity.witness_key if settings.cosign else None,
         witnesses=witness_keys(terms),
         quorum=witness_quorum(terms),
         own=identity.key.public_key().public_bytes_raw(),
@@ -130,7 +130,7 @@ class Agent:
         self._history: History = store.history()
         self._tidying: asyncio.Task[None] | None = None
         self._courier = Courier(store, identity.member_statements, self._connected)
-        self._mirror = mirror_of(identity, store, clock)
+        self._mirror = mirror_of(identity, settings, store, clock)
         self._hands = Hands(
             site=self._site,
             directory=identity.directory,
@@ -213,7 +213,7 @@ class Agent:
                 while not cosigned.empty():
                     head = cosigned.get_nowait()
                 try:
-                    await self._mirror.learn(head)
+                    await self._mirror.learn(head, line.entries)
                     await self._courier.flush()  # what was signed for a message that nobody waited for in the end
                 except DureError as error:
                     log.debug("log.no_head", reason=str(error)[:300])

@@ -42,6 +42,9 @@ class NodeSettings:
     recompute: str = "never"
     """always: every sum is added up again from the members' uploads before it is accepted (n times its bytes); never: on demand, and
     whenever one does not verify."""
+    cosign: bool = True
+    """Whether this node is its member's witness. false: that one runs elsewhere (the coordinator's `http_witnesses`), and has the only copy
+    of witness.key; this node mirrors the heads that a quorum cosigned."""
     node_config: Mapping[str, Value] = field(default_factory=dict)
     """Everything else: given to apps, seen by nobody else."""
 

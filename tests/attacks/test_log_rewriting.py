@@ -226,3 +226,27 @@ def test_a_tampered_mirror_does_not_open(mirror, tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DureError, match="do not give"):
         LogFiles(tmp_path / "other", LOG)
+
+
+async def test_a_node_whose_members_witness_is_elsewhere_mirrors_what_was_cosigned_and_cosigns_nothing(mirror):
+    """With the key in two places the log could show each of them another history, and have one name under both."""
+    mirror = replace(mirror, key=None)
+    log = Log([*THEIRS[:3], MINE[0], *THEIRS[3:6], MINE[1]])
+    assert (await mirror.add_checkpoint(log.request(0), log.fetch))[0] == 403
+
+    def head(of, size):
+        text = Checkpoint(ORIGIN, size, of.roots[size]).text()
+        return Note(text, (sign(text, ORIGIN, LOG_KEY), cosign(text, mirror.name, WITNESS, 1_700_000_000))).to_bytes()
+
+    for size in (3, 8):
+        assert await mirror.learn(head(log, size), log.fetch)
+        assert list(mirror.files.tree(size).entries()) == log.entries[:size]
+        assert (mirror.files.folder / "cosigned").read_bytes() == (mirror.files.folder / "checkpoint").read_bytes() == head(log, size)
+    assert evidence(mirror) == []
+    fork = Log([*THEIRS[5:8], MINE[0], *THEIRS[3:9]])
+    assert not await mirror.learn(head(fork, 10), fork.fetch)
+    assert "do not give the root" in evidence(mirror)[0]
+    unsigned = AddCheckpoint.from_bytes(log.request(0)).checkpoint
+    with pytest.raises(DureError, match="1 needed"):
+        await mirror.learn(unsigned, log.fetch)
+    assert mirror.seen.size == 8

@@ -58,7 +58,8 @@ class Mirror:
     log: NoteKey
     name: str
     """The witness's key name."""
-    key: Ed25519PrivateKey
+    key: Ed25519PrivateKey | None
+    """None: this member's witness is elsewhere; the mirror follows heads that a quorum cosigned, and cosigns none."""
     witnesses: tuple[NoteKey, ...]
     quorum: int
     own: bytes
@@ -91,14 +92,24 @@ class Mirror:
                     return 409, b"%d\n" % refused.size
                 return refused.status, f"{refused.why}\n".encode()
 
-    async def learn(self, raw: bytes) -> bool:
+    async def learn(self, raw: bytes, fetch: Fetch | None = None) -> bool:
         """Keeps a head that a quorum cosigned, once it is one of this mirror's own history; False for one that is not, or not yet.
+
+        Args:
+            fetch: where the entries below it come from, for a mirror that does not cosign.
 
         Raises:
             NoteRefused, CheckpointRefused: not a head of this log with a quorum.
         """
         head = open_checkpoint(raw, self.log, self.witnesses, quorum=self.quorum)
         size = head.checkpoint.size
+        if self.key is None and fetch is not None and size > self.seen.size:
+            async with self._turn:
+                try:
+                    await self._keep_head(head.checkpoint, head.note, fetch)
+                except WitnessRefused as refused:
+                    await asyncio.to_thread(self._keep, AddCheckpoint(self.seen.size, (), raw).to_bytes(), refused)
+                    return False
         if size > self.seen.size or await asyncio.to_thread(self._root_at, size) != head.checkpoint.root:
             return False
         await asyncio.to_thread(write_atomic, self.files.folder / COSIGNED, raw)
@@ -108,13 +119,19 @@ class Mirror:
         return root_at(self.files.tree(self.seen.size).node, size)
 
     async def _cosign(self, request: AddCheckpoint, fetch: Fetch) -> bytes:
+        if self.key is None:
+            raise WitnessRefused(403, "this member's witness is elsewhere: its node does not cosign (cosign = false)")
         checkpoint, _ = judge(request, {self.log.name: self.log}, {self.log.name: self.seen})
-        own = await self._take_in(checkpoint, fetch, await asyncio.to_thread(self._owed))
         line = answer(checkpoint, self.name, self.key, int(self.clock()))
         note = Note.from_bytes(request.checkpoint).with_signatures([SignatureLine.parse(line.decode().rstrip("\n"))])
+        await self._keep_head(checkpoint, note, fetch)
+        return line
+
+    async def _keep_head(self, checkpoint: Checkpoint, note: Note, fetch: Fetch) -> None:
+        """Takes in what is below a head, then the head itself; all of it is on disk when this returns."""
+        own = await self._take_in(checkpoint, fetch, await asyncio.to_thread(self._owed))
         await asyncio.to_thread(self.files.publish, note.to_bytes())
         await asyncio.to_thread(self.store.set_fact, FACT, {"size": checkpoint.size, "own": own, "time": self.clock()})
-        return line
 
     async def _take_in(self, checkpoint: Checkpoint, fetch: Fetch, must: int) -> int:
         """Reads the new entries, checks them, writes them; returns how many of this node's there are then."""
