@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import io
 import json
 
+import numpy as np
 import pytest
 import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from securesystemslib.dsse import Envelope as StockEnvelope
+from securesystemslib.exceptions import VerificationError
 from spdx_python_model import v3_0_1 as model
+from support.small_release import small_release
 from support.some_facts import FILES, nothing_said, some_facts
 
+from dure.charter import root
 from dure.provenance.documents.cyclonedx import cyclonedx
 from dure.provenance.documents.model_card import model_card
 from dure.provenance.documents.spdx import spdx
@@ -107,3 +114,35 @@ def test_the_training_content_draft_has_every_question_and_answers_none_by_itsel
 def test_the_same_facts_give_the_same_bytes_and_read_back(facts: Facts):
     assert Facts.from_json(facts.to_json()) == facts
     assert cyclonedx(facts, FILES, None) == cyclonedx(Facts.from_json(facts.to_json()), FILES, None)
+
+
+def test_securesystemslib_verifies_the_attestation_with_threshold_k_and_rejects_k_minus_1(tmp_path):
+    made = small_release(tmp_path)
+    charter = made.candidate().charter
+    keys = [root.tuf_key(m.governance_key) for m in charter.members]
+    raw = json.loads((made.folder / "evidence" / "release.dsse.json").read_bytes())
+    assert len(StockEnvelope.from_dict(copy.deepcopy(raw)).verify(keys, charter.terms.k)) == 2
+    fewer = {**raw, "signatures": raw["signatures"][:1]}
+    other = {**raw, "payload": base64.b64encode(base64.b64decode(raw["payload"]).replace(b"m-1", b"m-2")).decode()}
+    for twin in (fewer, other):
+        with pytest.raises(VerificationError):
+            StockEnvelope.from_dict(copy.deepcopy(twin)).verify(keys, charter.terms.k)
+
+
+@pytest.mark.deep
+def test_transformers_loads_a_release_and_a_cut_file_is_refused(tmp_path):
+    """The demo's architecture, as `dure run export` and the app's own config leave it; other files in the folder do not disturb."""
+    from transformers import AutoModelForCausalLM
+
+    from dure_demo.recipe import Recipe, initial_weights, write_model
+
+    recipe = Recipe.of_app(("games",), vocabulary=64)
+    weights = initial_weights(recipe)
+    made = small_release(tmp_path / "made", model=lambda folder: write_model(folder, weights, recipe))
+    loaded = AutoModelForCausalLM.from_pretrained(made.folder)
+    assert loaded.config.vocab_size == 64
+    assert np.array_equal(loaded.transformer.wte.weight.detach().numpy(), weights["transformer.wte.weight"])
+    path = made.folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(Exception, match=r"(?i)safetensor|header|incomplete|metadata"):
+        AutoModelForCausalLM.from_pretrained(made.folder)

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "dure audit export --run RUN --dir hub --out bundle": "tests/e2e/test_joint_seed.py",
     "dure audit lineage bundle --root-sha256 PIN --model model.safetensors": "tests/e2e/test_joint_seed.py",
     "dure audit verify bundle --root-sha256 PIN --level 2 --model release --html report.html": "tests/e2e/test_guide_auditor.py",
+    "dure audit similarity MODEL REFERENCE…": "tests/unit/audit/test_similarity.py",
     "dure log serve --listen 7480": "tests/integration/test_log_over_http.py",
 }
 STORY = {
@@ -66,6 +67,12 @@ STORY = {
     "dure log prove N --out mine.tlog-proof",
     "dure log verify mine.tlog-proof --entry mine.json",
     "dure log evidence",
+    "dure release about > about.toml",
+    "dure release create model --name titan-1.0 --out titan-1.0 --dir hub",
+    "dure release sign titan-1.0 --node krafton/node --dir krafton/keys",
+    "dure release publish titan-1.0 SIGNATURES --dir hub",
+    "dure release show titan-1.0",
+    "dure release verify titan-1.0 --root-sha256 PIN",
 }
 
 
@@ -180,6 +187,7 @@ def test_the_readme_by_hand(shell):
     _one_run(shell)
     _steering(shell)
     _auditing(shell)
+    _releasing(shell)
     assert shell.typed >= STORY
 
 
@@ -221,3 +229,18 @@ def _auditing(shell: Shell) -> None:
     shell.readme("dure audit export --dir krafton/node --out bundle")
     assert "proved" in shell.readme("dure audit verify bundle --root-sha256 PIN", PIN=pin)
     assert "krafton" in shell.readme("dure audit contributions bundle --root-sha256 PIN", PIN=pin)
+
+
+def _releasing(shell: Shell) -> None:
+    pin = json.loads((shell.folder / "hub" / "consortium.json").read_text())["charter_sha256"]
+    shell.readme("dure release about > about.toml")
+    shell.readme("dure release create model --name titan-1.0 --out titan-1.0 --dir hub", "--about about.toml")
+    size = json.loads((shell.folder / "titan-1.0" / "release.json").read_text())["log"]["size"]
+    for member in ("krafton", "skt"):
+        shell.until(f"{member} mirrored it", f"dure log show --json --dir {member}/node", f'"size": {size}')
+    shell.readme("dure release sign titan-1.0 --node krafton/node --dir krafton/keys", "--yes")
+    shell.run("dure release sign titan-1.0 --node skt/node --dir skt/keys --yes")
+    signed = "krafton/keys/titan-1.0.release.krafton.sig skt/keys/titan-1.0.release.skt.sig"
+    assert "published" in shell.readme("dure release publish titan-1.0 SIGNATURES --dir hub", SIGNATURES=signed)
+    assert "titan-1.0" in shell.readme("dure release show titan-1.0")
+    assert "the release holds" in shell.readme("dure release verify titan-1.0 --root-sha256 PIN", PIN=pin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,14 +62,17 @@ def write_model(folder: Path, seed: int = 7, dtype: str = "<f4") -> Path:
     return folder
 
 
-def small_release(folder: Path, signers: tuple[str, ...] = ("ara", "chan")) -> SmallRelease:
-    """Of three members, k = 2 of whom sign."""
+def small_release(
+    folder: Path, signers: tuple[str, ...] = ("ara", "chan"), model: Callable[[Path], object] = lambda folder: write_model(folder)
+) -> SmallRelease:
+    """Of three members, k = 2 of whom sign; `model` writes the model's files."""
     log = signed_log(folder / "log", plans=1)
     hub = log.founded.hub
     log.publish(hub.directory / "log")
     place = _place(log)
     run = _run(log)
-    source = source_of(place, write_model(folder / "model"), run, "m-1", 0, len(log.entries), About(license="Apache-2.0"))
+    model(folder / "model")
+    source = source_of(place, folder / "model", run, "m-1", 0, len(log.entries), About(license="Apache-2.0"))
     create(source, ReleaseCa(hub.release_root_pem, hub.release_ca_key), log.roots, folder / "m-1", NOW)
     made = SmallRelease(log, folder / "m-1")
     envelope = made.attested(signers)
