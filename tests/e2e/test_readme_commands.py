@@ -195,7 +195,7 @@ def _one_run(shell: Shell) -> None:
     run = started(shell)
     shell.readme("dure node allow --list", "--dir krafton/node")
     assert run[:12] in shell.readme("dure run list --dir hub")
-    assert run[:12] in shell.readme("dure run show RUN --dir hub", RUN=run[:12])
+    assert run[:12] in shell.readme("dure run show RUN [--phases] --dir hub", "--phases", RUN=run[:12])
     assert "finished" in shell.readme("dure run watch RUN --dir hub", RUN=run[:12])
     shell.readme("dure run export RUN --out model --dir hub", RUN=run[:12])
     assert (shell.folder / "model" / "model.safetensors").stat().st_size > 1000
