@@ -33,6 +33,7 @@ FULL = (
     Step("secagg", "secagg.py", 40),
     Step("transport", "transport.py", 90),
     Step("log", "log.py", 70),
+    Step("audit_log", "audit_log.py --entries 1000000", 300),
     Step("round_exchange-2.5M", f"round_exchange.py --params 2500000 {PEERS} --rounds 8 --peer-rounds 4", 150),
     Step("round_exchange-25M", f"round_exchange.py --params 25000000 {PEERS}", 180),
     Step("round_exchange-25M-3nodes", "round_exchange.py --params 25000000 --nodes 3 --peer none --rounds 3 --steps average", 35),
@@ -43,6 +44,7 @@ FULL = (
 SMOKE = (
     Step("secagg", "secagg.py --elements 1000000 --members 8 --repeats 1", 8),
     Step("transport", "transport.py --params 2000000 --repeats 1", 20),
+    Step("audit_log", "audit_log.py --entries 20000", 8),
     Step("log", "log.py --appends 128 --rounds 2 --params 100000", 25),
     Step("round_exchange", f"round_exchange.py --params 100000 --nodes 3 {PEERS} --rounds 2 --peer-rounds 2", 120),
     Step("idle", "idle.py --nodes 10 --idle 3 --events 2", 25),

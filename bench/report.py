@@ -26,6 +26,8 @@ EXCHANGE = {"flower": 1 / 6}
 LARGE = 100_000_000
 SMALL, SMALL_ROUND_S = 2_500_000, 0.5
 RSS_MB, BYTES = 512, 2.1
+LEVEL1_CORE_S = 120
+"""For 10^6 entries (issue 5)."""
 NAMES = {"flower": "Flower", "flare": "FLARE", "none": ""}
 
 
@@ -248,6 +250,23 @@ def log(results: dict[str, list[Result]]) -> str:
     return table(("the log", "measured"), rows)
 
 
+def audit_log(results: dict[str, list[Result]]) -> str:
+    rows = []
+    for r in results.get("audit_log", []):
+        parts, cost = r["limits_core_s_per_million"], r["core_s_per_million"]
+        rows.append(
+            (
+                f"{r['entries']:,}",
+                f"{cost:.0f} ({verdict(cost, LEVEL1_CORE_S)})",
+                f"{parts['ed25519']:.0f} + {parts['sha256']:.0f} + {parts['json']:.0f}",
+                f"{r['wall_s']:.0f}",
+                f"{r['peak_rss_mb']} ({r['summed_peak_rss_mb']} together)",
+            )
+        )
+    head = ("entries", "core-seconds for 10^6", "signatures + hashes + JSON alone", "seconds", "largest process, MB")
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, list[Result]]], str]] = {
     "where": where,
     "rounds": rounds,
@@ -261,6 +280,7 @@ TABLES: dict[str, Callable[[dict[str, list[Result]]], str]] = {
     "transport": transport,
     "idle": idle,
     "log": log,
+    "audit_log": audit_log,
 }
 
 
