@@ -175,6 +175,7 @@ async def test_it_comes_back_from_a_members_mirror_and_goes_on_in_the_same_histo
     words = ["coordinator", "restore-log", str(mirror), "--dir", str(home.hub), "--json"]
     how = {"capture_output": True, "text": True, "env": node_environment(), "timeout": 100}
     done = await asyncio.to_thread(subprocess.run, [*dure_command(), *words], **how)
+    assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["before"], told["entries"], told["set_aside"], len(told["ended"])) == (2, 4, 0, 1)
     async with home.up() as coordinator:

@@ -105,7 +105,7 @@ def _check_charter(folder: CoordinatorFolder, tree: TiledTree) -> None:
     """A backup may be older than the charter, too; without the newest one the log's entries cannot be read rightly."""
     files = folder.versions()
     for entry in tree.entries():
-        if kind_of(Envelope.from_bytes(entry)) != CharterVersion.kind:
+        if kind_of(Envelope.from_bytes(entry).payload) != CharterVersion.kind:
             continue
         fact = read_verified(entry, CharterVersion)
         if fact.version > len(files) or sha256(files[fact.version - 1]).digest() != fact.file_sha256:
@@ -134,7 +134,7 @@ def _row_of(entry: bytes) -> StatementRow:
     envelope = Envelope.from_bytes(entry)
     said = json.loads(envelope.payload)["predicate"]
     run = None
-    if kind_of(envelope) == RunPlan.kind:
+    if kind_of(envelope.payload) == RunPlan.kind:
         run = envelope.payload_sha256
     elif isinstance(said.get("run"), str):
         run = bytes.fromhex(said["run"])
