@@ -185,7 +185,7 @@ class Trainer:
         others = ", ".join(r.hex()[:12] for r in self._turns.holders() if r != run.run)
         problem = f"its turn did not come before the deadline: run {others} had it; `dure node config set train_at_once=N` lets N at once"
         log.warning("train.no_turn", run=run.label, exchange=action.exchange, behind=others)
-        return inputs.TrainResult(problem=problem, told=f"another run had its accelerator, and {OUT_OF_TIME}")
+        return inputs.TrainResult(problem=problem, told=f"another run had the accelerator: {OUT_OF_TIME}")
 
     def _left_s(self, plan: RunPlan, action: act.Train) -> float | None:
         """Until this node says that it is not ready, so that it is heard before the deadline; None: the site's own limit."""
@@ -295,4 +295,4 @@ class Trainer:
 def gave_way(other: bytes) -> inputs.TrainResult:
     """For a run whose turn was taken away."""
     problem = f"it gave its turn up to run {other.hex()[:12]}: its app was not done at the deadline the last time it had one"
-    return inputs.TrainResult(problem=problem, told=f"another run wanted the accelerator, and {OUT_OF_TIME}")
+    return inputs.TrainResult(problem=problem, told=f"another run wanted the accelerator: {OUT_OF_TIME}")

@@ -43,7 +43,7 @@ def test_runs_whose_apps_hang_or_print_without_end_cost_a_healthy_one_nothing(st
     assert shown["state"] == "running"
     first = shown["history"][0]
     assert (first["status"], first["counted"]) == ("failed", 0)
-    assert "its app was not done in time" in first["reason"], first["reason"]
+    assert "app: not done in time" in first["reason"], first["reason"]
     assert any("gave its turn up to run" in note for note in notes_of(stage, "chan", hangs))
     assert next(n for n in notes_of(stage, "ara", prints) if "prints a lot" in n).endswith("worker.log")
     for member in stage.members:

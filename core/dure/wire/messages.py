@@ -14,7 +14,7 @@ PROTOCOL_VERSION = 1
 """A coordinator speaks this one and the one before it, so it is upgraded first and its members' nodes after it, each when it suits them."""
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 """Largest control message; 100 share messages of 26.8 kB are 2.7 MB, an instruction's records 1 MiB each."""
-OUT_OF_TIME = "its app was not done in time"
+OUT_OF_TIME = "not done in time"
 """How the reason of a node ends that sits out because of the deadline: it counts as late, as one that says nothing does."""
 
 
