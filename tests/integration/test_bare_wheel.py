@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.bare_wheel import Environment, build_wheel, core_requirements, empty, fill_offline
 from support.signed_log import SignedLog, signed_log
+from support.small_release import small_release
 
 from dure.audit.bundle import export
 from dure.audit.places import log_of
@@ -56,6 +57,9 @@ def does_an_auditors_work(bare: Environment, log: SignedLog, folder: Path) -> No
     path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     told = bare.run("audit", "verify", bad, "--root-sha256", log.pin.hex(), "--json")
     assert (told.returncode, json.loads(told.stdout)["holds"]) == (1, False), told.stderr
+    released = small_release(folder / "release")
+    held = bare.run("release", "verify", released.folder, "--root-sha256", released.pin.hex(), "--json")
+    assert (held.returncode, json.loads(held.stdout)["holds"]) == (0, True), held.stderr
     wrong = bare.run("audit", "verify", folder / "good", "--root-sha256", "00" * 32)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (6, 1)
     assert bare.run("log", "prove", 7, "--out", folder / "mine.tlog-proof", "--dir", hub).returncode == 0
