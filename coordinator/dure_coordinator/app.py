@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import grpc
@@ -25,7 +24,7 @@ from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
 from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.log_keys import log_key, origin_of, witness_keys, witness_name, witness_quorum
+from dure.charter.log_keys import log_key, origin_of, witness_name, witnessing
 from dure.charter.model import Charter, expired
 from dure.environments import place
 from dure.environments.runtime import command_in
@@ -39,6 +38,7 @@ from dure.scrape import serve_metrics
 from dure.statements.dsse import key_id
 from dure.statements.kinds import RunPlan
 from dure.tlog.files import LogFiles
+from dure_coordinator import standing
 from dure_coordinator.bases import Start
 from dure_coordinator.callers import Member, Roster
 from dure_coordinator.duties_done import Duties
@@ -53,7 +53,7 @@ from dure_coordinator.flower.launch import FLAGS, OWN_INTERPRETER, ProcessConfig
 from dure_coordinator.flower.probe import probe
 from dure_coordinator.forecasting import key_of, no_room
 from dure_coordinator.journals import Journals
-from dure_coordinator.log.charter import enter_charter
+from dure_coordinator.log.charter import Charters
 from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.log.witnesses import HttpWitness, Witnesses
@@ -62,7 +62,7 @@ from dure_coordinator.quotas import Quotas
 from dure_coordinator.retention import Retention
 from dure_coordinator.rpc.admin import ADMIN_SOCKET, Admin
 from dure_coordinator.rpc.log import Log
-from dure_coordinator.rpc.server import Limits, MembersPort, TlsFiles, members_port, unix_server
+from dure_coordinator.rpc.server import Door, Limits, TlsFiles, members_port, unix_server
 from dure_coordinator.rpc.serverapp import ServerAppGrid
 from dure_coordinator.settings import FILE, CoordinatorSettings, load
 from dure_coordinator.sockets import prepare_socket
@@ -108,11 +108,14 @@ def label_of(state: RunState) -> tuple[str, str]:
     return "open", ""
 
 
-def roster_of(charter: Charter, roots: tuple[bytes, ...]) -> Roster:
+def roster_of(charters: Charters) -> Roster:
     """The charter as the members' port uses it."""
+    charter = charters.newest
     members = {m.id: Member(m.id, m.host, m.ca_pem.encode(), m.signing_key) for m in charter.members}
-    digests = frozenset(root.digest(root.parse(raw)) for raw in roots)
-    return Roster(charter.terms.consortium_id, charter.version, charter.digest, roots, members, digests)
+    current = {m.ca_pem for m in members.values()}
+    former = {m.ca_pem.encode() for earlier in charters.all for m in earlier.members} - current
+    digests = frozenset(c.digest for c in charters.all)
+    return Roster(charter.terms.consortium_id, charter.version, charter.digest, charters.roots, members, digests, tuple(sorted(former)))
 
 
 async def check_own(store: Store, roots: tuple[bytes, ...]) -> None:
@@ -154,12 +157,14 @@ class Coordinator:
 
     folder: CoordinatorFolder
     settings: CoordinatorSettings
-    charter: Charter
+    charters: Charters
+    roster: Roster
     store: Store
     blobs: BlobStore
     spools: Spools
     journals: Journals
     fleet: Fleet
+    duties: Duties
     publisher: Publisher
     witnesses: Witnesses
     retention: Retention
@@ -168,21 +173,29 @@ class Coordinator:
     started: float = field(default_factory=time.time)
     layouts: dict[tuple[bytes, str], Layout] = field(default_factory=dict)
     """Of models that apps were asked about, by code and settings (`forecasting.key_of`)."""
+    door: Door | None = None
+    """The members' port, once it is open."""
+    charter_trouble: str = ""
+    """Why a published charter version is not obeyed."""
+
+    @property
+    def charter(self) -> Charter:
+        """The version in force."""
+        return self.charters.newest
 
     @classmethod
     async def open(cls, folder: CoordinatorFolder, settings: CoordinatorSettings) -> Coordinator:
         """Everything but the ports. Raises DureError where the folder, charter or database cannot be used."""
-        charter = folder.charter()
-        published = folder.published()
-        assert published is not None
-        roster = roster_of(charter, published.roots)
+        folder.charter()  # before a database is made
         signing_key = folder.signing_key
         store = await Store.open(database_of(folder, settings))
         try:
-            await check_own(store, published.roots)
+            await check_own(store, tuple(folder.versions()))
         except Conflict:
             await store.close()
             raise
+        charters = await Charters.open(store, folder)
+        charter = charters.newest
         blobs = BlobStore(folder.directory / "blobs")
         await asyncio.to_thread(blobs.sweep)
         quotas = Quotas(settings.spool_quota_bytes, settings.run_quota_bytes, settings.run_reserve_bytes)
@@ -195,15 +208,14 @@ class Coordinator:
             files=await asyncio.to_thread(LogFiles, folder.directory / "log", log_key(charter.terms)),
             origin=origin_of(charter.terms),
             key=folder.log_key,
-            keys=lambda: witness_keys(charter.terms),
-            quorum=lambda: witness_quorum(charter.terms),
+            witnessing=lambda size: witnessing(charters.at(size).terms),
             reach=witnesses.reach,
             committed=changes,
             published=witnesses.tell,
         )
-        keys = {m.id: m.signing_key for m in charter.members}
 
         def facts_of(row: RunRow, plan: RunPlan) -> RunFacts:
+            then, keys = charters.all[plan.charter_version - 1], charters.signing_keys(plan.charter_version)
             return RunFacts(
                 consortium=charter.terms.consortium_id,
                 run=row.run,
@@ -213,18 +225,19 @@ class Coordinator:
                 charter_sha256=plan.charter_sha256,
                 member_signing_keys={m: keys[m] for m in plan.roster},
                 coordinator_key=public_bytes(signing_key),
-                challenge_window_s=charter.terms.challenge_window_s,
+                challenge_window_s=then.terms.challenge_window_s,
             )
 
+        duties = Duties(store, blobs, spools, journals, signing_key, publisher)
         fleet = Fleet(
             store=store,
             blobs=blobs,
             spools=spools,
-            roster=lambda: roster,
+            roster=lambda: made.roster,
             coordinator_key=public_bytes(signing_key),
             logic_of=exchange_logic,
             facts_of=facts_of,
-            performer=Duties(store, blobs, spools, journals, signing_key, publisher),
+            performer=duties,
             changes=changes,
             taken_up=TakenUp(*(int(s * 1000) for s in (settings.gone_grace_s, settings.return_grace_s, settings.join_grace_s))),
         )
@@ -237,7 +250,9 @@ class Coordinator:
             runs=fleet.runs.values,
             keep_bases=settings.keep_bases,
         )
-        made = cls(folder, settings, charter, store, blobs, spools, journals, fleet, publisher, witnesses, retention)
+        made = cls(
+            folder, settings, charters, roster_of(charters), store, blobs, spools, journals, fleet, duties, publisher, witnesses, retention
+        )
         fleet.on_opened = made.start_serverapp
         await fleet.load()
         return made
@@ -381,12 +396,24 @@ class Coordinator:
         """The log on the members' port."""
         return Log(Intake(self.fleet), self.publisher, self.witnesses)
 
+    async def enter_charter(self) -> None:
+        """Every version published is an entry when this returns; before anything else is signed or taken in."""
+        async with self.duties.chain_lock:
+            await self.charters.enter()
+        await self.fleet.changes.bump()
+
+    def roster_changed(self) -> None:
+        """The port and the witnesses go by the charter in force from here on."""
+        self.roster = roster_of(self.charters)
+        self.witnesses.fixed = outside_witnesses(self.charter, self.settings)
+
     async def start(self) -> None:
         """Publish the log and let all open runs go on."""
         if self.publisher.confirmed:
-            await enter_charter(self.store, self.folder)
+            await self.enter_charter()
         else:
-            self.publisher.before_signing = partial(enter_charter, self.store, self.folder)
+            self.publisher.before_signing = self.enter_charter
+        await standing.settle(self)
         self.publishing = asyncio.create_task(self.publisher.run(), name="log")
         await self.fleet.start()
 
@@ -466,23 +493,25 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    port: MembersPort | None = None
     admin: grpc.aio.Server | None = None
     sweeping = asyncio.create_task(coordinator.retention.run(), name="retention")
+    watching: asyncio.Task[None] | None = None
     try:
         address = listen_address(folder, settings, listen)
         tls = TlsFiles(folder.tls_key_pem, folder.tls_pem + folder.ca_pem)
-        port = members_port(coordinator.fleet, coordinator.fleet.roster, tls, address, Limits(), coordinator.log_service())
+        roster, service = coordinator.fleet.roster, coordinator.log_service()
+        coordinator.door = Door(lambda at: members_port(coordinator.fleet, roster, tls, at, Limits(), service), address)
         path = prepare_socket(folder.directory / "sockets", ADMIN_SOCKET)
         admin = unix_server(
             path,
             [lambda s: admin_pb2_grpc.add_AdminServiceServicer_to_server(Admin(coordinator), s)],
             max_bytes=ADMIN_MESSAGE_BYTES,
         )
-        await port.server.start()
+        await coordinator.door.open()
         await admin.start()
         await coordinator.start()
-        print(f"members' port  {port.address}  mutual TLS, charter version {coordinator.charter.version}", flush=True)
+        watching = asyncio.create_task(standing.watch(coordinator), name="charter")
+        print(f"members' port  {coordinator.door.port.address}  mutual TLS, charter version {coordinator.charter.version}", flush=True)
         print(f"admin socket   {path}", flush=True)
         if metrics is not None:
             print(f"metrics        http://{serve_metrics(metrics, lambda: samples(coordinator))}/metrics", flush=True)
@@ -492,12 +521,14 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
         await stop.wait()
         log.info("coordinator.draining")
     finally:
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
-        if port is not None:
-            port.members.draining.set()
+        background = [task for task in (sweeping, watching) if task is not None]
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        if coordinator.door is not None:
+            coordinator.door.port.members.draining.set()
             await coordinator.fleet.changes.bump()
-            await port.server.stop(DRAIN_S)
+            await coordinator.door.port.server.stop(DRAIN_S)
         if admin is not None:
             await admin.stop(DRAIN_S)
         await coordinator.close()

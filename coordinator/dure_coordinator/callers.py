@@ -39,13 +39,15 @@ class Roster:
     members: Mapping[str, Member]
     digests: frozenset[bytes]
     """Of every version: a node that has another one is of another consortium."""
+    former_cas: tuple[bytes, ...] = ()
+    """CAs of earlier versions, PEM: whoever was removed passes TLS and is told why it passes no further."""
 
     def by_host(self, host: str) -> Member | None:
         return next((m for m in self.members.values() if m.host == host), None)
 
     def anchors(self) -> bytes:
-        """TLS trust anchors: all member CAs, PEM."""
-        return b"\n".join(m.ca_pem for m in self.members.values())
+        """TLS trust anchors, PEM: all member CAs, and former ones."""
+        return b"\n".join(sorted({*(m.ca_pem for m in self.members.values()), *self.former_cas}))
 
 
 @dataclass(frozen=True)

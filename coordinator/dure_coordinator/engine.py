@@ -227,6 +227,12 @@ class RunEngine:
         finally:
             self._freezing = None
 
+    async def refit(self, logic: Logic) -> None:
+        """Goes on with this logic, whose facts have something added: the log is folded again before anything is decided."""
+        while (deciding := self._deciding) is not None:
+            await asyncio.wait({deciding})
+        self.logic, self._stale = logic, True
+
     async def start(self) -> None:
         """Owes what is owed and keeps deadlines from now on."""
         self._keeper = asyncio.create_task(self._keep(), name=f"run-{self.run.hex()[:8]}")

@@ -32,13 +32,14 @@ from dure.wire.messages import (
     SumEvidence,
     why_not_spoken,
 )
-from dure_coordinator.callers import Caller, Roster
+from dure_coordinator.callers import Caller, Member, Roster
 from dure_coordinator.engine import Changes, Decided, Logic, Performer, RunEngine
 from dure_coordinator.exchange import view
 from dure_coordinator.exchange.accept import split_accept
-from dure_coordinator.exchange.events import Gone, Reported, Seen, TakenUp, Uploaded
+from dure_coordinator.exchange.events import Dismissed, Gone, Reported, Seen, TakenUp, Uploaded
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunState
+from dure_coordinator.gate import Gate
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, With, upload_row
 
@@ -104,6 +105,10 @@ class Fleet:
     """Token of the stream each connected member follows on; a newer stream takes over."""
     on_opened: Callable[[RunEngine], None] | None = None
     """Called for every run that is or becomes active, once per process (starts its ServerApp)."""
+    era: int = 0
+    """Follow streams of an earlier era end: whoever may still come greets again, and hears of the newest charter."""
+    gate: Gate = field(default_factory=Gate)
+    """Passed by whoever takes in what a member signed; closed while it changes whose keys count."""
     trouble: str = ""
     """Why uploads cannot be taken at the moment, for the operator; "" once one was taken again."""
     _made: dict[tuple[bytes, str], tuple[RunState, Directive]] = field(default_factory=dict)
@@ -208,6 +213,10 @@ class Fleet:
             Refused: the protocol version, saying who must upgrade; or a delegation that does not hold.
             NotAuthorised: an older generation than this member's latest node.
         """
+        async with self.gate.passing():
+            return await self._hello(caller, hello)
+
+    async def _hello(self, caller: Caller, hello: Hello) -> HelloReply:
         roster = self.roster()
         if why := why_not_spoken(hello.protocol_version, f"the node of {caller.member}"):
             raise Refused("protocol_version", why)
@@ -216,7 +225,7 @@ class Fleet:
                 "charter_digest",
                 "is of no charter version here; this node is of another consortium, or its charter is newer than the coordinator's",
             )
-        member = roster.members[caller.member]
+        member = self._member(caller.member)
         delegation = self._delegation(hello.delegation, caller, member.signing_key)
         known = await self.store.node(caller.member)
         if known is not None and delegation.generation < known.generation:
@@ -231,6 +240,13 @@ class Fleet:
             caller, delegation.node_key, delegation.generation, hello.delegation, hello.software, self.clock()
         )
         return HelloReply(PROTOCOL_VERSION, roster.digest, int(self.clock() * 1000), roster.roots)
+
+    def _member(self, name: str) -> Member:
+        """The member of that id; it may have left since its call was let in."""
+        roster = self.roster()
+        if name not in roster.members:
+            raise NotAuthorised(f"{name} is no member of charter version {roster.version}")
+        return roster.members[name]
 
     def _delegation(self, raw: bytes, caller: Caller, signing_key: bytes) -> NodeDelegation:
         """Signed by the member, for this node's name, valid now."""
@@ -268,11 +284,26 @@ class Fleet:
             await engine.submit(Gone(member))
         await self.changes.bump()
 
+    async def dismiss(self, why: Mapping[str, str]) -> None:
+        """These members' nodes may take no part any more: runs hear of it at once, and they must greet again if they ever may."""
+        for member, reason in why.items():
+            self.sessions.pop(member, None)
+            log.warning("node.dismissed", member=member, reason=reason)
+            for engine in self._open_runs_of(member):
+                await engine.submit(Dismissed(member, reason))
+
+    async def new_era(self) -> None:
+        """Everybody connects anew."""
+        self.era += 1
+        await self.changes.bump()
+
     def current(self, member: str, token: object) -> bool:
         return self.here.get(member) is token
 
     async def _seen(self, engine: RunEngine, member: str) -> None:
-        session = self.sessions[member]
+        session = self.sessions.get(member)
+        if session is None:  # dismissed meanwhile
+            return
         decision = await engine.submit(Seen(member, session.node_key, session.generation, session.delegation))
         if not decision.reply.accepted:
             log.warning("node.refused", run=engine.run.hex()[:12], member=member, field=decision.reply.field, reason=decision.reply.reason)
@@ -303,6 +334,10 @@ class Fleet:
 
     async def report(self, caller: Caller, report: Report) -> ReportReply:
         """Decides a node's report; what is answered is durable. The same report gets the same answer."""
+        async with self.gate.passing():
+            return await self._report(caller, report)
+
+    async def _report(self, caller: Caller, report: Report) -> ReportReply:
         self.session(caller)
         engine = await self.engine(report.run)
         if engine is None or caller.member not in engine.state.facts.roster:
@@ -401,6 +436,10 @@ class Fleet:
         Raises:
             Refused: the commit's form, or its root is not that of the chunks that came.
         """
+        async with self.gate.passing():
+            return await self._commit_upload(member, upload, commit)
+
+    async def _commit_upload(self, member: str, upload: bytes, commit: bytes) -> ReportReply:
         engine, slot = self._slot(member, upload)
         session = self.sessions.get(member)
         if session is None:

@@ -10,20 +10,18 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from dure.blobs import NO_ROOM, BlobStore, DiskFull
-from dure.charter.log_keys import log_key, witness_keys, witness_name, witness_quorum
 from dure.errors import DureError, NotAuthorised, Unavailable
 from dure.failpoints import Point, reach
 from dure.identity.node import NodeIdentity
 from dure.secagg.ids import InstanceId
 from dure.statements.statement import Chain
-from dure.tlog.files import LogFiles
 from dure.wire.messages import Directive, DirectiveKind, ReportKind
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
@@ -32,10 +30,11 @@ from dure_participant.exchange.state import NodeRunState
 from dure_participant.exchange.step import Step, begin, owed, step
 from dure_participant.hands import Hands
 from dure_participant.log.courier import Courier
-from dure_participant.log.mirror import Mirror, carried
+from dure_participant.log.mirror import carried
 from dure_participant.recompute import Progress
 from dure_participant.running import Run
 from dure_participant.settings import NodeSettings
+from dure_participant.standing import Standing, mirror_of
 from dure_participant.store import NodeStore, Recomputation
 from dure_participant.tidy import tidy
 from dure_participant.transport import Line, pause
@@ -70,58 +69,13 @@ class ClocksApart(Unavailable):
     """One of two clocks is wrong. A node that starts so says it and leaves; one that was connected before waits."""
 
 
-def site_of(identity: NodeIdentity, settings: NodeSettings) -> Site:
-    """What the exchange logic knows of this node: its keys, the pinned charter, and what the site asks for."""
-    terms = identity.charter.terms
-    return Site(
-        consortium=terms.consortium_id,
-        member=identity.member,
-        node=identity.node,
-        node_key=identity.key,
-        generation=identity.delegated.generation,
-        delegation=identity.delegation,
-        charter_version=identity.charter.version,
-        charter_sha256=identity.charter.digest,
-        charter_expires=identity.charter.expires,
-        colluders=terms.colluders,
-        members={m.id: m.signing_key for m in terms.members},
-        coordinator_key=terms.coordinator.signing_key,
-        log_key=log_key(terms),
-        witnesses=witness_keys(terms),
-        witness_quorum=witness_quorum(terms),
-        w_max=terms.w_max,
-        allow_unrecomputed_bases=terms.allow_unrecomputed_bases,
-        challenge_window_s=terms.challenge_window_s,
-        recompute_first=settings.recompute == "always",
-        software="dure",
-    )
-
-
-def mirror_of(identity: NodeIdentity, settings: NodeSettings, store: NodeStore, clock: Callable[[], float]) -> Mirror:
-    """This member's copy of the log, and its witness, unless that is elsewhere."""
-    terms = identity.charter.terms
-    return Mirror(
-        files=LogFiles(identity.directory / "log", log_key(terms)),
-        log=log_key(terms),
-        name=witness_name(identity.charter.member(identity.member).host),
-        key=identity.witness_key if settings.cosign else None,
-        witnesses=witness_keys(terms),
-        quorum=witness_quorum(terms),
-        own=identity.key.public_key().public_bytes_raw(),
-        store=store,
-        folder=identity.directory,
-        clock=clock,
-    )
-
-
 class Agent:
     """One node. `run` returns when cancelled, or when `drain` was called and nothing is under way; what it knew is in the store."""
 
     def __init__(self, identity: NodeIdentity, settings: NodeSettings, store: NodeStore, clock: Callable[[], float] = time.time) -> None:
-        self._identity, self._store, self._clock = identity, store, clock
+        self._store, self._clock = store, clock
         self._blobs = BlobStore(identity.directory / "blobs")
         self._blobs.sweep()
-        self._site = site_of(identity, settings)
         self._turn = asyncio.Lock()
         self._line: Line | None = None
         self._draining = self._connected_once = False
@@ -131,7 +85,9 @@ class Agent:
         self._tidying: asyncio.Task[None] | None = None
         self._courier = Courier(store, identity.member_statements, self._connected)
         self._mirror = mirror_of(identity, settings, store, clock)
+        self._standing = Standing(identity, settings, self._mirror)
         self._hands = Hands(
+            member=identity.member,
             site=self._site,
             directory=identity.directory,
             settings=settings,
@@ -174,13 +130,14 @@ class Agent:
 
     async def _follow(self, attempt: int) -> int:
         """One connection, from Hello to its end. Returns the attempts to count from after it; raises if Hello fails."""
-        self._line = line = Line(self._identity)
+        self._line = line = Line(self._standing.identity)
         try:
             reply = await line.hello()
             self._check_clock(reply.time_ms / 1000)
+            await asyncio.to_thread(self._obey, reply.charter_roots)
             await asyncio.to_thread(self._store.set_fact, "connection", {"state": "connected", "since": self._clock()})
             self._connected_once = True
-            log.info("coordinator.connected", address=self._identity.address, attempt=attempt)
+            log.info("coordinator.connected", address=self._standing.identity.address, attempt=attempt)
             for run in self._runs.values():
                 run.done.clear()
             logging = asyncio.create_task(self._keep_log(line))
@@ -229,6 +186,16 @@ class Agent:
                 await asyncio.sleep(AGAIN_S)
         finally:
             learning.cancel()
+
+    def _site(self, run: Run) -> Site:
+        return self._standing.site(run.run, run.state)
+
+    def _obey(self, roots: Sequence[bytes]) -> None:
+        for words in self._standing.obey(roots):
+            self._store.note(words)
+            log.info("charter.version", note=words)
+        if self._standing.identity.ended:
+            raise NotAuthorised(self._standing.identity.ended)
 
     def _say_away(self, reason: str, attempt: int) -> None:
         with contextlib.suppress(Unavailable):  # a full disk is no reason to end: the log has it
@@ -368,8 +335,8 @@ class Agent:
 
     def _decide(self, run: Run, given: inputs.Input) -> tuple[Step, tuple[act.Action, ...]]:
         """The step and what is owed after it, persisted. One visit to a thread: the way there costs more than most steps."""
-        result = step(self._site, self._history, self._chain, run.state, given, self._clock(), os.urandom)
-        due = owed(self._site, result.state)
+        result = step(self._site(run), self._history, self._chain, run.state, given, self._clock(), os.urandom)
+        due = owed(self._site(run), result.state)
         if result.state != run.state or result.chain != self._chain or result.records or (result.note and run.state.plan_envelope):
             if only_told(run.state, result) and result.chain == self._chain:
                 run.unsaved = True
@@ -452,7 +419,7 @@ class Agent:
     async def _tidy(self) -> None:
         async with self._hands.shelf.clearing():
             states = [run.state for run in self._runs.values()]
-            await asyncio.to_thread(tidy, self._identity.directory, self._blobs, states)
+            await asyncio.to_thread(tidy, self._standing.identity.directory, self._blobs, states)
 
 
 def in_json(given: inputs.Recomputed) -> dict[str, Any]:

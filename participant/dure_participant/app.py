@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dure import failpoints
-from dure.errors import Unavailable
+from dure.errors import NotAuthorised, Unavailable
 from dure.identity.node import load_node
 from dure.logs import configure_logs
 from dure.memory import keep_freed_memory
@@ -59,13 +59,19 @@ def is_running(directory: Path) -> bool:
 
 
 def run(directory: Path, metrics: str | None = None) -> None:
-    """Run the node until SIGTERM or SIGINT; everything it knew is then in its folder. `metrics`: port of the Prometheus scrape."""
+    """Run the node until SIGTERM or SIGINT; everything it knew is then in its folder. `metrics`: port of the Prometheus scrape.
+
+    Raises:
+        NotAuthorised: its member left, or has other keys by now.
+    """
     configure_logs()
     keep_freed_memory()
     # Chunk work in threads and gRPC in the event loop share the interpreter; 5 ms turns would starve the streams.
     sys.setswitchinterval(0.0005)
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     identity = load_node(directory)
+    if identity.ended:
+        raise NotAuthorised(identity.ended)
     settings = load(directory)
     with only_one(directory):
         store = open_store(directory)

@@ -76,7 +76,8 @@ class Hands:
     def __init__(
         self,
         *,
-        site: Site,
+        member: str,
+        site: Callable[[Run], Site],
         directory: Path,
         settings: NodeSettings,
         store: NodeStore,
@@ -90,7 +91,7 @@ class Hands:
         self._clock, self._line, self._courier, self._feed = clock, line, courier, feed
         self._held = Held(blobs, line)
         self.trainer = Trainer(
-            member=site.member, directory=directory, settings=settings, store=store, held=self._held, clock=clock, pull=self._pull
+            member=member, directory=directory, settings=settings, store=store, held=self._held, clock=clock, pull=self._pull
         )
         self.recomputer = Recomputer(blobs, line, clock)
         self.shelf = Shelf()
@@ -134,7 +135,7 @@ class Hands:
 
     async def _ask(self, run: Run, action: act.AskOperator) -> None:
         await asyncio.to_thread(self._store.offer, run.run, action.plan_envelope, action.app_blob)
-        plan = self._plan(action.plan_envelope)
+        plan = self._plan(run, action.plan_envelope)
         await self._show_code(run, plan)
         decision = await asyncio.to_thread(self._store.decision, run.run)
         if decision is None:
@@ -179,8 +180,8 @@ class Hands:
             self._store.note(str(error), run.run)
             return None
 
-    def _plan(self, envelope: bytes) -> RunPlan:
-        return open_statement(envelope, RunPlan, [self._site.coordinator_key]).fact
+    def _plan(self, run: Run, envelope: bytes) -> RunPlan:
+        return open_statement(envelope, RunPlan, [self._site(run).coordinator_key]).fact
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -275,7 +276,12 @@ class Hands:
 
     def _give(self, run: Run, action: act.Upload) -> None:
         """What leaves is written down before its first byte does."""
-        fact = {"member": self._site.member, "cohort": list(action.cohort), f"bytes_{action.purpose}": action.length, "time": self._clock()}
+        fact = {
+            "member": self._site(run).member,
+            "cohort": list(action.cohort),
+            f"bytes_{action.purpose}": action.length,
+            "time": self._clock(),
+        }
         self._store.give(run.run, action.exchange, fact)
 
     # -- verifying -------------------------------------------------------------------------------------------------
@@ -320,8 +326,6 @@ class Hands:
         await self._feed(run, inputs.Recomputed(action.instance, action.aggregate_sha256, finding, action.dispute))
 
     async def _found(self, run: Run, action: act.Recompute) -> Finding:
-        if (why_not := self._no_judge_of(run)) is not None:
-            return why_not
         digest, by_exchange = action.aggregate_sha256, await asyncio.to_thread(self._store.accepted, run.run)
         accepted = next((a for a in by_exchange.values() if digest in a.aggregates), None)
         shown = any(w.instance == action.instance and w.aggregate_envelope for w in known_instances(run.state))
@@ -343,20 +347,13 @@ class Hands:
         """
         found: list[inputs.Recomputed] = []
         for digest, instance in zip(accepted.aggregates, self._instances(run, accepted), strict=True):
-            finding = self._no_judge_of(run) or await self.recomputer.find(
+            finding = await self.recomputer.find(
                 self._trust(run), accepted.exchange, digest, kept_until=self._kept_until(run, accepted), progress=progress
             )
             found.append(inputs.Recomputed(instance, digest, finding))
             if finding.kind != "agrees":
                 break
         return found
-
-    def _no_judge_of(self, run: Run) -> Finding | None:
-        """Why this node cannot judge a run's sums: it obeys another version of the charter by now, perhaps with other keys."""
-        version = plan_of(run.state.plan_envelope).charter_version
-        if version == self._site.charter_version:
-            return None
-        return Finding("gone", why=f"the run is of charter version {version}, this node's is {self._site.charter_version}")
 
     def _instances(self, run: Run, accepted: Accepted) -> list[bytes]:
         """Instances of the aggregates of an exchange, by this node's own record of where it sent bytes: the last one's purpose and weights
@@ -370,14 +367,14 @@ class Hands:
 
     def _trust(self, run: Run) -> Trust:
         """What this node judges a run's sums by."""
-        site, plan = self._site, plan_of(run.state.plan_envelope)
+        site, plan = self._site(run), plan_of(run.state.plan_envelope)
         needed = thresholds.u_min(len(plan.roster), site.colluders)
-        return Trust(site.consortium, run.run, site.coordinator_key, site.members, site.colluders, needed)
+        return Trust(site.consortium, run.run, site.coordinator_key, site.delegators, site.colluders, needed)
 
     def _kept_until(self, run: Run, accepted: Accepted) -> float | None:
         """Until when the coordinator must have the uploads of what was accepted; None for ever."""
         forever = plan_of(run.state.plan_envelope).keep_uploads == "all"
-        return None if forever else accepted.time + self._site.challenge_window_s
+        return None if forever else accepted.time + self._site(run).challenge_window_s
 
     # -- places ----------------------------------------------------------------------------------------------------
 

@@ -31,15 +31,15 @@ from dure.wire.messages import PROTOCOL_VERSION, Directive, Hello, Report, Repor
 from dure_coordinator.app import Coordinator
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Asked
-from dure_coordinator.rpc.server import Limits, TlsFiles, members_port
+from dure_coordinator.rpc.server import Door, Limits, TlsFiles, members_port
 from dure_coordinator.settings import CoordinatorSettings
 from dure_coordinator.storage.store import RunRow, With
-from dure_participant.agent import site_of
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs as inp
 from dure_participant.exchange.site import History
 from dure_participant.exchange.step import begin, step
 from dure_participant.settings import NodeSettings
+from dure_participant.standing import site_of
 from dure_pb.v1 import members_pb2, members_pb2_grpc
 
 NAMES = ("ara", "bora", "chan")
@@ -107,18 +107,20 @@ class Port:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, limits: Limits | None = None) -> AsyncIterator[Port]:
+async def serving(folder: Path, limits: Limits | None = None, names: tuple[str, ...] = NAMES) -> AsyncIterator[Port]:
     """A coordinator on port 0 with mutual TLS."""
-    founded = found(folder)
+    founded = found(folder, names)
     coordinator = await Coordinator.open(founded.hub, CoordinatorSettings())
     coordinator.fleet.on_opened = None
     files = TlsFiles(founded.hub.tls_key_pem, founded.hub.tls_pem + founded.hub.ca_pem)
-    made = members_port(coordinator.fleet, coordinator.fleet.roster, files, "127.0.0.1:0", limits or Limits(), coordinator.log_service())
-    await made.server.start()
+    service = coordinator.log_service()
+    door = Door(lambda at: members_port(coordinator.fleet, coordinator.fleet.roster, files, at, limits or Limits(), service), "127.0.0.1:0")
+    coordinator.door = door
+    await door.open()
     try:
-        yield Port(made.address, founded, coordinator)
+        yield Port(door.port.address, founded, coordinator)
     finally:
-        await made.server.stop(0)
+        await door.port.server.stop(0)
         await coordinator.close()
 
 

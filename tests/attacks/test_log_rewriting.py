@@ -6,26 +6,28 @@ from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.tiny_charter import charter, key_of
 
+from dure.charter.log_keys import log_key
 from dure.errors import DureError
 from dure.statements.kinds import RunApproval
 from dure.statements.statement import Chain, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import LogFiles
 from dure.tlog.merkle import Frontier, consistency_proof, leaf_hash
-from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, SignatureLine, cosign, sign
+from dure.tlog.note import COSIGNATURE_V1, Note, NoteKey, SignatureLine, cosign, sign
 from dure.tlog.witness import AddCheckpoint
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.log import mirror as mirrors
 from dure_participant.log.mirror import EVIDENCE, Mirror, carried
 from dure_participant.store import NodeStore
 
-ORIGIN = "dure/titan/log"
-LOG_KEY = Ed25519PrivateKey.from_private_bytes(b"log" + bytes(29))
-LOG = NoteKey(ORIGIN, ED25519, LOG_KEY.public_key().public_bytes_raw())
+CHARTER = charter()
+LOG_KEY, LOG = key_of("hub log"), log_key(CHARTER.terms)
+ORIGIN = LOG.name
 OWN = Ed25519PrivateKey.from_private_bytes(b"own" + bytes(29))
 OTHER = Ed25519PrivateKey.from_private_bytes(b"other" + bytes(27))
-WITNESS = Ed25519PrivateKey.from_private_bytes(b"witness" + bytes(25))
+WITNESS = key_of("ara witness")
 
 
 def statements(key, count):
@@ -73,8 +75,7 @@ def mirror(tmp_path):
         log=LOG,
         name="ara.titan/witness",
         key=WITNESS,
-        witnesses=(NoteKey("ara.titan/witness", COSIGNATURE_V1, WITNESS.public_key().public_bytes_raw()),),
-        quorum=1,
+        charters=(CHARTER,),
         own=OWN.public_key().public_bytes_raw(),
         store=store,
         folder=tmp_path,
@@ -114,7 +115,9 @@ async def test_a_cosigned_head_is_kept_only_if_it_is_of_the_mirrors_own_history(
 
     def cosigned(of, line):
         note = Note.from_bytes(AddCheckpoint.from_bytes(of.request(0)).checkpoint)
-        return note.with_signatures([line]).to_bytes()
+        text = Checkpoint(ORIGIN, 4, of.roots[4]).text()
+        others = [cosign(text, f"{m}.titan/witness", key_of(f"{m} witness"), 1_700_000_000) for m in ("bora", "chan")]
+        return note.with_signatures([line, *others]).to_bytes()
 
     assert await mirror.learn(cosigned(log, SignatureLine.parse(line.decode().rstrip("\n"))))
     text = Checkpoint(ORIGIN, 4, fork.roots[4]).text()

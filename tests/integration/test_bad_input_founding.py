@@ -39,7 +39,7 @@ MISUSE = {
     "a missing option": ("coordinator init --dir new", "Missing option '--name'", "--help"),
     "a command that is none": ("coordinator serv --dir hub", "No such command 'serv'", "serve"),
     "a draft without join requests": ("charter draft --dir hub", "Missing argument"),
-    "a join request that is not there": ("charter draft gone.json --dir hub", "gone.json is not there", "dure member init"),
+    "a join request that is not there": ("charter draft gone.json --dir hub", "gone.json is not there", "join request"),
     "a join request that is none": ("charter draft text --dir hub", "text is not JSON", "join request"),
     "a proposal nobody drafted": ("charter propose --dir new", "coordinator.json is not there", "dure coordinator init"),
     "publish before propose": ("charter publish krafton/keys/1.root.krafton.sig --dir hub", "2.root.json is not there", "charter propose"),

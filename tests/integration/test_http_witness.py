@@ -18,7 +18,6 @@ from dure.tlog.files import CHECKPOINT
 from dure.tlog.witness import Seen
 from dure_coordinator.app import Coordinator, outside_witnesses
 from dure_coordinator.log import publisher as publishing
-from dure_coordinator.log.charter import enter_charter
 from dure_coordinator.log.witnesses import HttpWitness
 from dure_coordinator.rpc.admin import Admin
 from dure_coordinator.settings import CoordinatorSettings
@@ -56,7 +55,7 @@ async def outside(tmp_path, monkeypatch):
         servers[name] = HttpWitnessServer(tmp_path / f"{name}.seen", log_key(charter.terms), host, key).start()
     urls = {name: server.url for name, server in servers.items()}
     coordinator = await Coordinator.open(founded.hub, CoordinatorSettings(http_witnesses=urls))
-    await enter_charter(coordinator.store, founded.hub)
+    await coordinator.enter_charter()
     yield Outside(founded, coordinator, servers)
     for server in servers.values():
         server.released.set()

@@ -153,7 +153,7 @@ class World:
         self.plan = make_plan(self.members, c, step_name, **plan)
         envelope, self.chain = seal(self.plan, self.coordinator_key, self.chain, self.now)
         self.run = envelope.payload_sha256
-        public = {m: k.public_key().public_bytes_raw() for m, k in self.signing.items()}
+        public = {m: (k.public_key().public_bytes_raw(),) for m, k in self.signing.items()}
         self.facts = RunFacts(
             CONSORTIUM, self.run, self.plan, envelope.to_bytes(), 1, b"h" * 32, public, self.coordinator_key.public_key().public_bytes_raw()
         )
@@ -209,12 +209,10 @@ class World:
             charter_version=1,
             charter_sha256=b"h" * 32,
             colluders=self.plan.colluders,
-            members=self.facts.member_signing_keys,
+            members={m: keys[-1] for m, keys in self.facts.member_signing_keys.items()},
             coordinator_key=self.facts.coordinator_key,
             allow_unrecomputed_bases=True,
-            log_key=self.sim_log.key,
-            witnesses=self.sim_log.witnesses,
-            witness_quorum=self.sim_log.quorum,
+            witnessing=(self.sim_log.witnessing,),
         )
         return SimNode(site, begin(self.run).to_bytes())
 
@@ -552,7 +550,7 @@ class World:
     def recompute(self, member: str, action: act.Recompute) -> Finding:
         """As the agent does it: everything from what the coordinator shows this member, nothing on trust."""
         site = self.nodes[member].site
-        trust = Trust(CONSORTIUM, self.run, site.coordinator_key, site.members, site.colluders, self.plan.u_min)
+        trust = Trust(CONSORTIUM, self.run, site.coordinator_key, self.facts.member_signing_keys, site.colluders, self.plan.u_min)
         for said in view.opened_sums(self.state, member, action.exchange):
             if Envelope.from_bytes(said.aggregate).payload_sha256 == action.aggregate_sha256:
                 break

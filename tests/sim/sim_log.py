@@ -7,6 +7,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dure.charter.log_keys import Witnessing
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.merkle import Frontier, inclusion_proof, leaf_hash
 from dure.tlog.note import COSIGNATURE_V1, ED25519, Note, NoteKey, cosign, sign
@@ -23,12 +24,10 @@ class SimLog:
         self.quorum = quorum
 
     @property
-    def key(self) -> NoteKey:
-        return NoteKey(ORIGIN, ED25519, self._key.public_key().public_bytes_raw())
-
-    @property
-    def witnesses(self) -> tuple[NoteKey, ...]:
-        return tuple(NoteKey(m, COSIGNATURE_V1, k.public_key().public_bytes_raw()) for m, k in self._witnesses.items())
+    def witnessing(self) -> Witnessing:
+        log = NoteKey(ORIGIN, ED25519, self._key.public_key().public_bytes_raw())
+        keys = tuple(NoteKey(m, COSIGNATURE_V1, k.public_key().public_bytes_raw()) for m, k in self._witnesses.items())
+        return Witnessing(log, keys, self.quorum)
 
     def covering(self, entry: bytes, there: Collection[str], now: float) -> bytes | None:
         """A proof of this entry (appended once) under a head cosigned by those who are there; None below the quorum."""

@@ -9,17 +9,17 @@ from dure.statements.kinds import NodeDelegation, RunApproval
 from dure.statements.statement import open_statement
 from dure.wire.messages import Report
 from dure_coordinator.exchange.common import OK, Taken, abort, in_flight, names, refusal_of, refuse, sit_out, with_exchange, with_instance
-from dure_coordinator.exchange.events import Gone, Seen, TakenUp
+from dure_coordinator.exchange.events import Dismissed, Gone, Seen, TakenUp
 from dure_coordinator.exchange.state import Patience, Presence, RunPhase, RunState
 
 
 def take_seen(state: RunState, event: Seen, now: float) -> Taken:
     """A node connected. A higher generation replaces the lower one for good (rule 7)."""
-    signer = state.facts.member_signing_keys.get(event.member)
-    if signer is None:
+    signers = state.facts.member_signing_keys.get(event.member)
+    if signers is None:
         return Taken(state, refuse("member", f"{event.member} is not in this run's roster"))
     try:
-        word = open_statement(event.delegation, NodeDelegation, [signer]).fact
+        word = open_statement(event.delegation, NodeDelegation, signers).fact
     except DureError as e:
         return Taken(state, refusal_of(e))
     if (word.member, word.node_key, word.generation) != (event.member, event.node_key, event.generation):
@@ -48,6 +48,17 @@ def take_gone(state: RunState, event: Gone, now: float) -> Taken:
         return Taken(state)
     until = now + state.patience.gone_grace_s
     return Taken(replace(state, present={**state.present, event.member: replace(known, connected=False, until=until)}))
+
+
+def take_dismissed(state: RunState, event: Dismissed, now: float) -> RunState:
+    """Lost at once, whatever the grace; out of the exchange in flight, unless it has committed: what it signed counts."""
+    known, exchange = state.present.get(event.member), in_flight(state)
+    if known is not None:
+        gone = replace(known, connected=False, lost=True, until=now)
+        state = replace(state, present={**state.present, event.member: gone}, renew=True)
+    if exchange is None or event.member not in exchange.members or (exchange.instance and event.member in exchange.instance.commits):
+        return state
+    return sit_out(state, event.member, exchange.phase.value, event.reason)
 
 
 def take_taken_up(state: RunState, event: TakenUp, now: float) -> RunState:

@@ -31,6 +31,7 @@ from dure_coordinator.exchange.duties import Duty, duties
 from dure_coordinator.exchange.events import (
     Abort,
     Asked,
+    Dismissed,
     Done,
     Event,
     Gone,
@@ -134,6 +135,8 @@ def _take(state: RunState, event: Event, now: float) -> Taken:
             return approving.take_seen(state, event, now)
         case Gone():
             return approving.take_gone(state, event, now)
+        case Dismissed():
+            return Taken(state if over else approving.take_dismissed(state, event, now))
         case TakenUp():
             return Taken(state if over else approving.take_taken_up(state, event, now))
         case Done():

@@ -18,6 +18,7 @@ from dure.wire.messages import Report, ReportKind
 __all__ = [
     "Abort",
     "Asked",
+    "Dismissed",
     "Done",
     "Event",
     "GoOn",
@@ -52,6 +53,14 @@ class Gone:
     """That node's connection ended."""
 
     member: str
+
+
+@dataclass(frozen=True)
+class Dismissed:
+    """That node may take no part any more: it was revoked, or its member left or has other keys. Nobody waits for it."""
+
+    member: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -152,14 +161,15 @@ class Halt:
     reason: str
 
 
-Event = Seen | Gone | TakenUp | Reported | Uploaded | Asked | Done | Tick | Stop | Abort | Pause | GoOn | Halt
+Event = Seen | Gone | Dismissed | TakenUp | Reported | Uploaded | Asked | Done | Tick | Stop | Abort | Pause | GoOn | Halt
 _HEX_FIELDS: dict[type, tuple[str, ...]] = {
     Seen: ("node_key", "delegation"),
     Uploaded: ("instance", "commit"),
     Asked: ("digest", "instruction", "node_values"),
 }
 _KINDS: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Seen, Gone, TakenUp, Reported, Uploaded, Asked, Done, Tick, Stop, Abort, Pause, GoOn, Halt)
+    kind.__name__.lower(): kind
+    for kind in (Seen, Gone, Dismissed, TakenUp, Reported, Uploaded, Asked, Done, Tick, Stop, Abort, Pause, GoOn, Halt)
 }
 
 

@@ -10,7 +10,7 @@ from dure.statements.kinds import RunPlan
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The constants of one run. The engine builds it once from plan and charter; a refold needs the very same."""
+    """The constants of one run. Built from plan and charter; a refold needs the very same, but for keys that came since."""
 
     consortium: bytes
     """16 bytes, the charter's."""
@@ -21,8 +21,9 @@ class RunFacts:
     """DSSE bytes of the plan, as every roster member gets them."""
     charter_version: int
     charter_sha256: bytes
-    member_signing_keys: Mapping[str, bytes]
-    """Per roster member its charter signing key (32 bytes), under which node delegations verify."""
+    member_signing_keys: Mapping[str, tuple[bytes, ...]]
+    """Per roster member every signing key (32 bytes) it had in the plan's charter version or has had since: node delegations verify under
+    one of them. Keys are only ever added, so that the log folds to the same state; whose count now is for the members' port to judge."""
     coordinator_key: bytes
     """32 bytes; every statement a `Sign` duty asks for is signed with it."""
     challenge_window_s: int = 0

@@ -1,12 +1,17 @@
-"""The charter's versions as entries of the log: from each one's index on its keys count."""
+"""The charter as this coordinator obeys it: each version from the index of its entry on."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from hashlib import sha256
 
 from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
+from dure.charter.log_keys import in_force
+from dure.charter.model import Charter
+from dure.charter.succession import signing_keys
+from dure.errors import BadInput, NotAuthorised
 from dure.identity.keys import public_bytes
 from dure.statements.dsse import key_id
 from dure.statements.kinds import CharterVersion
@@ -14,17 +19,81 @@ from dure.statements.statement import read_verified, seal
 from dure_coordinator.storage.store import StatementRow, Store, With
 
 
-async def enter_charter(store: Store, folder: CoordinatorFolder) -> None:
-    """Makes every published version that is no entry yet one, in order. To be called before anything else is signed.
+class Charters:
+    """Every version obeyed so far: those that are entries. Made by `open`; `newer`, `take` and `enter` bring those published since."""
 
-    The versions' own signatures, by k members, are in their files; the entry binds each file byte for byte.
-    """
-    key = folder.signing_key
-    party = key_id(public_bytes(key))
-    entered = {read_verified(row.envelope, CharterVersion).version for row in await store.statements(kind=CharterVersion.kind)}
-    for version, raw in enumerate(folder.versions(), 1):
-        if version in entered:
-            continue
-        fact = CharterVersion(version, root.digest(root.parse(raw)), sha256(raw).digest())
-        envelope, after = seal(fact, key, await store.chain_of(party), time.time())
-        await store.write(b"", With(statements=(StatementRow.of(envelope.to_bytes()),), chain=(party, after)))
+    def __init__(self, store: Store, folder: CoordinatorFolder, roots: tuple[bytes, ...]) -> None:
+        self._store, self._folder, self.roots = store, folder, roots
+        self.all = root.walk_all(self.roots, None)
+        self.positions: list[int] = []
+        """Index of each version's entry, 1 first, as far as they are entries."""
+
+    @staticmethod
+    async def open(store: Store, folder: CoordinatorFolder) -> Charters:
+        """As the log has them; the first version where it has none yet.
+
+        Raises:
+            NotAuthorised: the published file lacks a version that is an entry, or has another one; and as `CoordinatorFolder.charter`.
+        """
+        folder.charter()  # its keys are this coordinator's
+        roots, entered = folder.versions(), await _entered(store)
+        for version, row in entered.items():
+            said = read_verified(row.envelope, CharterVersion)
+            if version > len(roots) or root.digest(root.parse(roots[version - 1])) != said.charter_sha256:
+                raise NotAuthorised(f"{folder.published_path()}: is older than the log, which has version {version} of it; restore it")
+        made = Charters(store, folder, tuple(roots[: max(len(entered), 1)]))
+        await made._find(entered)
+        return made
+
+    @property
+    def newest(self) -> Charter:
+        return self.all[-1]
+
+    def at(self, size: int) -> Charter:
+        """The version by which a head of so many entries is judged."""
+        return in_force(self.all, self.positions, size)
+
+    def signing_keys(self, since: int) -> Mapping[str, tuple[bytes, ...]]:
+        return signing_keys(self.all, since)
+
+    def newer(self) -> tuple[bytes, ...]:
+        """Files of versions published since, verified.
+
+        Raises:
+            NotAuthorised, Refused, BadInput: what is published does not follow from what is obeyed, or names other coordinator keys.
+        """
+        found = root.follow(self.roots, self._folder.versions(), self.all[0].digest)
+        if found and root.walk_all((*self.roots, *found), None)[-1].terms.coordinator != self.newest.terms.coordinator:
+            raise BadInput("the published charter names other coordinator keys; a coordinator's own keys cannot be replaced yet")
+        return found
+
+    def take(self, files: tuple[bytes, ...]) -> None:
+        """From here on these count; their entries are the next thing signed."""
+        self.roots = (*self.roots, *files)
+        self.all = root.walk_all(self.roots, None)
+
+    async def enter(self) -> None:
+        """Makes every version that is no entry yet one, in order. Nothing else may be signed with this coordinator's key meanwhile.
+
+        The versions' own signatures, by k members, are in their files; the entry binds each file byte for byte.
+        """
+        key = self._folder.signing_key
+        party = key_id(public_bytes(key))
+        entered = await _entered(self._store)
+        for version, raw in enumerate(self.roots, 1):
+            if version not in entered:
+                fact = CharterVersion(version, root.digest(root.parse(raw)), sha256(raw).digest())
+                envelope, after = seal(fact, key, await self._store.chain_of(party), time.time())
+                entered[version] = StatementRow.of(envelope.to_bytes())
+                await self._store.write(b"", With(statements=(entered[version],), chain=(party, after)))
+        await self._find(entered)
+
+    async def _find(self, entered: Mapping[int, StatementRow]) -> None:
+        found = [await self._store.log_index(entered[version].digest) for version in sorted(entered)]
+        self.positions = [index for index in found if index is not None]
+
+
+async def _entered(store: Store) -> dict[int, StatementRow]:
+    """Versions that are entries, 1 first."""
+    rows = {read_verified(row.envelope, CharterVersion).version: row for row in await store.statements(kind=CharterVersion.kind)}
+    return dict(sorted(rows.items()))

@@ -32,6 +32,10 @@ class Intake:
             Refused: out of form, or not signed by this node or its member.
             NotAuthorised: Hello is missing.
         """
+        async with self.fleet.gate.passing():
+            return await self._append(caller, raw)
+
+    async def _append(self, caller: Caller, raw: bytes) -> str:
         session = self.fleet.session(caller)
         member_key = self.fleet.roster().members[caller.member].signing_key
         signed = open_any(raw, [session.node_key, member_key])

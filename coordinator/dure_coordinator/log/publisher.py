@@ -17,6 +17,7 @@ from typing import Protocol
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dure.charter.log_keys import Witnessing
 from dure.errors import DureError, Unavailable
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import LogFiles
@@ -68,9 +69,8 @@ class Publisher:
     files: LogFiles
     origin: str
     key: Ed25519PrivateKey
-    keys: Callable[[], tuple[NoteKey, ...]]
-    """The witnesses of the charter in force."""
-    quorum: Callable[[], int]
+    witnessing: Callable[[int], Witnessing]
+    """What makes a head of that size count, by the charter in force at its last entry."""
     reach: Callable[[], Mapping[str, Witness]]
     """Witnesses that can be asked now, by key name."""
     committed: Changes
@@ -150,11 +150,11 @@ class Publisher:
         size = self.files.size
         if size == self.size and (self.confirmed or not size):
             return True
-        checkpoint = Checkpoint(self.origin, size, self.files.root)
+        checkpoint, by = Checkpoint(self.origin, size, self.files.root), self.witnessing(size)
         note = Note(checkpoint.text(), (sign(checkpoint.text(), self.origin, self.key),))
-        note = await self._cosigned(checkpoint, note)
-        signed = note.verify(self.keys())
-        if len(signed) < self.quorum():
+        note = await self._cosigned(checkpoint, note, by)
+        signed = note.verify(by.keys)
+        if len(signed) < by.quorum:
             return False
         await asyncio.to_thread(self.files.publish, note.to_bytes())
         if not self.confirmed and self.before_signing is not None:
@@ -195,9 +195,9 @@ class Publisher:
 
     # -- witnesses -------------------------------------------------------------------------------------------------
 
-    async def _cosigned(self, checkpoint: Checkpoint, note: Note) -> Note:
+    async def _cosigned(self, checkpoint: Checkpoint, note: Note, by: Witnessing) -> Note:
         """The note with the cosignatures of everyone who gave one, as soon as the quorum is there."""
-        keys = {key.name: key for key in self.keys()}
+        keys = {key.name: key for key in by.keys}
         asked = {
             asyncio.ensure_future(self._ask(keys[name], witness, checkpoint, note.to_bytes())): name
             for name, witness in self.reach().items()
@@ -208,7 +208,7 @@ class Publisher:
         lines: list[SignatureLine] = []
         pending = set(asked)
         try:
-            while pending and len(lines) < self.quorum():
+            while pending and len(lines) < by.quorum:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 lines += [line for task in done if (line := task.result()) is not None]
         finally:

@@ -104,7 +104,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         return {
             "name": self._c.folder.name,
             "address": self._c.folder.advertise,
-            "trouble": self._c.fleet.trouble,
+            "trouble": self._c.fleet.trouble or self._c.charter_trouble,
             "charter_version": self._c.charter.version,
             "charter_digest": self._c.charter.digest.hex(),
             "up_s": round(time.time() - self._c.started, 1),

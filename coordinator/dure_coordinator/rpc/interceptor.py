@@ -7,6 +7,8 @@ CA, in its time. What passes is a `Caller`; no handler sees anything of the peer
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import time
 from collections import Counter
@@ -42,6 +44,8 @@ class Authorise(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # untyped ba
         self._calls: Counter[str] = Counter()
         self._papers: tuple[Roster | None, dict[bytes, Papers]] = (None, {})
         """Certificates that passed under this roster: a node sends dozens of calls a round, and reading one takes as long as a report."""
+        self._live: dict[asyncio.Task[Any], tuple[Any, bytes | None]] = {}
+        """Calls under way: their context and certificate."""
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
@@ -57,20 +61,20 @@ class Authorise(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # untyped ba
         if inspect.isasyncgenfunction(behaviour):
 
             async def stream(request: Any, context: Any) -> Any:
-                with self._counted(await self._admit(context, method)):
+                with self._counted(await self._admit(context, method), context):
                     async for answer in behaviour(request, context):
                         yield answer
 
             return stream
 
         async def call(request: Any, context: Any) -> Any:
-            with self._counted(await self._admit(context, method)):
+            with self._counted(await self._admit(context, method), context):
                 return await behaviour(request, context)
 
         return call
 
     async def _admit(self, context: Any, method: str) -> Caller:
-        pem = context.auth_context().get("x509_pem_cert", [None])[0]
+        pem = _certificate(context)
         try:
             caller = in_time(self._read(pem), self._clock())
         except NotAuthorised as e:
@@ -95,12 +99,32 @@ class Authorise(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # untyped ba
         return known[pem]
 
     @contextmanager
-    def _counted(self, caller: Caller) -> Iterator[None]:
+    def _counted(self, caller: Caller, context: Any) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
         self._calls[caller.member] += 1
+        self._live[task] = (context, _certificate(context))
         try:
             yield
         finally:
             self._calls[caller.member] -= 1
+            del self._live[task]
+
+    async def recheck(self) -> None:
+        """Ends every call under way whose caller would not be let in now: the roster or the denylist has changed."""
+        for task, (context, pem) in list(self._live.items()):
+            try:
+                in_time(self._read(pem), self._clock())
+            except NotAuthorised as e:
+                log.warning("members.cut", peer=context.peer(), reason=str(e))
+                with contextlib.suppress(Exception):  # it raises when it has told, and also when the peer is gone already
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, one_line(e))
+                task.cancel()
+
+
+def _certificate(context: Any) -> bytes | None:
+    found: bytes | None = context.auth_context().get("x509_pem_cert", [None])[0]
+    return found
 
 
 def one_line(error: DureError) -> str:

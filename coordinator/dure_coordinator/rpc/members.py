@@ -76,8 +76,9 @@ class Members(rpc.MembersServiceServicer):
             self._fleet.session(caller)
             token = await self._fleet.arrive(caller.member)
         sent: dict[bytes, Directive] = {}
+        era = self._fleet.era
         try:
-            while self._fleet.current(caller.member, token) and not self.draining.is_set():
+            while self._fleet.current(caller.member, token) and self._fleet.era == era and not self.draining.is_set():
                 seen = self._fleet.changes.version
                 for run, directive in self._fleet.directives(caller.member).items():
                     if sent.get(run) != directive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 
 from dure.errors import BadInput, Unavailable
 from dure.statements.dsse import MAX_ENVELOPE_BYTES
@@ -24,7 +26,10 @@ from dure_coordinator.rpc.log import Log
 from dure_coordinator.rpc.members import Members, MembersBulk
 from dure_pb.v1 import log_pb2_grpc, members_pb2_grpc
 
+log = structlog.get_logger()
+
 SLACK_BYTES = 64 * 1024
+REOPEN_S = 0.1
 MOST_UP_BYTES = max(MAX_FRAME_BYTES, BATCH * MAX_ENVELOPE_BYTES, *MAX_BODY_BYTES.values())
 """The largest message a member may send. Down go directives, which are larger: MAX_CONTROL_BYTES."""
 
@@ -59,6 +64,9 @@ class MembersPort:
     server: grpc.aio.Server
     members: Members
     address: str
+    authorise: Authorise
+    anchors: bytes
+    """PEM, as TLS trusts them."""
 
 
 def members_port(
@@ -78,8 +86,39 @@ def members_port(
         log_pb2_grpc.add_LogServiceServicer_to_server(log, server)
     bulk = BulkService(MembersBulk(fleet), member_of, BulkSettings(), fleet.disk_full)
     server.add_generic_rpc_handlers((bulk.handler(),))
-    credentials = grpc.ssl_server_credentials([(tls.key, tls.chain)], roster().anchors(), require_client_auth=True)
-    return MembersPort(server, members, bind(server, listen, credentials))
+    anchors = roster().anchors()
+    credentials = grpc.ssl_server_credentials([(tls.key, tls.chain)], anchors, require_client_auth=True)
+    return MembersPort(server, members, bind(server, listen, credentials), interceptor, anchors)
+
+
+class Door:
+    """The members' port as it is kept open: a server's TLS anchors are fixed, so a charter with other CAs opens it anew.
+
+    (gRPC's dynamic credentials call Python under a lock that the event loop's own thread may wait for: the coordinator stood still.)
+    """
+
+    def __init__(self, make: Callable[[str], MembersPort], listen: str) -> None:
+        """Binds; raises as `members_port`."""
+        self._make = make
+        self.port = make(listen)
+
+    async def open(self) -> None:
+        await self.port.server.start()
+
+    async def renew(self, anchors: bytes) -> None:
+        """The charter or the denylist has changed: whoever may not call any more is cut off, and whoever may can connect."""
+        if anchors == self.port.anchors:
+            await self.port.authorise.recheck()
+            return
+        await self.port.server.stop(0)
+        while True:
+            try:
+                self.port = self._make(self.port.address)
+                break
+            except Unavailable as error:  # the socket is let go of a moment after its server
+                log.warning("members.reopening", reason=str(error))
+                await asyncio.sleep(REOPEN_S)
+        await self.port.server.start()
 
 
 def bind(server: grpc.aio.Server, listen: str, credentials: Any) -> str:

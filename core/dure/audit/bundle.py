@@ -18,6 +18,9 @@ from pathlib import Path
 
 from dure.errors import BadInput, Conflict, DureError
 from dure.identity.files import write_atomic
+from dure.statements.anykind import kind_of
+from dure.statements.dsse import Envelope
+from dure.statements.kinds import CharterVersion
 from dure.tlog.checkpoint import Head
 from dure.tlog.files import CHECKPOINT
 from dure.tlog.tiles import Tile, TileBuilder, TiledTree
@@ -100,6 +103,7 @@ def export(tree: TiledTree, head: Head, roots: Sequence[bytes], out: Path, more:
 
     Args:
         tree: of at least the head's size.
+        roots: every charter version here, 1 first; those whose entry the head covers go into the bundle.
         more: adds further parts to the folder before it gets its name.
 
     Raises:
@@ -110,11 +114,12 @@ def export(tree: TiledTree, head: Head, roots: Sequence[bytes], out: Path, more:
     scratch = out.with_name(f".{out.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        for number, raw in enumerate(roots, 1):
-            write_atomic(scratch / TRUST / f"{number}.root.json", raw)
-        builder = TileBuilder()
+        builder, versions = TileBuilder(), 0
         for entry in tree.entries(0, head.checkpoint.size):
             _write(scratch, builder.append(entry))
+            versions += versions < len(roots) and is_charter(entry)
+        for number, raw in enumerate(roots[: max(versions, 1)], 1):
+            write_atomic(scratch / TRUST / f"{number}.root.json", raw)
         _write(scratch, builder.partial())
         write_atomic(scratch / LOG / CHECKPOINT, head.note.to_bytes())
         more(scratch)
@@ -123,6 +128,14 @@ def export(tree: TiledTree, head: Head, roots: Sequence[bytes], out: Path, more:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return head.checkpoint.size
+
+
+def is_charter(entry: bytes) -> bool:
+    """Whether an entry says of itself that it brings a charter version."""
+    try:
+        return kind_of(Envelope.from_bytes(entry).payload) == CharterVersion.kind
+    except DureError:
+        return False
 
 
 def _write(scratch: Path, tiles: Iterable[tuple[Tile, bytes]]) -> None:

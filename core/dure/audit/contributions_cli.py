@@ -66,7 +66,7 @@ def main(
 
 def versions_of(place: LogPlace) -> list[Charter]:
     """The charter as it was, version by version."""
-    return [charter_root.walk(place.roots[:n], place.pin) for n in range(1, len(place.roots) + 1)]
+    return list(charter_root.walk_all(place.roots, place.pin))
 
 
 def found(tree: TiledTree, versions: list[Charter], run: str, since: str, until: str) -> tuple[Row, ...]:
@@ -218,6 +218,6 @@ def of_bundle(
     result = verify(bundle, wanted)
     must_hold(result)
     roots = bundle.roots()
-    versions = [charter_root.walk(roots[:n], wanted) for n in range(1, len(roots) + 1)]
+    versions = list(charter_root.walk_all(roots, wanted))
     tree = TiledTree(lambda path: bundle.read(f"{bundles.LOG}/{path}"), result.size)
     show(found(tree, versions, run, since, until), "json" if as_json else form, result.size)

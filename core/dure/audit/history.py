@@ -61,6 +61,8 @@ class Run:
     u_min: int
     max_exchanges: int
     outer_step: str
+    charter_version: int
+    charter_sha256: bytes
     approvals: set[str] = field(default_factory=set)
     opened: int = 0
     """Instances."""
@@ -75,7 +77,8 @@ class Run:
     @staticmethod
     def of(plan: kinds.RunPlan) -> Run:
         step = plan.outer_step.name
-        return Run(plan.app_name, plan.rounds, plan.consortium, plan.roster, plan.colluders, plan.u_min, plan.max_exchanges, step)
+        limits = (plan.roster, plan.colluders, plan.u_min, plan.max_exchanges)
+        return Run(plan.app_name, plan.rounds, plan.consortium, *limits, step, plan.charter_version, plan.charter_sha256)
 
 
 @dataclass
@@ -156,6 +159,8 @@ def _open(history: History, said: kinds.InstanceOpen, entry: Entry) -> None:
     must(where.exchange <= run.max_exchanges, "exchange", f"{where.exchange} is above the plan's {run.max_exchanges}")
     must(len(run.approvals) >= run.u_min, "run", f"{len(run.approvals)} members approved, {run.u_min} are needed to open")
     must(list(cohort) == sorted(set(cohort)) and set(cohort) <= run.approvals, "cohort", "names somebody who has not approved")
+    named = (said.charter_version, said.charter_sha256)
+    must(named == (run.charter_version, run.charter_sha256), "charter_version", "is not the one the run was approved under")
     must(len(cohort) >= run.u_min and said.u_min == run.u_min, "u_min", "the cohort is too small")
     must(said.threshold == share_threshold(len(cohort), run.colluders), "threshold", "is not what the cohort needs")
     if said.scales is not None:

@@ -34,6 +34,8 @@ class Party:
     member: str = ""
     node: str = ""
     generation: int = 0
+    delegated_by: bytes = b""
+    """The member's signing key, of a node."""
 
     def __str__(self) -> str:
         return f"{self.member}/{self.node}" if self.role == "node" else self.member or self.role
@@ -63,14 +65,14 @@ class Keys:
         self._enter_charter()
 
     def _enter_charter(self) -> None:
-        """The coordinator's and the members' own keys of the version in force; nodes stay as they were delegated."""
-        nodes = {k: v for k, v in self._parties.items() if v[1].role == "node"}
+        """The coordinator's and the members' own keys of the version in force; nodes go with the signing key that delegated to them."""
         terms = self.charter.terms
+        there = {m.id: m.signing_key for m in terms.members}
+        nodes = {k: v for k, v in self._parties.items() if v[1].role == "node" and there.get(v[1].member) == v[1].delegated_by}
         self._parties = {key_id(terms.coordinator.signing_key): (terms.coordinator.signing_key, Party("coordinator"))}
         for member in terms.members:
             self._parties[key_id(member.signing_key)] = (member.signing_key, Party("member", member.id))
-        there = {m.id for m in terms.members}
-        self._parties |= {k: v for k, v in nodes.items() if v[1].member in there}
+        self._parties |= nodes
         self._node_keys = self._nodes()
 
     def signer(self, key: str) -> tuple[bytes, Party]:
@@ -102,13 +104,13 @@ class Keys:
             raise KeyRefused("seq", f"is {entry.seq} after {following - 1}, or names another predecessor: the chain of {party} has a gap")
         self._chains[entry.key_id] = (following + 1, entry.sha256, entry.time)
         if entry.kind == NodeDelegation.kind:
-            self._delegate(entry.fact, party)
+            self._delegate(entry.fact, party, self._parties[entry.key_id][0])
         elif entry.kind == CharterVersion.kind:
             self._new_version(entry.fact)
         if entry.time <= before - DAY_S:
             raise ClockBack(party, (before - entry.time) / DAY_S)
 
-    def _delegate(self, fact: NodeDelegation, party: Party) -> None:
+    def _delegate(self, fact: NodeDelegation, party: Party, by: bytes) -> None:
         if (party.role, party.member) != ("member", fact.member):
             raise KeyRefused("member", f"{party} cannot delegate for {fact.member}")
         for key, (_, held) in list(self._parties.items()):
@@ -116,7 +118,7 @@ class Keys:
                 if held.generation >= fact.generation:
                     raise KeyRefused("generation", f"{fact.generation} is not above {held.generation}")
                 del self._parties[key]  # one node speaks for a member; the older key ends here
-        self._parties[key_id(fact.node_key)] = (fact.node_key, Party("node", fact.member, fact.node, fact.generation))
+        self._parties[key_id(fact.node_key)] = (fact.node_key, Party("node", fact.member, fact.node, fact.generation, by))
         self._node_keys = self._nodes()
 
     def _new_version(self, fact: CharterVersion) -> None:

@@ -23,10 +23,10 @@ from dure.audit.entry import Entry
 from dure.audit.history import Expired, History
 from dure.audit.keys import DAY_S, ClockBack, Keys
 from dure.charter import root as charter_root
-from dure.charter.log_keys import log_key, witness_keys, witness_quorum
+from dure.charter.log_keys import witnessing
 from dure.charter.model import Charter
 from dure.errors import DureError, NotAuthorised, Refused
-from dure.tlog.checkpoint import Head, open_checkpoint
+from dure.tlog.checkpoint import Head
 from dure.tlog.files import CHECKPOINT
 from dure.tlog.merkle import Frontier
 from dure.tlog.tiles import ENTRIES, WIDTH, HashTiles, Tile
@@ -145,19 +145,20 @@ def _charter(bundle: Bundle, pin: bytes) -> tuple[list[Charter], list[bytes]]:
     found = charter_root.digest(charter_root.parse(roots[0]))
     if found != pin:
         raise WrongPin(f"trust/1.root.json has digest {found.hex()}, pinned is {pin.hex()}: another consortium, or a forgery")
-    return [charter_root.walk(roots[:n], pin) for n in range(1, len(roots) + 1)], roots
+    return list(charter_root.walk_all(roots, pin)), roots
 
 
 def _head(bundle: Bundle, charter: Charter, now: float) -> Head | None:
     """The checkpoint, cosigned by the quorum; in a bundle every line is of a key the charter names, so that none can change unseen.
 
+    The bundle's last version is the one in force at the head's last entry: `_Judging.end` finds one that is in no entry.
     None where there is no checkpoint: the entries can be judged all the same, and that witnesses saw them cannot.
     """
     try:
         raw = bundle.read(f"{LOG}/{CHECKPOINT}")
     except PartMissing:
         return None
-    head = open_checkpoint(raw, log_key(charter.terms), witness_keys(charter.terms), quorum=witness_quorum(charter.terms))
+    head = witnessing(charter.terms).open(raw)
     if head.note.to_bytes() != raw or len(head.note.signatures) != 1 + len(head.cosigned):
         raise Refused(f"{LOG}/{CHECKPOINT}", "has a line that is of no key in the charter, or one twice")
     ahead = max(head.cosigned.values(), default=0) - now

@@ -135,7 +135,7 @@ def _seed(bundle: Bundle, record: RunRecord, charter: Charter) -> bytes:
     if draw is None:
         raise LineageBroken(f"run {record.run.hex()[:12]}", "its plan wants first weights that members draw, and the log has no draw")
     terms = charter.terms
-    keys = {m.id: m.signing_key for m in terms.members}
+    keys = {m.id: (m.signing_key,) for m in terms.members}
     trust = Trust(terms.consortium_id, record.run, terms.coordinator.signing_key, keys, terms.colluders, record.plan.u_min)
     evidence, seeds = (bundle.read(f"{_home(record)}/draw.{what}") for what in ("evidence", "seeds"))
     try:

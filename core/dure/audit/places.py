@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dure.charter import root
 from dure.charter.consortium import ConsortiumFile
-from dure.charter.log_keys import log_key, witness_keys, witness_quorum
+from dure.charter.log_keys import judging, log_key
 from dure.charter.model import Charter
 from dure.errors import BadInput
-from dure.tlog.checkpoint import Head, open_checkpoint
+from dure.tlog.checkpoint import Head
 from dure.tlog.files import CHECKPOINT, COSIGNED, LogFiles
 from dure.tlog.tiles import TiledTree
 
@@ -22,8 +22,13 @@ class LogPlace:
     """A log on this machine, and by which charter it is read."""
 
     directory: Path
-    charter: Charter
+    charters: tuple[Charter, ...]
     roots: tuple[bytes, ...]
+
+    @property
+    def charter(self) -> Charter:
+        """The newest version here."""
+        return self.charters[-1]
 
     @property
     def pin(self) -> bytes:
@@ -49,8 +54,8 @@ class LogPlace:
         path = self.folder / self.head_name
         if not path.exists():
             raise BadInput("the log has no cosigned head here yet; it gets one once enough members' nodes are connected")
-        terms = self.charter.terms
-        return open_checkpoint(path.read_bytes(), log_key(terms), witness_keys(terms), quorum=witness_quorum(terms))
+        raw = path.read_bytes()
+        return judging(self.charters, raw).open(raw)
 
     def tree(self) -> TiledTree:
         """The log's files, checked against the head they were written for; of at least the size of `head`.
@@ -74,4 +79,4 @@ def log_of(directory: Path) -> LogPlace:
     if not path.exists():
         raise BadInput(f"{path} is not there: publish a charter first (`dure charter --help`)")
     file = ConsortiumFile.load(path)
-    return LogPlace(directory, file.charter(None), tuple(file.roots))
+    return LogPlace(directory, file.charters(None), tuple(file.roots))

@@ -11,13 +11,13 @@ import typer
 
 from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.draft import default_toml, joins, terms_from, text_of
+from dure.charter.draft import default_toml, take_in, terms_from, text_of
 from dure.charter.model import check_current, tolerance
+from dure.charter.succession import changes
 from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
 from dure.identity import keys
 from dure.identity.cli import describe
 from dure.identity.files import read, write_atomic
-from dure.identity.member import JoinRequest
 from dure.statements import schema
 
 app = typer.Typer(no_args_is_help=True, help="From join requests to the charter everybody obeys: draft, propose, publish, show.")
@@ -26,29 +26,31 @@ app = typer.Typer(no_args_is_help=True, help="From join requests to the charter 
 @app.command()
 @one_line_errors
 def draft(
-    requests: Annotated[list[Path], typer.Argument(help="Join requests of the members.")],
+    requests: Annotated[list[Path], typer.Argument(help="Requests of the members: to join, to leave, to have their keys replaced.")],
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Take in join requests and write charter.toml for people to edit.
+    """Take in members' requests and write charter.toml for people to edit. Nothing counts before the members have signed it.
 
     Example: dure charter draft *.join.json
+
+    A member that will not leave by itself is taken off the list in charter.toml.
     """
     folder = CoordinatorFolder.load(directory)
-    loaded = {request.member.id: (request, read(path, "a join request")) for path in requests for request in [JoinRequest.load(path)]}
-    everybody = dict(sorted({**joins(folder), **{name: request for name, (request, _) in loaded.items()}}.items()))
     target = directory / "charter.toml"
-    text = default_toml(folder.name, list(everybody.values()), text_of(target) if target.exists() else "")
-    terms = terms_from(folder, text, everybody)  # before anything is written
-    for name, (_, raw) in loaded.items():
-        write_atomic(directory / "joins" / f"{name}.join.json", raw)
+    before = text_of(target) if target.exists() else ""
+    taken = take_in(folder, requests, before)
+    text = default_toml(folder.name, list(taken.members.values()), before)
+    terms = terms_from(folder, text, taken.members)  # before anything is written
+    taken.keep(directory / "joins")
     write_atomic(target, text.encode())
     if as_json:
-        show_json({"draft": str(target), "members": list(everybody), "tolerance": tolerance(terms)})
+        show_json({"draft": str(target), "members": list(taken.members), "tolerance": tolerance(terms), "said": taken.said})
         return
-    for request in everybody.values():
+    for request in taken.members.values():
         say(f"  {request.member.id:<32} {keys.words(request.digest)}")
-    say(tolerance(terms))
+    for line in [*taken.said, tolerance(terms)]:
+        say(line)
     say(f"next: compare the fingerprints by telephone, edit {target}, then `dure charter propose`")
 
 
@@ -69,10 +71,13 @@ def propose(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     raw = before if before is not None and root.terms_of(root.parse(before)) == terms else root.propose(terms, version, now)
     write_atomic(path, raw)
     digest = root.digest(root.parse(raw)).hex()
+    what = [] if version == 1 else changes(folder.charter().terms, terms) or ["nothing changes but the charter's term"]
     if as_json:
-        show_json({"proposal": str(path), "version": version, "digest": digest, "tolerance": tolerance(terms)})
+        show_json({"proposal": str(path), "version": version, "digest": digest, "tolerance": tolerance(terms), "changes": what})
         return
     say(f"{path}: version {version}, digest {digest}")
+    for line in what:
+        say(f"  {line}")
     if before not in (None, raw):
         say("it replaces an earlier proposal with other terms: signatures over that one no longer count")
     say(tolerance(terms))
@@ -94,11 +99,13 @@ def publish(
     version = len(folder.versions()) + 1
     published = f"version {version - 1} is in force; " if version > 1 else ""
     raw = read(folder.root_path(version), f"a proposal: {published}make one with `dure charter propose`")
-    charter = folder.publish(raw, {path.name: read(path, "a signature of `dure member sign`") for path in signatures})
+    charter = folder.publish(raw, {str(path): read(path, "a signature of `dure member sign`") for path in signatures})
     if as_json:
         show_json({"version": charter.version, "digest": charter.digest.hex(), "consortium": str(folder.published_path())})
         return
     say(f"charter version {charter.version} is in force, digest {charter.digest.hex()}")
+    if version > 1:
+        say("a coordinator that serves obeys it within seconds, and so does every node that is connected")
     say(f"next: send {folder.published_path()} to every member, and `dure coordinator serve`")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dure.charter import root
@@ -32,6 +33,15 @@ class ConsortiumFile:
     def charter(self, pin: bytes | None) -> Charter:
         """The newest version, verified from the pinned first one. Raises as `root.walk`."""
         return root.walk(self.roots, pin)
+
+    def charters(self, pin: bytes | None) -> tuple[Charter, ...]:
+        """Every version, verified from the pinned first one. Raises as `root.walk_all`."""
+        return root.walk_all(self.roots, pin)
+
+    def followed_by(self, offered: Sequence[bytes], pin: bytes) -> ConsortiumFile | None:
+        """This file with the newer versions a peer shows; None where it shows none. Raises as `root.follow`."""
+        newer = root.follow(self.roots, offered, pin)
+        return replace(self, roots=(*self.roots, *newer)) if newer else None
 
     def write(self, path: Path) -> None:
         body = {

@@ -84,12 +84,16 @@ class CoordinatorFolder:
         file = self.published()
         if file is None:
             raise BadInput(f"{self.published_path()} is not there: publish a charter first (`dure charter --help`)")
-        charter = file.charter(None)
+        charter = self.charters()[-1]
         if charter.terms.coordinator.signing_key != keys.public_bytes(self.signing_key):
             raise NotAuthorised(
                 f"{self.published_path()} names another coordinator's key; put back this consortium's file, or the keys it names"
             )
         return charter
+
+    def charters(self) -> tuple[Charter, ...]:
+        """Every published version, verified from the first, which this coordinator made itself."""
+        return root.walk_all(self.versions(), None)
 
     @staticmethod
     def create(directory: Path, name: str, advertise: str, now: float) -> CoordinatorFolder:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.model import CharterCoordinator, Terms, check_terms
+from dure.charter.model import CharterCoordinator, CharterMember, Terms, check_terms
 from dure.errors import BadInput
 from dure.identity import keys
-from dure.identity.files import read
+from dure.identity.files import read, read_json, write_atomic
 from dure.identity.member import JoinRequest
+from dure.identity.requests import LEAVES, REPLACES, LeaveRequest, ReplaceRequest
 from dure.secagg.thresholds import default_colluders
 from dure.statements import schema
 
@@ -83,6 +85,67 @@ def joins(folder: CoordinatorFolder) -> dict[str, JoinRequest]:
     """The join requests taken in so far, by member id."""
     found = [JoinRequest.load(path) for path in sorted((folder.directory / "joins").glob("*.join.json"))]
     return {request.member.id: request for request in found}
+
+
+@dataclass(frozen=True)
+class TakenIn:
+    """Members' requests, judged; nothing is written before `keep`."""
+
+    members: dict[str, JoinRequest]
+    """Whom the draft will name, by id."""
+    said: list[str]
+    """What the requests ask for, one line each, where it is more than to join."""
+    files: dict[str, bytes]
+    """Join requests to keep, by member."""
+    left: list[str]
+
+    def keep(self, folder: Path) -> None:
+        for name, raw in self.files.items():
+            write_atomic(folder / f"{name}.join.json", raw)
+        for name in self.left:
+            (folder / f"{name}.join.json").unlink(missing_ok=True)
+
+
+def take_in(folder: CoordinatorFolder, paths: Sequence[Path], before: str) -> TakenIn:
+    """Join, leave and replacement requests.
+
+    Args:
+        before: the draft before, "" for none: whom people took off its list stays off.
+
+    Raises:
+        BadInput, NotAuthorised: a request is out of form, or not signed by whose it is.
+    """
+    known = joins(folder)
+    named = parse_toml(before, "charter.toml").get("members", ()) if before else known
+    taken = TakenIn({m: known[m] for m in known if m in named}, [], {}, [])
+    for path in paths:
+        body = read_json(path, "a join request, or a member's request to leave or to replace its keys")
+        if LEAVES in body:
+            member = _of_charter(folder, path, str(body[LEAVES]))
+            LeaveRequest.load(path, member, folder.charters()[0].digest)
+            taken.members.pop(member.id, None)
+            taken.left.append(member.id)
+            taken.said.append(f"{member.id} LEAVES, by its own request")
+            continue
+        if REPLACES in body:
+            asked = ReplaceRequest.load(path, _of_charter(folder, path, str(body["id"])))
+            request = asked.request
+            by = "its old governance key signed this" if asked.old_signature else "NOT signed by its old key: be sure whom you talk to"
+            taken.said.append(f"{request.member.id}'s keys are REPLACED ({by})")
+        else:
+            request = JoinRequest.load(path)
+        taken.members[request.member.id] = request
+        taken.files[request.member.id] = request.to_bytes()
+    ordered = dict(sorted(taken.members.items()))
+    taken.members.clear()
+    taken.members.update(ordered)
+    return taken
+
+
+def _of_charter(folder: CoordinatorFolder, path: Path, name: str) -> CharterMember:
+    if not folder.versions():
+        raise BadInput(f"{path}: no charter is published yet, so nobody can leave it or have keys in it replaced")
+    return folder.charter().member(name)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

@@ -133,14 +133,20 @@ def check_terms(terms: Terms) -> None:
             raise BadInput("colluders: at least 2 where a member's organisation runs the coordinator, since it counts as one of them")
 
 
+class CharterExpired(BadInput):
+    """The newest charter version has run out: nothing new begins under it, what began and every audit goes on."""
+
+    exit_code = 8
+
+
 def check_current(charter: Charter, now: float) -> None:
     """That new things may begin under this version; what began before, and an audit, goes on.
 
     Raises:
-        BadInput: it has expired.
+        CharterExpired: it has expired.
     """
     if now >= charter.expires:
-        raise BadInput(expired(charter.version))
+        raise CharterExpired(expired(charter.version))
 
 
 def expired(version: int) -> str:

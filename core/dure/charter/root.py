@@ -169,8 +169,8 @@ def _signed_enough(by: Metadata[Root], metadata: Metadata[Root], whose: str) -> 
         ) from None
 
 
-def walk(roots: Sequence[bytes], pin: bytes | None) -> Charter:
-    """The newest version, verified step by step from the first, whose digest was pinned out of band.
+def walk_all(roots: Sequence[bytes], pin: bytes | None) -> tuple[Charter, ...]:
+    """Every version, verified step by step from the first, whose digest was pinned out of band.
 
     Args:
         roots: every version's file, 1 first.
@@ -182,19 +182,56 @@ def walk(roots: Sequence[bytes], pin: bytes | None) -> Charter:
     """
     if not roots:
         raise BadInput("charter: no version is there; has it been published?")
-    parsed = [parse(raw) for raw in roots]
-    if pin is not None and digest(parsed[0]) != pin:
-        raise NotAuthorised(
-            f"charter version 1 has digest {digest(parsed[0]).hex()}, pinned is {pin.hex()}: another consortium, or a forgery"
-        )
-    for index, metadata in enumerate(parsed):
+    found: list[Charter] = []
+    before: Metadata[Root] | None = None
+    for index, raw in enumerate(roots):
+        metadata = parse(raw)
+        if before is None and pin is not None and digest(metadata) != pin:
+            raise NotAuthorised(
+                f"charter version 1 has digest {digest(metadata).hex()}, pinned is {pin.hex()}: another consortium, or a forgery"
+            )
         if metadata.signed.version != index + 1:
             raise NotAuthorised(f"charter: version {index + 1} expected, {metadata.signed.version} found")
-        if index:
-            _signed_enough(parsed[index - 1], metadata, "the previous version's")
+        if before is not None:
+            _signed_enough(before, metadata, "the previous version's")
         _signed_enough(metadata, metadata, "its own")
-        terms = terms_of(metadata)
-        if terms.consortium_id != terms_of(parsed[0]).consortium_id:
+        found.append(_charter(metadata))
+        if found[-1].terms.consortium_id != found[0].terms.consortium_id:
             raise Refused(f"{FIELD}.consortium_id", "a later version is of another consortium")
-    newest = parsed[-1]
-    return Charter(newest.signed.version, digest(newest), newest.signed.expires.replace(tzinfo=UTC).timestamp(), terms_of(newest))
+        before = metadata
+    return tuple(found)
+
+
+def _charter(metadata: Metadata[Root]) -> Charter:
+    expires = metadata.signed.expires.replace(tzinfo=UTC).timestamp()
+    return Charter(metadata.signed.version, digest(metadata), expires, terms_of(metadata))
+
+
+def walk(roots: Sequence[bytes], pin: bytes | None) -> Charter:
+    """The newest version; raises as `walk_all`."""
+    return walk_all(roots, pin)[-1]
+
+
+def follow(known: Sequence[bytes], offered: Sequence[bytes], pin: bytes) -> tuple[bytes, ...]:
+    """What a peer shows beyond the versions this role has: the newer files, none if there are none.
+
+    Args:
+        known: every version's file that was verified before, 1 first.
+        offered: what the peer says they are, 1 first. Nothing of it is believed.
+
+    Raises:
+        NotAuthorised: it shows fewer versions, another one of a number known here, or one that too few signed.
+        Refused, BadInput: a version is out of form or its terms cannot hold.
+    """
+    if tuple(offered) == tuple(known):
+        return ()
+    if len(offered) < len(known):
+        raise NotAuthorised(
+            f"charter: {len(offered)} versions are shown, {len(known)} were seen here already: whoever was voted out would be back"
+        )
+    for number, (mine, theirs) in enumerate(zip(known, offered, strict=False), 1):
+        if mine != theirs and digest(parse(mine)) != digest(parse(theirs)):
+            raise NotAuthorised(f"charter version {number} is another one than was seen here: two histories of one consortium")
+    newer = tuple(offered[len(known) :])
+    walk_all((*known, *newer), pin)
+    return newer

@@ -11,14 +11,17 @@ import typer
 
 from dure.charter import root
 from dure.charter.consortium import ConsortiumFile
-from dure.charter.model import Terms, tolerance
+from dure.charter.model import Charter, Terms, tolerance
+from dure.charter.succession import changes
 from dure.console import DEFAULT_DIR, AsJson, Dir, Yes, first_use, one_line_errors, say, show_json
 from dure.errors import BadInput, NotAuthorised, Refused
 from dure.identity import keys
+from dure.identity.changes_cli import register
 from dure.identity.files import read, write_atomic
 from dure.identity.member import JoinRequest, MemberFolder
 
 app = typer.Typer(no_args_is_help=True, help="An organisation's own keys, and its say about the charter. Keys never leave this machine.")
+register(app)
 
 
 @app.command()
@@ -70,6 +73,9 @@ def describe(terms: Terms, version: int, digest: bytes) -> list[str]:
 @one_line_errors
 def sign(
     proposal: Annotated[Path, typer.Argument(help="N.root.json, from the administrator.")],
+    consortium: Annotated[
+        Path | None, typer.Option(help="For later versions: the consortium file in force; default: consortium.json beside the proposal.")
+    ] = None,
     directory: Dir = DEFAULT_DIR,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -78,7 +84,8 @@ def sign(
 
     Example: dure member sign 1.root.json
 
-    Signing version 1 also pins it: your nodes will obey this charter and versions that follow from it.
+    Signing version 1 also pins it: your nodes will obey this charter and versions that follow from it. A later version shows what it
+    changes; it counts once enough members have signed it, whoever leaves or is removed included.
     """
     folder = MemberFolder.load(directory)
     raw = read(proposal, PROPOSAL)
@@ -87,12 +94,14 @@ def sign(
     except Refused as error:
         raise BadInput(f"{proposal}: {error.why}; expected {PROPOSAL}") from None
     terms, version, digest = root.terms_of(metadata), metadata.signed.version, root.digest(metadata)
-    if folder.member not in terms.members:
+    before = None if version == 1 else _in_force(folder, proposal, consortium or proposal.with_name("consortium.json"), terms, version)
+    if folder.member not in terms.members and (before is None or folder.member not in before.members):
         raise NotAuthorised(
             f"{proposal}: does not have {folder.member.id} with the keys in {directory}; do not sign it, ask the administrator"
         )
+    what = [] if before is None else changes(before.terms, terms) or ["nothing changes but the charter's term"]
     if not as_json:
-        for line in describe(terms, version, digest):
+        for line in [*describe(terms, version, digest), *(f"  {line}" for line in what)]:
             say(line)
     if not yes and not typer.confirm("Have you compared the fingerprints, and sign this for your organisation?"):
         raise BadInput("not signed")
@@ -101,9 +110,25 @@ def sign(
     path = directory / f"{version}.root.{folder.member.id}.sig"
     write_atomic(path, root.sign(raw, folder.member.id, folder.governance_key))
     if as_json:
-        show_json({"signature": str(path), "version": version, "digest": digest.hex()})
+        show_json({"signature": str(path), "version": version, "digest": digest.hex(), "changes": what})
     else:
         say(f"signed: {path}; send it to the administrator")
+
+
+def _in_force(folder: MemberFolder, proposal: Path, consortium: Path, terms: Terms, version: int) -> Charter:
+    """The version before the proposed one, verified from what this member pinned."""
+    if folder.pin is None:
+        raise NotAuthorised(
+            f"{folder.directory} has pinned no charter: get the digest of version 1 from another member, then `dure member trust DIGEST`"
+        )
+    if not consortium.exists():
+        raise BadInput(f"{proposal} is version {version}: give the consortium file in force with --consortium, to see what it changes")
+    before = ConsortiumFile.load(consortium).charter(folder.pin)
+    if version != before.version + 1 or terms.consortium_id != before.terms.consortium_id:
+        raise BadInput(
+            f"{proposal}: version {version} does not follow version {before.version} in {consortium}; ask for the newest of both"
+        )
+    return before
 
 
 @app.command()

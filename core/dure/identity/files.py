@@ -51,7 +51,12 @@ def whole_or_nothing(directory: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: object) -> None:
     """A small public JSON file people may read."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """As `write_json` writes it."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def read(path: Path, what: str) -> bytes:

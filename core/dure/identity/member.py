@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from dure.charter.model import Charter, CharterMember
 from dure.errors import BadInput, NotAuthorised
 from dure.identity import keys, tls
-from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
+from dure.identity.files import json_bytes, read, read_json, whole_or_nothing, write_atomic, write_json
 from dure.statements import schema
 from dure.statements.dsse import canonical_json
 from dure.statements.statement import Chain
@@ -38,7 +38,10 @@ class JoinRequest:
         return keys.fingerprint(canonical_json(schema.encode(self.member)))
 
     def write(self, path: Path) -> None:
-        write_json(path, {**schema.encode(self.member), "signature": self.signature.hex()})
+        write_atomic(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        return json_bytes({**schema.encode(self.member), "signature": self.signature.hex()})
 
     @staticmethod
     def load(path: Path) -> JoinRequest:
@@ -139,7 +142,11 @@ class MemberFolder:
         if not path.exists():
             return 1, Chain()
         body = read_json(path, WHAT, "generation", "seq", "prev")
-        return int(body["generation"]) + 1, Chain(int(body["seq"]), bytes.fromhex(body["prev"]))
+        return int(body["generation"]) + 1, Chain(int(body["seq"]), bytes.fromhex(body["prev"]) if body["prev"] else None)
+
+    def begin_at(self, generation: int) -> None:
+        """Node generations of these keys, which have signed nothing yet, go on above this one."""
+        write_json(self.directory / "chain.json", {"generation": generation, "seq": 0, "prev": None})
 
     def record_delegation(self, generation: int, chain: Chain, envelope: bytes) -> None:
         """Persist what was signed, and that it was, before the delegation leaves this folder."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.charter.consortium import ConsortiumFile
-from dure.charter.model import Charter
+from dure.charter.model import Charter, CharterMember
 from dure.errors import BadInput, Conflict, NotAuthorised
 from dure.identity import keys, tls
 from dure.identity.delegation import delegate, verify_delegation
 from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
 from dure.identity.member import MemberFolder
+from dure.statements.dsse import Envelope, key_id
 from dure.statements.kinds import NodeDelegation
 
 WHAT = "a node's folder, made with `dure node init`"
@@ -37,11 +39,18 @@ class NodeIdentity:
     delegation: bytes
     """DSSE envelope of the member's word for it."""
     delegated: NodeDelegation
-    charter: Charter
-    """Verified from the pinned version 1."""
+    charters: tuple[Charter, ...]
+    """Every version, verified from the pinned version 1."""
     pin: bytes
     address: str
     """host:port of the coordinator."""
+    ended: str = ""
+    """Why this node can take no part any more under the newest version; "" while it can."""
+
+    @property
+    def charter(self) -> Charter:
+        """The newest version this node has: the one it obeys."""
+        return self.charters[-1]
 
     @property
     def witness_key(self) -> Ed25519PrivateKey:
@@ -64,6 +73,19 @@ class NodeIdentity:
     @property
     def coordinator_ca_pem(self) -> bytes:
         return self.charter.terms.coordinator.ca_pem.encode()
+
+    def followed(self, offered: Sequence[bytes]) -> NodeIdentity:
+        """Who this node is under the charter versions its coordinator shows: newer ones that rightly follow are durable when this returns.
+
+        Raises:
+            NotAuthorised, Refused, BadInput: they do not follow from those seen before; nothing is changed then.
+        """
+        path = self.directory / "consortium.json"
+        newer = ConsortiumFile.load(path).followed_by(offered, self.pin)
+        if newer is None:
+            return self
+        newer.write(path)
+        return load_node(self.directory)
 
     def __repr__(self) -> str:
         return f"NodeIdentity({self.member}/{self.node})"
@@ -135,6 +157,8 @@ def _make_node(member: MemberFolder, directory: Path, node: str, file: Consortiu
 def load_node(directory: Path) -> NodeIdentity:
     """Open a node's folder; the charter is walked anew from the pinned version.
 
+    A node whose member left, or has other keys by now, opens all the same, with the reason in `ended`: what it did can be looked at.
+
     Raises:
         BadInput: it is none, or a file is damaged.
         NotAuthorised: charter or delegation do not verify.
@@ -142,12 +166,27 @@ def load_node(directory: Path) -> NodeIdentity:
     body = read_json(directory / "node.json", WHAT, "member", "node")
     pin = bytes.fromhex(read(directory / "pin", WHAT).decode().strip())
     file = ConsortiumFile.load(directory / "consortium.json")
-    charter = file.charter(pin)
-    member = charter.member(str(body["member"]))
+    charters = file.charters(pin)
     delegation = read(directory / "delegation.json", WHAT)
+    member, ended = _standing(charters, str(body["member"]), Envelope.from_bytes(delegation))
     delegated = verify_delegation(delegation, member=member.id, signing_key=member.signing_key, now=None)
     key = keys.load_signing_key(directory / "node.key")
     if delegated.node_key != keys.public_bytes(key):
         raise NotAuthorised(f"{directory / 'delegation.json'}: is for another node key")
     keys.load_tls_key(directory / "tls.key")  # not only once it dials
-    return NodeIdentity(directory, member.id, str(body["node"]), key, delegation, delegated, charter, pin, file.address)
+    return NodeIdentity(directory, member.id, str(body["node"]), key, delegation, delegated, charters, pin, file.address, ended)
+
+
+def _standing(charters: Sequence[Charter], name: str, delegation: Envelope) -> tuple[CharterMember, str]:
+    """The member as the newest version has it that knows the key which delegated; and why its node is over under the newest of all."""
+    signers = {key for key, _ in delegation.signatures}
+    known = [m for charter in charters for m in charter.members if m.id == name and key_id(m.signing_key) in signers]
+    newest = charters[-1]
+    if not known:
+        return newest.member(name), ""  # its signature will not verify
+    now = next((m for m in newest.members if m.id == name), None)
+    if now is None:
+        return known[-1], f"charter version {newest.version} has {name} no more: its nodes' work is over, what they did stays valid"
+    if any(getattr(now, field) != getattr(known[-1], field) for field in ("signing_key", "witness_key", "ca_pem")):
+        return known[-1], f"charter version {newest.version} replaces {name}'s keys: make a new node with them (`dure node init`)"
+    return now, ""

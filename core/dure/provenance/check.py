@@ -13,7 +13,7 @@ from pathlib import Path
 from dure.audit.bundle import TRUST
 from dure.audit.report import PROVED, SIGNED, UNCHECKED, Row
 from dure.charter import root as charter_root
-from dure.charter.log_keys import log_key, witness_keys, witness_quorum
+from dure.charter.log_keys import judging
 from dure.charter.model import Charter
 from dure.errors import Refused
 from dure.identity import tls
@@ -156,19 +156,21 @@ def check_release(folder: Path, pin: bytes, progress: Progress = lambda _name: N
         raise NotSigned(f"{EVIDENCE}/{ATTESTATION}: members signed another release than this folder holds")
     signers = signers_of(envelope, charter)
     check_enough(signers, charter)
-    published = _check_logged(folder, candidate, charter_root.walk(roots, pin), envelope, signers)
+    published = _check_logged(folder, candidate, charter_root.walk_all(roots, pin), envelope, signers)
     _check_evidence_names(folder, len(roots))
     return published
 
 
-def _check_logged(folder: Path, candidate: Candidate, newest: Charter, envelope: Envelope, signers: tuple[str, ...]) -> Published:
+def _check_logged(
+    folder: Path, candidate: Candidate, charters: tuple[Charter, ...], envelope: Envelope, signers: tuple[str, ...]
+) -> Published:
     raw = read(folder / EVIDENCE / ENTRY, "the release's entry of the log")
     entry = open_statement(raw, ReleasePublished, [candidate.charter.terms.coordinator.signing_key]).fact
     if check_published(entry, candidate.charter) != candidate.release or envelope_of(entry, candidate.charter) != envelope:
         raise NotSigned(f"{EVIDENCE}/{ENTRY}: publishes another release, or other signatures")
     proof = TlogProof.from_bytes(read(folder / EVIDENCE / PROOF, "the proof that the release is in the log"))
-    terms = newest.terms
-    head = proof.verify(raw, log_key(terms), witness_keys(terms), quorum=witness_quorum(terms))
+    by = judging(charters[candidate.charter.version - 1 :], proof.checkpoint)
+    head = proof.verify(raw, by.log, by.keys, quorum=by.quorum)
     if candidate.facts.log.size > proof.index:
         raise Refused(f"{EVIDENCE}/{PROOF}", "the release is in the log before the entries that it is drawn from")
     return Published(candidate, signers, proof.index, head.checkpoint.size, tuple(sorted(head.cosigned)))

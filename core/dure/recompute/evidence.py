@@ -70,8 +70,8 @@ class Trust:
     consortium: bytes
     run: bytes
     coordinator_key: bytes
-    signing_keys: Mapping[str, bytes]
-    """Per member, 32 bytes: delegates to node keys."""
+    signing_keys: Mapping[str, tuple[bytes, ...]]
+    """Per member the keys, 32 bytes each, that delegated to its node keys while the run went on: one, unless it was replaced."""
     colluders: int
     u_min: int
 
@@ -137,8 +137,8 @@ def _judge_open(
 
 def _node_key(member: str, evidence: Evidence, trust: Trust, at: int) -> bytes:
     """The node key this member's charter key delegated to, at that time."""
-    signer = trust.signing_keys.get(member)
-    word = open_statement(evidence.delegations[member], NodeDelegation, [signer] if signer else []).fact
+    signers = trust.signing_keys.get(member, ())
+    word = open_statement(evidence.delegations[member], NodeDelegation, signers).fact
     _same(f"delegations.{member}", word.member, member, "names another member")
     if not word.not_before <= at < word.not_after:
         raise Refused(f"delegations.{member}", "was not valid when the instance was opened")

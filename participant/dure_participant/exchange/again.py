@@ -41,7 +41,7 @@ def _judge_form(site: Site, fact: EarlierSum) -> None:
     where = InstanceId.decode(fact.instance)
     if (where.consortium, where.purpose.value) != (site.consortium, fact.purpose):
         raise Refused("base.earlier", "has an instance of another consortium or purpose than it says")
-    if list(fact.survivors) != sorted(set(fact.survivors)) or not set(fact.survivors) <= set(site.members):
+    if list(fact.survivors) != sorted(set(fact.survivors)) or not set(fact.survivors) <= {*site.members, *site.former}:
         raise Refused("base.earlier", "has survivors that are not distinct members in order")
 
 

@@ -22,7 +22,7 @@ from dure_participant.exchange.inputs import Recomputed
 from dure_participant.exchange.rules import payload_sha256
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import InstanceWork, NodeRunState, OwnDispute, SeenDispute
-from dure_participant.exchange.turn import Turn, known_instances, plain, same, sit_out
+from dure_participant.exchange.turn import Turn, known_instances, plain, same, signing_key, sit_out
 
 GARBAGE = "recomputation agrees with the coordinator: some member's upload was garbage, who sent it cannot be known"
 KEPT = 64
@@ -126,7 +126,7 @@ def _take_dispute(turn: Turn, digest: bytes, envelope: bytes, delegation: bytes)
     author = read_verified(envelope, Dispute).member  # a claim, until the next two lines
     if author not in turn.plan.roster:
         raise Refused("disputes", f"{author} is not in this run's roster")
-    delegated = open_statement(delegation, NodeDelegation, [turn.site.members[author]]).fact
+    delegated = open_statement(delegation, NodeDelegation, [signing_key(turn.site, author)]).fact
     word = open_statement(envelope, Dispute, [delegated.node_key]).fact
     same("disputes.run", (word.run, delegated.member), (turn.state.run, author), "is of another run or member")
     if author == turn.site.member:

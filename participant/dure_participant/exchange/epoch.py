@@ -13,7 +13,7 @@ from dure.statements.kinds import NodeDelegation, RunPlan
 from dure.statements.statement import open_statement
 from dure.wire.messages import Directive
 from dure_participant.exchange.state import EpochWork, NodeRunState
-from dure_participant.exchange.turn import Turn, document, lose, same
+from dure_participant.exchange.turn import Turn, document, lose, same, signing_key
 
 
 def follow_advert(turn: Turn, directive: Directive) -> None:
@@ -79,12 +79,15 @@ def delegated_keys(turn: Turn, members: tuple[str, ...], documents: Mapping[str,
     """Node key of each member, as its signing key in the pinned charter delegated it. Lower generations than seen are refused."""
     found = {}
     for member in members:
-        word = open_statement(document(documents, f"delegation/{member}"), NodeDelegation, [turn.site.members[member]]).fact
+        signer = signing_key(turn.site, member)
+        word = open_statement(document(documents, f"delegation/{member}"), NodeDelegation, [signer]).fact
         same(f"delegation/{member}", word.member, member, "names another member")
         if not word.not_before <= turn.now < word.not_after:
             raise Refused(f"delegation/{member}", "has run out or is not yet valid")
         if word.generation < turn.state.generations.get(member, 0):
             raise Refused(f"delegation/{member}", "is of an older generation than this node has seen")
+        if word.node_key in turn.site.ended_keys:
+            raise Refused(f"delegation/{member}", "is of a key that was revoked, or replaced")
         turn.change(generations={**turn.state.generations, member: word.generation})
         found[member] = word.node_key
     same(f"delegation/{turn.site.member}", found[turn.site.member], turn.site.node_key.public_key().public_bytes_raw())

@@ -54,6 +54,9 @@ def follow_execute(turn: Turn, directive: Directive) -> None:
     if state.frozen:
         sit_out(turn, f"is frozen here: {state.frozen}")
         return
+    if turn.site.barred:
+        sit_out(turn, turn.site.barred)
+        return
     try:
         _may_take_part(turn, fresh)
         may_begin(turn, fresh)

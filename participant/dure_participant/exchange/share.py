@@ -71,6 +71,8 @@ def _judge(turn: Turn, exchange: ExchangeWork, epoch: EpochWork, directive: Dire
         )
     if turn.site.member not in cohort or not set(cohort) <= set(epoch.members) or len(cohort) < turn.u_min:
         raise Refused("members", f"must be at least {turn.u_min} members of epoch {epoch.number} with this one among them")
+    if ended := [m for m in cohort if m not in turn.site.members or epoch.node_keys[m] in turn.site.ended_keys]:
+        raise Refused("members", f"{ended[0]} may take no part any more: it left, or its node's key was revoked or replaced")
     if doubted := [m for m in cohort if turn.state.doubted.get(m) == epoch.number]:
         raise Refused("members", f"{doubted[0]} is refused for epoch {epoch.number}: its node's key signed two histories (rule 7)")
     if where.attempt >= MAX_ATTEMPTS:

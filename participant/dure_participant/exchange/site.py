@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dure.charter.log_keys import Witnessing
 from dure.statements.schema import Hex, Items, Pattern, Range
-from dure.tlog.note import NoteKey
 
 
 @dataclass(frozen=True)
 class Site:
-    """Constants of one node; built by the agent from its settings and the pinned charter."""
+    """What one run may rely on without asking; built by the agent from its settings and the charter.
+
+    Limits and thresholds are of the version the run was approved under; who may take part is by the newest version this node has.
+    """
 
     consortium: bytes
     member: str
@@ -26,17 +29,21 @@ class Site:
     charter_version: int
     charter_sha256: bytes
     colluders: int
-    """The pinned charter's c; thresholds are recomputed from it, never taken from the plan."""
+    """The charter's c; thresholds are recomputed from it, never taken from the plan."""
     members: Mapping[str, bytes]
-    """Signing key (32 bytes) of every charter member."""
+    """Signing key (32 bytes) of every member there is now."""
     coordinator_key: bytes
     """The charter's coordinator signing key, 32 bytes."""
-    log_key: NoteKey
-    """The charter's key of the log."""
-    witnesses: tuple[NoteKey, ...]
-    """The members' witness keys."""
-    witness_quorum: int
-    """How many of them make a head that counts."""
+    witnessing: tuple[Witnessing, ...]
+    """What makes a head count, by the newest version first; back to the run's own, under which a head may have been cosigned."""
+    delegators: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    """Per member every signing key it has had since the run's version: one of them delegated whatever node took part."""
+    former: frozenset[str] = frozenset()
+    """Who was a member in an earlier version and is none now."""
+    ended_keys: frozenset[bytes] = frozenset()
+    """Node keys that were revoked, or whose member has another signing key by now: nothing is shared with them any more."""
+    barred: str = ""
+    """Why no further exchange begins in this run: the newest version does not allow what it was approved for. "" where it does."""
     charter_expires: float = float("inf")
     """Unix seconds; past it no plan is approved, while runs that began go on."""
     w_max: int = 2**40

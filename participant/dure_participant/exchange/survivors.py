@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from dure.secagg import instance as sums
 from dure.secagg.certificate import verify_certificate
 from dure.statements.kinds import InstanceCommit, InstanceSurvivors
 from dure.statements.statement import Signed, open_statement
+from dure.tlog.checkpoint import CheckpointRefused
 from dure.tlog.proof import TlogProof
 from dure.wire.messages import Directive
 from dure_participant.exchange.again import judge_set
@@ -92,8 +94,12 @@ def judge_proof(turn: Turn, envelope: bytes, proof: bytes) -> None:
 
     Without it a coordinator could show two quorums' worth of members different histories and open in the dark.
     """
-    site = turn.site
-    TlogProof.from_bytes(proof).verify(envelope, site.log_key, site.witnesses, quorum=site.witness_quorum)
+    shown, (newest, *earlier) = TlogProof.from_bytes(proof), turn.site.witnessing
+    for by in reversed(earlier):
+        with contextlib.suppress(CheckpointRefused):
+            shown.verify(envelope, by.log, by.keys, quorum=by.quorum)
+            return
+    shown.verify(envelope, newest.log, newest.keys, quorum=newest.quorum)
 
 
 def take_certificates(turn: Turn, envelopes: bytes) -> None:

@@ -104,6 +104,13 @@ def same(field_name: str, got: Any, expected: Any, why: str = "") -> None:
         raise Refused(field_name, why or "is not what this node knows")
 
 
+def signing_key(site: Site, member: str) -> bytes:
+    """The key that delegates for a member; `Refused` for one that left."""
+    if member not in site.members:
+        raise Refused("members", f"{member} is no member of the charter any more")
+    return site.members[member]
+
+
 def document(documents: Mapping[str, bytes], name: str) -> bytes:
     if name not in documents:
         raise Refused(name, "is absent from the directive")

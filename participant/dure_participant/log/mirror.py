@@ -17,14 +17,15 @@ from typing import IO
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dure.errors import DureError
+from dure.charter.log_keys import in_force, judging, witnessing
+from dure.charter.model import Charter
 from dure.identity.files import write_atomic
-from dure.statements.dsse import Envelope, key_id
-from dure.tlog.checkpoint import Checkpoint, open_checkpoint
+from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import COSIGNED, LogFiles
 from dure.tlog.merkle import Frontier, frontier_at, leaf_hash, root_at
 from dure.tlog.note import Note, NoteKey, SignatureLine
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
+from dure_participant.log.following import Followed, Follower
 from dure_participant.store import NodeStore
 
 log = structlog.get_logger()
@@ -60,19 +61,24 @@ class Mirror:
     """The witness's key name."""
     key: Ed25519PrivateKey | None
     """None: this member's witness is elsewhere; the mirror follows heads that a quorum cosigned, and cosigns none."""
-    witnesses: tuple[NoteKey, ...]
-    quorum: int
     own: bytes
     """This node's public key: whose statements must not be missing."""
+    charters: tuple[Charter, ...]
+    """Every version this node has verified, 1 first; replaced when it learns of a newer one."""
     store: NodeStore
     folder: Path
     """Where evidence is kept."""
     clock: Callable[[], float] = time.time
+    on_news: Callable[[], None] = lambda: None
+    """Called when entries ended a node key, on the event loop."""
 
     def __post_init__(self) -> None:
         self._turn = asyncio.Lock()
         self._acknowledged: list[tuple[float, int]] = []
         """(monotonic seconds, own statements acknowledged by then), oldest first."""
+        self._follower = Follower(self.own, self.store.statement, lambda: self.charters)
+        self.followed = self._noted()
+        """What the mirror says, as far as it was read."""
 
     @property
     def seen(self) -> Seen:
@@ -101,7 +107,7 @@ class Mirror:
         Raises:
             NoteRefused, CheckpointRefused: not a head of this log with a quorum.
         """
-        head = open_checkpoint(raw, self.log, self.witnesses, quorum=self.quorum)
+        head = judging(self.charters, raw).open(raw)
         size = head.checkpoint.size
         if self.key is None and fetch is not None and size > self.seen.size:
             async with self._turn:
@@ -110,7 +116,10 @@ class Mirror:
                 except WitnessRefused as refused:
                     await asyncio.to_thread(self._keep, AddCheckpoint(self.seen.size, (), raw).to_bytes(), refused)
                     return False
-        if size > self.seen.size or await asyncio.to_thread(self._root_at, size) != head.checkpoint.root:
+        if size > self.followed.size:
+            return False
+        head = witnessing(in_force(self.charters, self.followed.versions, size).terms).open(raw)
+        if await asyncio.to_thread(self._root_at, size) != head.checkpoint.root:
             return False
         await asyncio.to_thread(write_atomic, self.files.folder / COSIGNED, raw)
         return True
@@ -129,13 +138,16 @@ class Mirror:
 
     async def _keep_head(self, checkpoint: Checkpoint, note: Note, fetch: Fetch) -> None:
         """Takes in what is below a head, then the head itself; all of it is on disk when this returns."""
-        own = await self._take_in(checkpoint, fetch, await asyncio.to_thread(self._owed))
+        followed = await self._take_in(checkpoint, fetch, await asyncio.to_thread(self._owed))
         await asyncio.to_thread(self.files.publish, note.to_bytes())
-        await asyncio.to_thread(self.store.set_fact, FACT, {"size": checkpoint.size, "own": own, "time": self.clock()})
+        await asyncio.to_thread(self.store.set_fact, FACT, {**followed.to_json(), "time": self.clock()})
+        news, self.followed = followed.ended != self.followed.ended, followed
+        if news:
+            self.on_news()
 
-    async def _take_in(self, checkpoint: Checkpoint, fetch: Fetch, must: int) -> int:
-        """Reads the new entries, checks them, writes them; returns how many of this node's there are then."""
-        start, own = self.seen.size, await asyncio.to_thread(self._own_so_far)
+    async def _take_in(self, checkpoint: Checkpoint, fetch: Fetch, must: int) -> Followed:
+        """Reads the new entries, checks them, writes them; what is known then."""
+        start, followed = self.seen.size, await asyncio.to_thread(self._so_far)
         with tempfile.TemporaryFile(dir=self.folder) as spool:
             frontier = await asyncio.to_thread(frontier_at, self.files.tree(start).node, start) if start else Frontier()
             async for entry in fetch(start, checkpoint.size):
@@ -143,13 +155,13 @@ class Mirror:
                     raise WitnessRefused(422, f"more entries came than the {checkpoint.size} that the log signed", evidence=True)
                 _put(spool, entry)
                 frontier.extend([leaf_hash(entry)])
-                own = self._follow_own(entry, own)
+                followed = self._follower.take(followed, entry)
             if (frontier.size, frontier.root()) != (checkpoint.size, checkpoint.root):
                 raise WitnessRefused(422, "the entries do not give the root that the log signed", evidence=True)
-            if own < must:
-                raise WitnessRefused(422, f"this member's statement {own} was acknowledged and is not in the log", evidence=True)
+            if followed.own < must:
+                raise WitnessRefused(422, f"this member's statement {followed.own} was acknowledged and is not in the log", evidence=True)
             await asyncio.to_thread(self.files.grow, _read(spool, self.files.size - start))
-        return own
+        return followed
 
     def _owed(self) -> int:
         """Own statements that must be under any head asked about now: acknowledged longer ago than a head is ever under way."""
@@ -160,27 +172,21 @@ class Mirror:
             self._acknowledged = [(now - UNDER_WAY_S, ripe[-1]), *[a for a in self._acknowledged if a[0] > now - UNDER_WAY_S]]
         return ripe[-1] if ripe else 0
 
-    def _follow_own(self, entry: bytes, own: int) -> int:
-        """The count of own statements after this entry; each must be the very one this node signed under that number."""
+    def _noted(self) -> Followed:
+        """What was noted when the head cosigned last was; nothing where there is no note that can be read."""
         try:
-            envelope = Envelope.from_bytes(entry)
-        except DureError:
-            return own  # somebody else's; whoever audits the log names it
-        if envelope.signatures[0][0] != key_id(self.own):
-            return own
-        if entry != self.store.statement(own):
-            raise WitnessRefused(422, f"an entry under this node's key is not its statement {own}", evidence=True)
-        return own + 1
+            return Followed.from_json(self.store.fact(FACT) or {})
+        except (KeyError, ValueError, TypeError):
+            return Followed()
 
-    def _own_so_far(self) -> int:
-        """Own statements in the mirror; counted anew where the note about it is of another size."""
-        fact = self.store.fact(FACT) or {}
-        if fact.get("size") == self.seen.size:
-            return int(fact["own"])
-        own = 0
-        for entry in self.files.tree(self.seen.size).entries() if self.seen.size else ():
-            own = self._follow_own(entry, own)
-        return own
+    def _so_far(self) -> Followed:
+        """What the mirror says; read anew where the note about it is of another size."""
+        found = self._noted()
+        if found.size != self.seen.size:
+            found = Followed()
+            for entry in self.files.tree(self.seen.size).entries() if self.seen.size else ():
+                found = self._follower.take(found, entry)
+        return found
 
     def _keep(self, raw: bytes, refused: WitnessRefused) -> None:
         """The log was caught: the request, which bears its signature, is kept beside the head cosigned before."""

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.blobs import DiskFull
+from dure.charter.log_keys import Witnessing
 from dure.errors import DureError, Unavailable
 from dure.statements.dsse import seal_payload
 from dure.tlog.checkpoint import open_checkpoint
@@ -274,8 +275,7 @@ def publisher(store, tmp_path, members):
         files=LogFiles(tmp_path / "log", LOG),
         origin=ORIGIN,
         key=KEY,
-        keys=lambda: tuple(m.note_key for m in members),
-        quorum=lambda: 4,
+        witnessing=lambda _size: Witnessing(LOG, tuple(m.note_key for m in members), 4),
         reach=lambda: {m.name: m for m in members},
         committed=Changes(),
     )
@@ -286,7 +286,7 @@ async def test_a_head_is_published_once_the_quorum_cosigned_and_proves_its_entri
     members[4].asleep = True
     assert await publisher.publish()
     proof = await publisher.covering(statement(3).digest)
-    head = proof.verify(statement(3).envelope, LOG, publisher.keys(), quorum=4)
+    head = proof.verify(statement(3).envelope, LOG, publisher.witnessing(4).keys, quorum=4)
     assert (head.checkpoint.size, sorted(head.cosigned)) == (7, ["m0", "m1", "m2", "m3"])
 
 
@@ -360,7 +360,7 @@ async def test_entries_that_come_while_witnesses_think_are_in_the_next_head(stor
     async with asyncio.timeout(20):
         for n in range(12):
             proof = await publisher.covering(statement(n).digest)
-            proof.verify(statement(n).envelope, LOG, publisher.keys(), quorum=4)
+            proof.verify(statement(n).envelope, LOG, publisher.witnessing(4).keys, quorum=4)
     running.cancel()
 
 

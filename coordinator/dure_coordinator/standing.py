@@ -1,0 +1,117 @@
+"""Who may take part from now on: a newer charter version comes into force, and what follows from it for nodes and runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dure.charter.succession import barred
+from dure.errors import DureError, Refused
+from dure.statements.kinds import NodeDelegation
+from dure.statements.statement import open_statement
+from dure_coordinator.callers import Roster
+from dure_coordinator.engine import RunEngine
+from dure_coordinator.exchange.events import Halt, Tick
+from dure_coordinator.exchange.state import RunPhase
+
+if TYPE_CHECKING:
+    from dure_coordinator.app import Coordinator
+
+log = structlog.get_logger()
+
+LOOK_S = 1.0
+"""How often a serving coordinator looks for what `dure charter publish` wrote."""
+
+
+async def watch(coordinator: Coordinator) -> None:
+    """Obeys versions as they are published, until cancelled; one that cannot be obeyed is said once and shown by status."""
+    seen: object = None
+    while True:
+        await asyncio.sleep(LOOK_S)
+        now = await asyncio.to_thread(_stamp, coordinator)
+        if now == seen:
+            continue
+        seen = now
+        try:
+            await obey(coordinator)
+            coordinator.charter_trouble = ""
+        except DureError as error:
+            coordinator.charter_trouble = f"the published charter is not obeyed: {error}"
+            log.error("charter.not_obeyed", reason=str(error))
+
+
+def _stamp(coordinator: Coordinator) -> object:
+    try:
+        found = coordinator.folder.published_path().stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+async def obey(coordinator: Coordinator) -> None:
+    """Takes versions published since: their entries are the first thing of a new order, and nobody they left out gets anything in after.
+
+    Raises:
+        DureError: what is published cannot be obeyed; everything is as before.
+    """
+    newer = await asyncio.to_thread(coordinator.charters.newer)
+    if not newer:
+        return
+    await coordinator.publisher.may_sign()
+    async with coordinator.fleet.gate.closed():
+        coordinator.charters.take(newer)
+        await coordinator.enter_charter()
+        coordinator.roster_changed()
+        await refit(coordinator)
+        await settle(coordinator)
+    log.info("charter.in_force", version=coordinator.charter.version, sha256=coordinator.charter.digest.hex())
+    if coordinator.door is not None:
+        await coordinator.door.renew(coordinator.roster.anchors())
+    await coordinator.fleet.new_era()
+
+
+async def refit(coordinator: Coordinator) -> None:
+    """Open runs learn the members' newer keys."""
+    fleet = coordinator.fleet
+    for engine in _open(coordinator):
+        row = fleet.rows[engine.run]
+        await engine.refit(fleet.logic_of(fleet.facts_of(row, fleet.plan_of(row))))
+        await engine.submit(Tick())
+
+
+async def settle(coordinator: Coordinator) -> None:
+    """Nodes that may take no part any more are out, and runs that the charter in force does not allow end after their round."""
+    fleet, roster = coordinator.fleet, coordinator.roster
+    known = {m: s.delegation for m, s in fleet.sessions.items()}
+    for engine in _open(coordinator):
+        known |= {m: p.delegation for m, p in engine.state.present.items() if m not in known}
+    await fleet.dismiss({m: why for m, delegation in known.items() if (why := why_out(roster, m, delegation))})
+    for engine in _open(coordinator):
+        if why := _why_over(coordinator, engine):
+            await engine.submit(Halt(why))
+
+
+def _open(coordinator: Coordinator) -> Iterator[RunEngine]:
+    return (engine for engine in list(coordinator.fleet.runs.values()) if not engine.ended)
+
+
+def _why_over(coordinator: Coordinator, engine: RunEngine) -> str:
+    plan, newest = engine.state.facts.plan, coordinator.charter.version
+    if engine.state.phase is RunPhase.APPROVING and plan.charter_version < newest:
+        return f"charter version {newest} came into force before enough members had approved; start the run again"
+    return barred(plan, coordinator.charters.all)
+
+
+def why_out(roster: Roster, member: str, delegation: bytes) -> str:
+    """Why a node with this delegation may take no part; "" if it may."""
+    found = roster.members.get(member)
+    if found is None:
+        return f"{member} is no member of charter version {roster.version}"
+    try:
+        open_statement(delegation, NodeDelegation, [found.signing_key])
+    except Refused:
+        return f"charter version {roster.version} replaces the keys of {member}"
+    return ""

@@ -1,0 +1,132 @@
+"""What the entries of the log say that this node acts on: its own statements, charter versions, and node keys that ended. No I/O.
+
+Whoever cosigns a head answers for its history: an entry that brings another charter than the one this node verified is not cosigned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dure.charter.log_keys import in_force
+from dure.charter.model import Charter
+from dure.errors import DureError
+from dure.statements.anykind import kind_of
+from dure.statements.dsse import Envelope, key_id
+from dure.statements.kinds import CharterVersion, NodeDelegation
+from dure.statements.statement import open_statement
+from dure.tlog.witness import WitnessRefused
+
+Held = tuple[bytes, int, bytes]
+"""(node key, generation, signing key that delegated)."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What the first `size` entries say."""
+
+    size: int = 0
+    own: int = 0
+    """This node's statements among them."""
+    versions: tuple[int, ...] = ()
+    """Index of each charter version's entry, 1 first."""
+    nodes: Mapping[str, Held] = field(default_factory=dict)
+    """Member -> the node that speaks for it."""
+    ended: frozenset[bytes] = frozenset()
+    """Node keys that may speak no more, though nothing newer took their place."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "own": self.own,
+            "versions": list(self.versions),
+            "nodes": {m: [key.hex(), generation, signer.hex()] for m, (key, generation, signer) in self.nodes.items()},
+            "ended": sorted(key.hex() for key in self.ended),
+        }
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> Followed:
+        """As `to_json` wrote it; KeyError or ValueError for anything else."""
+        nodes = {m: (bytes.fromhex(key), int(generation), bytes.fromhex(by)) for m, (key, generation, by) in body["nodes"].items()}
+        ended = frozenset(bytes.fromhex(key) for key in body["ended"])
+        return Followed(int(body["size"]), int(body["own"]), tuple(map(int, body["versions"])), nodes, ended)
+
+
+@dataclass(frozen=True)
+class Follower:
+    """Reads entries in order.
+
+    Args:
+        own: this node's public key.
+        statement: what this node signed under a number; None for one it has not.
+        charters: every version it has verified, 1 first.
+    """
+
+    own: bytes
+    statement: Callable[[int], bytes | None]
+    charters: Callable[[], Sequence[Charter]]
+
+    def take(self, so_far: Followed, entry: bytes) -> Followed:
+        """What is known after one more entry.
+
+        Raises:
+            WitnessRefused: nobody should cosign a head with this entry below it.
+        """
+        after = replace(so_far, size=so_far.size + 1)
+        try:
+            envelope = Envelope.from_bytes(entry)
+        except DureError:
+            return after  # somebody else's; whoever audits the log names it
+        signer = envelope.signatures[0][0]
+        if signer == key_id(self.own):
+            return replace(after, own=self._own(so_far.own, entry))
+        terms = in_force(self.charters(), so_far.versions, so_far.size).terms
+        if signer == key_id(terms.coordinator.signing_key):
+            return self._coordinators(after, envelope, terms.coordinator.signing_key)
+        members = {key_id(m.signing_key): (m.id, m.signing_key) for m in terms.members}
+        return self._members(after, envelope, *members[signer]) if signer in members else after
+
+    def _own(self, number: int, entry: bytes) -> int:
+        if entry != self.statement(number):
+            raise WitnessRefused(422, f"an entry under this node's key is not its statement {number}", evidence=True)
+        return number + 1
+
+    def _coordinators(self, after: Followed, envelope: Envelope, key: bytes) -> Followed:
+        if b"urn:dure:charter:" not in envelope.payload:
+            return after
+        try:
+            fact = open_statement(envelope, CharterVersion, [key]).fact
+        except DureError:
+            return after
+        number, known = len(after.versions) + 1, self.charters()
+        if fact.version > len(known):
+            raise WitnessRefused(422, f"charter version {fact.version} is not known to this node yet; it hears of it when it connects anew")
+        if fact.version != number or fact.charter_sha256 != known[number - 1].digest:
+            raise WitnessRefused(422, f"the log's charter version {fact.version} is not the one this node verified", evidence=True)
+        return _under(replace(after, versions=(*after.versions, after.size - 1)), known[number - 1])
+
+    def _members(self, after: Followed, envelope: Envelope, member: str, key: bytes) -> Followed:
+        try:
+            if kind_of(envelope.payload) != NodeDelegation.kind:
+                return after
+            fact = open_statement(envelope, NodeDelegation, [key]).fact
+        except DureError:
+            return after
+        held = after.nodes.get(member)
+        if fact.member != member or (held is not None and held[1] >= fact.generation):
+            return after
+        return replace(after, nodes={**after.nodes, member: (fact.node_key, fact.generation, key)})
+
+
+def _under(so_far: Followed, charter: Charter) -> Followed:
+    """Node keys end with the signing key that delegated to them."""
+    signing = {m.id: m.signing_key for m in charter.members}
+    over = {member: held for member, held in so_far.nodes.items() if signing.get(member) != held[2]}
+    nodes = {member: held for member, held in so_far.nodes.items() if member not in over}
+    return replace(so_far, nodes=nodes, ended=so_far.ended | {held[0] for held in over.values()})
+
+
+def ended_keys(so_far: Followed, newest: Charter) -> frozenset[bytes]:
+    """Node keys nothing may be shared with any more, the newest charter version being obeyed before its entry is read."""
+    return _under(so_far, newest).ended

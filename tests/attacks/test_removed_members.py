@@ -1,0 +1,160 @@
+"""Whoever a newer charter version removes is cut off at once and gets nothing more into the log; nodes go by what they verified."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import grpc
+import pytest
+from attacks.ports import Founded, Port, found, hands, sends, serving
+
+from dure.charter import root
+from dure.charter.consortium import ConsortiumFile
+from dure.errors import BadInput, DureError, NotAuthorised
+from dure.identity.node import load_node
+from dure.statements.kinds import CharterVersion
+from dure.statements.statement import read_verified
+from dure.wire.control import decode_hello_reply, encode_hello
+from dure.wire.messages import PROTOCOL_VERSION, Hello, ReportKind
+from dure_coordinator import standing
+from dure_pb.v1 import log_pb2, log_pb2_grpc
+
+NAMES = ("ara", "bora", "chan", "dana")
+
+
+def publish(founded: Founded, number: int, signers: tuple[str, ...] = NAMES, **changes: object) -> bytes:
+    """A further version, signed and published; its file."""
+    before = founded.hub.versions()
+    raw = root.propose(replace(root.terms_of(root.parse(before[-1])), **changes), number, datetime.now(UTC))
+    founded.hub.publish(raw, {n: root.sign(raw, n, founded.members[n].governance_key) for n in signers})
+    return founded.hub.versions()[-1]
+
+
+def without(founded: Founded, name: str) -> dict[str, object]:
+    terms = founded.hub.charter().terms
+    return {"members": tuple(m for m in terms.members if m.id != name), "k": 2}
+
+
+async def test_a_removed_member_is_cut_off_at_once_and_gets_nothing_more_into_the_log(tmp_path):
+    """Without the recheck of live calls its streams would go on; without the roster its next call would be let in."""
+    async with serving(tmp_path, names=NAMES) as port, hands(port, *NAMES) as nodes:
+        await port.coordinator.start()
+        engine = await port.start_run()
+        dana = nodes[-1]
+        approval = (await dana.go(sends(ReportKind.APPROVAL))).report
+        assert (await dana.report(approval)).accepted
+        publish(port.founded, 2, **without(port.founded, "dana"))
+        await standing.obey(port.coordinator)
+        with pytest.raises(grpc.aio.AioRpcError) as cut:
+            await asyncio.wait_for(dana.following, 10)
+        assert cut.value.code() is grpc.StatusCode.UNAUTHENTICATED and "dana.titan is no member of charter version 2" in cut.value.details()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await log_pb2_grpc.LogServiceStub(dana.channel).Append(log_pb2.AppendRequest(envelopes=[approval.body]))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "before enough members had approved" in engine.label[1]
+        # The others' streams end too: they greet again, and are given the version.
+        await asyncio.wait_for(nodes[0].following, 10)
+        ara = nodes[0].identity
+        said = Hello(PROTOCOL_VERSION, ara.charter.digest, ara.delegation, "test")
+        reply = decode_hello_reply(await nodes[0].stub.Hello(encode_hello(said)))
+        assert ara.followed(reply.charter_roots).charter.version == 2
+        assert load_node(ara.directory).charter.version == 2, "it is on disk before it is obeyed"
+        rows = await port.coordinator.store.statements(kind=CharterVersion.kind)
+        assert [read_verified(r.envelope, CharterVersion).version for r in rows] == [1, 2]
+        assert port.coordinator.charters.positions == [0, await port.coordinator.store.log_index(rows[1].digest)]
+
+
+async def test_what_is_on_its_way_when_a_version_comes_is_taken_in_before_it_or_not_at_all(tmp_path):
+    """Without the gate a statement judged under the old version could become an entry after the new one, under a key that ended."""
+    async with serving(tmp_path, names=NAMES) as port, hands(port, "dana") as (dana,):
+        await port.coordinator.start()
+        await port.start_run()
+        report = (await dana.go(sends(ReportKind.APPROVAL))).report
+        publish(port.founded, 2, **without(port.founded, "dana"))
+        async with port.coordinator.fleet.gate.passing():
+            obeying = asyncio.create_task(standing.obey(port.coordinator))
+            await asyncio.sleep(0.2)
+            assert not obeying.done() and port.coordinator.charter.version == 1
+            late = asyncio.create_task(dana.report(report))
+            await asyncio.sleep(0.2)
+        await asyncio.wait_for(obeying, 10)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await late
+        assert await port.coordinator.store.statements(kind="run-approval") == []
+
+
+async def test_a_version_that_does_not_follow_is_not_obeyed(tmp_path):
+    """What lies in the coordinator's folder is believed as little as what a peer shows."""
+    async with serving(tmp_path, names=NAMES) as port:
+        await port.coordinator.start()
+        folder = port.founded.hub
+        good = folder.versions()
+        publish(port.founded, 2, w_max=7)
+        hub = replace(root.terms_of(root.parse(good[0])).coordinator, log_key=b"k" * 32)
+        for wrong in ((good[0], good[0]), good[:1] + folder.versions()[1:] * 2):
+            ConsortiumFile("titan", "127.0.0.1:1", tuple(wrong)).write(folder.published_path())
+            with pytest.raises((NotAuthorised, BadInput)):
+                await standing.obey(port.coordinator)
+        ConsortiumFile("titan", "127.0.0.1:1", tuple(good)).write(folder.published_path())
+        raw = root.propose(replace(root.terms_of(root.parse(good[0])), coordinator=hub), 2, datetime.now(UTC))
+        folder.publish(raw, {n: root.sign(raw, n, port.founded.members[n].governance_key) for n in NAMES})
+        with pytest.raises(BadInput, match="cannot be replaced yet"):
+            await standing.obey(port.coordinator)
+        assert port.coordinator.charter.version == 1 and port.coordinator.roster.version == 1
+
+
+async def test_a_member_with_new_keys_is_let_in_under_them_and_not_under_the_old(tmp_path):
+    """TLS anchors are those of the version in force: the port is opened anew for a CA it did not know."""
+    from dure.identity.node import create_node
+    from dure.identity.requests import replace_keys
+
+    async with serving(tmp_path, names=NAMES) as port:
+        founded, coordinator = port.founded, port.coordinator
+        await coordinator.start()
+        new = replace_keys(tmp_path / "new", founded.members["bora"].member, founded.members["bora"], 1, time.time())
+        terms = founded.hub.charter().terms
+        publish(founded, 2, members=tuple(new.member if m.id == "bora" else m for m in terms.members), signers=("ara", "chan", "dana"))
+        await standing.obey(coordinator)
+        old = founded.nodes["bora"]
+        founded.nodes["bora"] = create_node(new.directory, tmp_path / "bora2", "n1", founded.hub.published_path(), now=time.time())
+        again = Port(coordinator.door.port.address, founded, coordinator)
+        async with hands(again, "ara", "bora") as (_, bora):
+            assert bora.identity.delegated.generation > old.delegated.generation
+            founded.nodes["bora"] = old
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                async with hands(again, "bora"):
+                    pass
+            assert "not issued by that member's CA" in refused.value.details()
+
+
+def test_a_node_takes_no_charter_that_does_not_follow_from_its_own(tmp_path):
+    """Rollback, a fork, a version too few signed, another consortium: the node's file stays as it was."""
+    founded = found(tmp_path / "c", NAMES)
+    one = founded.hub.versions()[0]
+    two = publish(founded, 2, w_max=7)
+    three = publish(founded, 3, w_max=8)
+    terms = root.terms_of(root.parse(one))
+    fork = root.propose(replace(terms, w_max=9), 2, datetime.now(UTC))
+    fork = root.merge(fork, {n: root.sign(fork, n, founded.members[n].governance_key) for n in NAMES}, one)
+    few = root.propose(replace(terms, w_max=9), 3, datetime.now(UTC))
+    few = root.merge(few, {n: root.sign(few, n, founded.members[n].governance_key) for n in NAMES[:1]}, two)
+    other = found(tmp_path / "other", NAMES)
+    node = founded.nodes["ara"].followed((one, two))
+    assert node.charter.version == 2
+    for wrong in ((one,), (), (one, fork), (one, fork, three), (one, two, few), (one, two, two), (one, two, b"{}"), other.hub.versions()):
+        with pytest.raises(DureError):
+            node.followed(tuple(wrong))
+        assert load_node(node.directory).charter.digest == node.charter.digest
+    assert node.followed((one, two)) is node
+    assert node.followed((one, two, three)).charter.terms.w_max == 8
+
+
+def test_a_node_that_its_own_version_removes_says_so_and_can_still_be_looked_at(tmp_path):
+    founded = found(tmp_path / "c", NAMES)
+    publish(founded, 2, **without(founded, "dana"))
+    gone = founded.nodes["dana"].followed(tuple(founded.hub.versions()))
+    assert "charter version 2 has dana no more" in gone.ended
+    assert founded.nodes["ara"].followed(tuple(founded.hub.versions())).ended == ""
