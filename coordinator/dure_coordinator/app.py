@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -115,7 +116,15 @@ def roster_of(charters: Charters) -> Roster:
     current = {m.ca_pem for m in members.values()}
     former = {m.ca_pem.encode() for earlier in charters.all for m in earlier.members} - current
     digests = frozenset(c.digest for c in charters.all)
-    return Roster(charter.terms.consortium_id, charter.version, charter.digest, charters.roots, members, digests, tuple(sorted(former)))
+    return Roster(
+        charter.terms.consortium_id,
+        charter.version,
+        charter.digest,
+        charters.roots,
+        members,
+        digests,
+        former_cas=tuple(sorted(former)),
+    )
 
 
 async def check_own(store: Store, roots: tuple[bytes, ...]) -> None:
@@ -175,6 +184,8 @@ class Coordinator:
     """Of models that apps were asked about, by code and settings (`forecasting.key_of`)."""
     door: Door | None = None
     """The members' port, once it is open."""
+    cutting: asyncio.Task[None] | None = None
+    """Ends the calls of a revoked node."""
     charter_trouble: str = ""
     """Why a published charter version is not obeyed."""
 
@@ -253,7 +264,8 @@ class Coordinator:
         made = cls(
             folder, settings, charters, roster_of(charters), store, blobs, spools, journals, fleet, duties, publisher, witnesses, retention
         )
-        fleet.on_opened = made.start_serverapp
+        made.roster = replace(made.roster, revoked=await standing.revoked_in(store))
+        fleet.on_opened, fleet.on_revoked = made.start_serverapp, partial(standing.revoke, made)
         await fleet.load()
         return made
 
@@ -404,7 +416,7 @@ class Coordinator:
 
     def roster_changed(self) -> None:
         """The port and the witnesses go by the charter in force from here on."""
-        self.roster = roster_of(self.charters)
+        self.roster = replace(roster_of(self.charters), revoked=self.roster.revoked)
         self.witnesses.fixed = outside_witnesses(self.charter, self.settings)
 
     async def start(self) -> None:

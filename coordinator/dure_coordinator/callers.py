@@ -11,6 +11,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from dure.errors import NotAuthorised
+from dure.identity.tls import BACKDATE
+from dure.statements.kinds import NodeRevocation
 
 _SPIFFE = re.compile(r"spiffe://(?P<host>[a-z0-9-]{1,32}\.[a-z0-9.-]{1,200})/node/(?P<node>[A-Za-z0-9._-]{1,64})")
 
@@ -39,8 +41,14 @@ class Roster:
     members: Mapping[str, Member]
     digests: frozenset[bytes]
     """Of every version: a node that has another one is of another consortium."""
+    revoked: tuple[NodeRevocation, ...] = ()
+    """Every one in the log: the denylist."""
     former_cas: tuple[bytes, ...] = ()
     """CAs of earlier versions, PEM: whoever was removed passes TLS and is told why it passes no further."""
+
+    def revoked_generation(self, member: str) -> int:
+        """The highest one this member revoked; 0 for none."""
+        return max((r.generation for r in self.revoked if r.member == member), default=0)
 
     def by_host(self, host: str) -> Member | None:
         return next((m for m in self.members.values() if m.host == host), None)
@@ -104,4 +112,8 @@ def read_papers(pem: bytes | None, roster: Roster) -> Papers:
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(member.ca_pem))
     except (ValueError, TypeError, InvalidSignature):
         raise NotAuthorised(f"certificate: names {found['host']} and was not issued by that member's CA") from None
-    return Papers(Caller(member.member, found["node"]), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    caller, issued = Caller(member.member, found["node"]), certificate.not_valid_before_utc + BACKDATE
+    for word in roster.revoked:
+        if (word.member, word.node) == (caller.member, caller.node) and issued.timestamp() < word.certificates_before:
+            raise NotAuthorised(f"node {caller.node} was revoked by {caller.member}{': ' if word.reason else ''}{word.reason}")
+    return Papers(caller, certificate.not_valid_before_utc, certificate.not_valid_after_utc)

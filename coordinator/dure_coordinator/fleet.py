@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,7 +17,7 @@ import structlog
 from dure.blobs import BlobId, BlobReader, BlobStore, DiskFull
 from dure.errors import BadInput, DureError, NotAuthorised, Refused, Unavailable
 from dure.failpoints import Point, reach
-from dure.statements.kinds import Dispute, InstanceCommit, NodeDelegation, RunPlan
+from dure.statements.kinds import Dispute, InstanceCommit, NodeDelegation, NodeRevocation, RunPlan
 from dure.statements.statement import open_statement, read_verified
 from dure.wire.messages import (
     PROTOCOL_VERSION,
@@ -103,6 +103,8 @@ class Fleet:
     sessions: dict[str, Session] = field(default_factory=dict)
     here: dict[str, object] = field(default_factory=dict)
     """Token of the stream each connected member follows on; a newer stream takes over."""
+    on_revoked: Callable[[NodeRevocation], Awaitable[None]] | None = None
+    """Called once a revocation is an entry, with the gate closed; what it returns is durable."""
     on_opened: Callable[[RunEngine], None] | None = None
     """Called for every run that is or becomes active, once per process (starts its ServerApp)."""
     era: int = 0
@@ -253,6 +255,8 @@ class Fleet:
         fact = open_statement(raw, NodeDelegation, [signing_key]).fact
         if (fact.member, fact.node) != (caller.member, caller.node):
             raise Refused("delegation", f"is for {fact.member}/{fact.node}, the certificate says {caller.member}/{caller.node}")
+        if fact.generation <= self.roster().revoked_generation(fact.member):
+            raise NotAuthorised(f"generation {fact.generation} of {fact.member} was revoked by it; make a new node (`dure node init`)")
         if not fact.not_before <= self.clock() <= fact.not_after:
             raise Refused("delegation", "is not valid at this time; renew it, or check this machine's clock")
         return fact

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dure.console import DEFAULT_DIR, AsJson, Dir, Metrics, one_line_errors, say, show_json
+from dure.identity.files import read_json
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +28,26 @@ def register(app: typer.Typer) -> None:
         from dure_coordinator.app import serve as run
 
         run(directory, listen, metrics)
+
+    @app.command()
+    @one_line_errors
+    def enter(
+        file: Annotated[Path, typer.Argument(help="NAME.revocation.json, from a member (`dure member revoke`).")],
+        directory: Dir = DEFAULT_DIR,
+        as_json: AsJson = False,
+    ) -> None:
+        """Put what a member signed into the log: its revocation of a node. You cannot make one, and cannot change it.
+
+        Example: dure coordinator enter krafton.revocation.json --dir /var/lib/dure
+        """
+        from dure_coordinator.admin_client import call
+
+        body = read_json(file, "a file made with `dure member revoke`", "member", "statements")
+        found = call(directory, "enter", {"member": body["member"], "statements": body["statements"]})
+        if as_json:
+            show_json(found)
+            return
+        say(f"{found['statements']} statements of {found['member']} are in the log; what they revoke is cut off")
 
     @app.command()
     @one_line_errors

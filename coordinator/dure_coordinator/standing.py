@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from dure.charter.succession import barred
 from dure.errors import DureError, Refused
-from dure.statements.kinds import NodeDelegation
-from dure.statements.statement import open_statement
+from dure.statements.kinds import NodeDelegation, NodeRevocation
+from dure.statements.statement import open_statement, read_verified
 from dure_coordinator.callers import Roster
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Halt, Tick
 from dure_coordinator.exchange.state import RunPhase
+from dure_coordinator.storage.store import Store
 
 if TYPE_CHECKING:
     from dure_coordinator.app import Coordinator
@@ -111,7 +113,22 @@ def why_out(roster: Roster, member: str, delegation: bytes) -> str:
     if found is None:
         return f"{member} is no member of charter version {roster.version}"
     try:
-        open_statement(delegation, NodeDelegation, [found.signing_key])
+        word = open_statement(delegation, NodeDelegation, [found.signing_key]).fact
     except Refused:
         return f"charter version {roster.version} replaces the keys of {member}"
-    return ""
+    return f"node {word.node} was revoked by {member}" if word.generation <= roster.revoked_generation(member) else ""
+
+
+async def revoked_in(store: Store) -> tuple[NodeRevocation, ...]:
+    """Every revocation in the log."""
+    return tuple(read_verified(row.envelope, NodeRevocation) for row in await store.statements(kind=NodeRevocation.kind))
+
+
+async def revoke(coordinator: Coordinator, fact: NodeRevocation) -> None:
+    """A revocation has become an entry, and the gate is closed: its node is out of every run and its calls end."""
+    coordinator.roster = replace(coordinator.roster, revoked=(*coordinator.roster.revoked, fact))
+    await settle(coordinator)
+    log.warning("node.revoked", member=fact.member, node=fact.node, generation=fact.generation)
+    if coordinator.door is not None:
+        # Not awaited: the call that brought it may be one that is cut.
+        coordinator.cutting = asyncio.create_task(coordinator.door.port.authorise.recheck(), name="revocation")

@@ -239,7 +239,8 @@ async def test_a_node_whose_members_witness_is_elsewhere_mirrors_what_was_cosign
 
     def head(of, size):
         text = Checkpoint(ORIGIN, size, of.roots[size]).text()
-        return Note(text, (sign(text, ORIGIN, LOG_KEY), cosign(text, mirror.name, WITNESS, 1_700_000_000))).to_bytes()
+        cosigned = [cosign(text, f"{m}.titan/witness", key_of(f"{m} witness"), 1_700_000_000) for m in ("ara", "bora", "chan")]
+        return Note(text, (sign(text, ORIGIN, LOG_KEY), *cosigned)).to_bytes()
 
     for size in (3, 8):
         assert await mirror.learn(head(log, size), log.fetch)
@@ -250,6 +251,6 @@ async def test_a_node_whose_members_witness_is_elsewhere_mirrors_what_was_cosign
     assert not await mirror.learn(head(fork, 10), fork.fetch)
     assert "do not give the root" in evidence(mirror)[0]
     unsigned = AddCheckpoint.from_bytes(log.request(0)).checkpoint
-    with pytest.raises(DureError, match="1 needed"):
+    with pytest.raises(DureError, match="3 needed"):
         await mirror.learn(unsigned, log.fetch)
     assert mirror.seen.size == 8

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from dure.errors import Refused
-from dure.statements.anykind import open_any
+from dure.errors import NotAuthorised, Refused
+from dure.statements.anykind import kind_of, open_any
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import NodeDelegation
+from dure.statements.kinds import NodeDelegation, NodeRevocation
 from dure.statements.statement import Signed
 from dure_coordinator.callers import Caller
 from dure_coordinator.fleet import Fleet
@@ -32,14 +33,32 @@ class Intake:
             Refused: out of form, or not signed by this node or its member.
             NotAuthorised: Hello is missing.
         """
+        if kind_of(Envelope.from_bytes(raw).payload) == NodeRevocation.kind:
+            return await self.enter(caller.member, raw)
         async with self.fleet.gate.passing():
-            return await self._append(caller, raw)
+            session = self.fleet.session(caller)
+            member_key = self.fleet.roster().members[caller.member].signing_key
+            signed = open_any(raw, [session.node_key, member_key])
+            self._check_author(caller.member, signed, member_key)
+            return await self._append(signed, raw)
 
-    async def _append(self, caller: Caller, raw: bytes) -> str:
-        session = self.fleet.session(caller)
-        member_key = self.fleet.roster().members[caller.member].signing_key
-        signed = open_any(raw, [session.node_key, member_key])
-        self._check_author(caller, signed, member_key)
+    async def enter(self, member: str, raw: bytes) -> str:
+        """Makes what a member signed with its own key an entry, whoever brings it: its delegations and revocations. As `append`.
+
+        A revocation counts from its entry on: nothing that the revoked node signed becomes an entry after it.
+        """
+        async with self.fleet.gate.closed():
+            found = self.fleet.roster().members.get(member)
+            if found is None:
+                raise NotAuthorised(f"{member} is no member of charter version {self.fleet.roster().version}")
+            signed = open_any(raw, [found.signing_key])
+            self._check_author(member, signed, found.signing_key)
+            why_not = await self._append(signed, raw)
+            if not why_not and isinstance(signed.fact, NodeRevocation) and self.fleet.on_revoked is not None:
+                await self.fleet.on_revoked(signed.fact)
+            return why_not
+
+    async def _append(self, signed: Signed[Any], raw: bytes) -> str:
         party = key_id(signed.key)
         store = self.fleet.store
         following = await store.log_next_seq(party)
@@ -57,12 +76,12 @@ class Intake:
             await self.fleet.changes.bump()
         return ""
 
-    def _check_author(self, caller: Caller, signed: Signed[object], member_key: bytes) -> None:
+    def _check_author(self, speaker: str, signed: Signed[object], member_key: bytes) -> None:
         member = getattr(signed.fact, "member", None)
-        if member != caller.member:
-            raise Refused("member", f"{caller.member} cannot speak for {member}")
-        if (signed.key == member_key) != isinstance(signed.fact, NodeDelegation):
-            raise Refused("signatures", "a member's signing key signs delegations, its node's key everything else")
+        if member != speaker:
+            raise Refused("member", f"{speaker} cannot speak for {member}")
+        if (signed.key == member_key) != isinstance(signed.fact, (NodeDelegation, NodeRevocation)):
+            raise Refused("signatures", "a member's signing key signs delegations and revocations, its node's key everything else")
 
     async def _check_prev(self, party: str, signed: Signed[object]) -> None:
         before = await self.fleet.store.statement(party, signed.seq - 1) if signed.seq else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import shutil
@@ -32,6 +33,7 @@ from dure_coordinator.exchange.timing import phase_table
 from dure_coordinator.export import model_of, write_model
 from dure_coordinator.fleet import summary_of
 from dure_coordinator.forecasting import beside, check_disk, key_of, links_of, said_of
+from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.planning import make_plan, outer_step, with_joint_initial
 from dure_coordinator.rpc.releases import publish_release
@@ -75,6 +77,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "run-list": self._list,
             "run-show": self._show,
             "run-export": self._export,
+            "enter": self._enter,
             "run-let-go": self._let_go,
             "release-publish": lambda arguments, _archive: publish_release(self._c, arguments),
             **{command: partial(self._steer, command) for command in EVENTS},
@@ -266,6 +269,15 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
 
     async def _steer(self, command: str, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         return await steer(self._c.fleet, command, arguments)
+
+    async def _enter(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
+        """What a member signed with its own key: its signature is all that counts, not who brings it."""
+        member, statements = str(arguments.get("member", "")), [base64.b64decode(s) for s in arguments.get("statements", [])]
+        intake = Intake(self._c.fleet)
+        for raw in statements:
+            if why_not := await intake.enter(member, raw):
+                raise BadInput(f"{member}: {why_not}")
+        return {"member": member, "statements": len(statements)}
 
     async def _let_go(self, arguments: dict[str, Any], _archive: bytes) -> dict[str, Any]:
         engine = await self._c.fleet.find(str(arguments.get("run", "")))

@@ -271,6 +271,7 @@ _ANYBODY: tuple[frozenset[str], _Judge | None] = (frozenset({"coordinator", "mem
 _JUDGES: dict[str, tuple[frozenset[str], _Judge | None]] = {
     "charter": (_COORDINATOR, None),
     "node-delegation": (frozenset({"member"}), None),
+    "node-revocation": (frozenset({"member"}), None),
     "run-plan": (_COORDINATOR, _plan),
     "run-approval": (_NODE, _approval),
     "instance-open": (_COORDINATOR, _open),

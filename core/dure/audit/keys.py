@@ -9,7 +9,7 @@ from dure.audit.entry import Entry
 from dure.charter.model import Charter
 from dure.errors import Refused
 from dure.statements.dsse import key_id
-from dure.statements.kinds import CharterVersion, NodeDelegation
+from dure.statements.kinds import CharterVersion, NodeDelegation, NodeRevocation
 
 DAY_S = 86_400
 
@@ -56,6 +56,8 @@ class Keys:
     _chains: dict[str, tuple[int, bytes | None, int]] = field(default_factory=dict)
     """key id -> (next seq, digest of the latest envelope, its time)."""
     _node_keys: dict[str, bytes] = field(default_factory=dict)
+    _revoked: dict[str, int] = field(default_factory=dict)
+    """member -> highest generation it revoked."""
 
     @property
     def charter(self) -> Charter:
@@ -105,6 +107,8 @@ class Keys:
         self._chains[entry.key_id] = (following + 1, entry.sha256, entry.time)
         if entry.kind == NodeDelegation.kind:
             self._delegate(entry.fact, party, self._parties[entry.key_id][0])
+        elif entry.kind == NodeRevocation.kind:
+            self._revoke(entry.fact, party)
         elif entry.kind == CharterVersion.kind:
             self._new_version(entry.fact)
         if entry.time <= before - DAY_S:
@@ -113,12 +117,23 @@ class Keys:
     def _delegate(self, fact: NodeDelegation, party: Party, by: bytes) -> None:
         if (party.role, party.member) != ("member", fact.member):
             raise KeyRefused("member", f"{party} cannot delegate for {fact.member}")
+        if fact.generation <= self._revoked.get(fact.member, 0):
+            raise KeyRefused("generation", f"{fact.generation} was revoked")
         for key, (_, held) in list(self._parties.items()):
             if held.role == "node" and held.member == fact.member:
                 if held.generation >= fact.generation:
                     raise KeyRefused("generation", f"{fact.generation} is not above {held.generation}")
                 del self._parties[key]  # one node speaks for a member; the older key ends here
         self._parties[key_id(fact.node_key)] = (fact.node_key, Party("node", fact.member, fact.node, fact.generation, by))
+        self._node_keys = self._nodes()
+
+    def _revoke(self, fact: NodeRevocation, party: Party) -> None:
+        if (party.role, party.member) != ("member", fact.member):
+            raise KeyRefused("member", f"{party} cannot revoke nodes of {fact.member}")
+        self._revoked[fact.member] = max(fact.generation, self._revoked.get(fact.member, 0))
+        for key, (_, held) in list(self._parties.items()):
+            if held.role == "node" and held.member == fact.member and held.generation <= fact.generation:
+                del self._parties[key]
         self._node_keys = self._nodes()
 
     def _new_version(self, fact: CharterVersion) -> None:

@@ -1,7 +1,8 @@
-"""`dure member leave` and `replace-keys`: requests to the administrator, granted by a charter version that k members sign."""
+"""`dure member leave`, `replace-keys`: requests that a charter version grants, signed by k members. `revoke`: a member's own word."""
 
 from __future__ import annotations
 
+import base64
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from dure.charter.consortium import ConsortiumFile
 from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
 from dure.errors import BadInput, NotAuthorised
 from dure.identity import keys
+from dure.identity.files import write_json
 from dure.identity.member import MemberFolder
 from dure.identity.requests import LeaveRequest, ReplaceRequest, replace_keys
 
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `dure member`."""
     app.command("leave")(leave)
     app.command("replace-keys")(replace)
+    app.command("revoke")(revoke)
 
 
 @one_line_errors
@@ -76,3 +79,29 @@ def replace(
     if old is None:
         say(f"next: `dure member trust DIGEST --dir {target}` with the digest of charter version 1, from another member")
     say("next: send the request to the administrator, and let every member compare the fingerprint by telephone")
+
+
+@one_line_errors
+def revoke(
+    node: Annotated[str, typer.Argument(help="The node's name.")],
+    reason: Annotated[str, typer.Option(help="For everybody to read, for ever.")] = "",
+    directory: Dir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Take your organisation's word for a node back: stolen, lost, or not to be trusted any more.
+
+    Example: dure member revoke node1 --reason "stolen" --dir ~/krafton
+
+    The file that is written goes to the administrator, who can only pass it on (`dure coordinator enter`): it counts from its entry in the
+    log on. The node is cut off at once, and its certificate refused. A new node of yours brings the word too (`dure node init`). The
+    witness key that the node had stays your organisation's: where it may be known to others, `dure member replace-keys`.
+    """
+    folder = MemberFolder.load(directory)
+    fact = folder.revoke(node, reason, time.time())
+    path = directory / f"{folder.member.id}.revocation.json"
+    write_json(path, {"member": folder.member.id, "statements": [base64.b64encode(raw).decode() for raw in folder.statements()]})
+    if as_json:
+        show_json({"member": fact.member, "node": node, "generation": fact.generation, "file": str(path)})
+        return
+    say(f"revoked: node {node} of {fact.member}, up to generation {fact.generation}")
+    say(f"next: send {path} to the administrator now (`dure coordinator enter {path.name}`)")

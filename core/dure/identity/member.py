@@ -19,8 +19,10 @@ from dure.errors import BadInput, NotAuthorised
 from dure.identity import keys, tls
 from dure.identity.files import json_bytes, read, read_json, whole_or_nothing, write_atomic, write_json
 from dure.statements import schema
-from dure.statements.dsse import canonical_json
-from dure.statements.statement import Chain
+from dure.statements.anykind import kind_of
+from dure.statements.dsse import Envelope, canonical_json
+from dure.statements.kinds import NodeDelegation, NodeRevocation
+from dure.statements.statement import Chain, read_verified, seal
 
 WHAT = "a member's folder, made with `dure member init NAME`"
 
@@ -153,6 +155,28 @@ class MemberFolder:
         assert chain.prev is not None
         write_atomic(self.directory / "statements" / f"{chain.seq - 1:06d}.json", envelope)
         write_json(self.directory / "chain.json", {"generation": generation, "seq": chain.seq, "prev": chain.prev.hex()})
+
+    def revoke(self, node: str, reason: str, now: float) -> NodeRevocation:
+        """Takes back the word for a node of that name; durable here before it leaves this folder.
+
+        Raises:
+            BadInput: this member has delegated to no such node.
+        """
+        said = [
+            read_verified(raw, NodeDelegation)
+            for raw in self.statements()
+            if kind_of(Envelope.from_bytes(raw).payload) == NodeDelegation.kind
+        ]
+        generations = [word.generation for word in said if word.node == node]
+        if not generations:
+            raise BadInput(
+                f"{self.directory}: has delegated to no node {node}; there are {', '.join(sorted({w.node for w in said})) or 'none'}"
+            )
+        fact = NodeRevocation(self.member.id, node, max(generations), int(now), reason)
+        following, chain = self.next_delegation()
+        envelope, chain = seal(fact, self.signing_key, chain, now)
+        self.record_delegation(following - 1, chain, envelope.to_bytes())
+        return fact
 
     def statements(self) -> tuple[bytes, ...]:
         """Everything the signing key signed, in order."""

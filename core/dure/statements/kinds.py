@@ -356,6 +356,20 @@ class NodeDelegation:
 
 
 @dataclass(frozen=True)
+class NodeRevocation:
+    """A member takes its word for a node back: from this entry on its keys up to this generation speak for nobody."""
+
+    kind: ClassVar[str] = "node-revocation"
+    member: MemberId
+    node: Name
+    generation: Annotated[int, Range(1, 2**31)]
+    """Highest one revoked; a new node needs a higher one."""
+    certificates_before: Counter
+    """Unix seconds: this node's TLS certificates that were issued before are refused."""
+    reason: Reason
+
+
+@dataclass(frozen=True)
 class CharterVersion:
     """A charter version is in force from this entry on; its own signatures are in its file."""
 
@@ -420,6 +434,7 @@ KINDS: dict[str, type] = {
         Dispute,
         Usage,
         NodeDelegation,
+        NodeRevocation,
         ReleasePublished,
     )
 }

@@ -14,7 +14,7 @@ from dure.charter.model import Charter
 from dure.errors import DureError
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import CharterVersion, NodeDelegation
+from dure.statements.kinds import CharterVersion, NodeDelegation, NodeRevocation
 from dure.statements.statement import open_statement
 from dure.tlog.witness import WitnessRefused
 
@@ -108,7 +108,10 @@ class Follower:
 
     def _members(self, after: Followed, envelope: Envelope, member: str, key: bytes) -> Followed:
         try:
-            if kind_of(envelope.payload) != NodeDelegation.kind:
+            kind = kind_of(envelope.payload)
+            if kind == NodeRevocation.kind:
+                return _without(after, member, open_statement(envelope, NodeRevocation, [key]).fact)
+            if kind != NodeDelegation.kind:
                 return after
             fact = open_statement(envelope, NodeDelegation, [key]).fact
         except DureError:
@@ -117,6 +120,15 @@ class Follower:
         if fact.member != member or (held is not None and held[1] >= fact.generation):
             return after
         return replace(after, nodes={**after.nodes, member: (fact.node_key, fact.generation, key)})
+
+
+def _without(so_far: Followed, member: str, fact: NodeRevocation) -> Followed:
+    """The member's node key, if it is of a generation that its member revoked, ends here."""
+    held = so_far.nodes.get(member)
+    if held is None or fact.member != member or held[1] > fact.generation:
+        return so_far
+    nodes = {m: h for m, h in so_far.nodes.items() if m != member}
+    return replace(so_far, nodes=nodes, ended=so_far.ended | {held[0]})
 
 
 def _under(so_far: Followed, charter: Charter) -> Followed:
