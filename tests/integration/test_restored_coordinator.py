@@ -27,7 +27,6 @@ from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import LogFiles
 from dure.tlog.note import Note, sign
 from dure_coordinator.app import Coordinator, database_of
-from dure_coordinator.log.charter import enter_charter
 from dure_coordinator.log.restore import Restored, restore
 from dure_coordinator.rpc.admin import Admin
 from dure_coordinator.settings import CoordinatorSettings
@@ -53,7 +52,7 @@ class Home:
         coordinator = await Coordinator.open(self.founded.hub, CoordinatorSettings(http_witnesses=urls))
         coordinator.fleet.on_opened = None
         if coordinator.publisher.confirmed:
-            await enter_charter(coordinator.store, self.founded.hub)
+            await coordinator.enter_charter()
         try:
             yield coordinator
         finally:
