@@ -51,12 +51,14 @@ def take_gone(state: RunState, event: Gone, now: float) -> Taken:
 
 
 def take_dismissed(state: RunState, event: Dismissed, now: float) -> RunState:
-    """Lost at once, whatever the grace; out of the exchange in flight, unless it has committed: what it signed counts."""
+    """Lost at once, whatever the grace; out of the exchange in flight, unless its reply is committed: what it signed counts."""
     known, exchange = state.present.get(event.member), in_flight(state)
     if known is not None:
         gone = replace(known, connected=False, lost=True, until=now)
         state = replace(state, present={**state.present, event.member: gone}, renew=True)
-    if exchange is None or event.member not in exchange.members or (exchange.instance and event.member in exchange.instance.commits):
+    if exchange is None or event.member not in exchange.members:
+        return state
+    if exchange.instance and exchange.instance.purpose != "scales" and event.member in exchange.instance.commits:
         return state
     return sit_out(state, event.member, exchange.phase.value, event.reason)
 
