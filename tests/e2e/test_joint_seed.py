@@ -51,6 +51,28 @@ def test_members_draw_the_first_weights_in_an_exchange_of_its_own(stage, tmp_pat
     assert not first["hidden.bias"].any() and abs(float(first["hidden.weight"].std()) / 0.17 - 1) < 0.1
     assert not np.array_equal(first["hidden.weight"].ravel()[:10], first["output.weight"].ravel()[:10])
     audited(stage, run, tmp_path)
+    added_up(stage, run, tmp_path)
+
+
+def added_up(stage: Stage, run: str, tmp_path: Path) -> None:
+    """Level 3: every sum again from the uploads; each damaged kind of file is named, and what was not kept is said."""
+    hub, bundle = stage.consortium.dir_of("coordinator"), tmp_path / "bundle3"
+    made = json.loads(stage.consortium.dure("audit", "export", "--run", run[:12], "--level", "3", "--out", bundle, "--json", "--dir", hub))
+    ask = ("audit", "verify", bundle, "--root-sha256", made["root_sha256"], "--level", "3", "--json")
+    found = json.loads(stage.consortium.dure(*ask))
+    assert found["holds"] and [(e["exchange"], e["level"]) for e in found["exchanges"]] == [(n, 3) for n in range(1, 6)]
+    assert {r["claim"]: r["how"] for r in found["table"]}["the sums follow from the uploads"] == "proved"
+    home = bundle / "rounds" / run
+    for name in ("000002.update.bora.upload", "000004.scales.ara.upload", "000003.scalars.seeds", "000002.update.evidence"):
+        whole = (home / name).read_bytes()
+        (home / name).write_bytes(whole[:-5] + bytes([whole[-5] ^ 4]) + whole[-4:])
+        with pytest.raises(StepFailed, match=re.escape(name.removesuffix(".evidence"))):
+            stage.consortium.dure(*ask)
+        (home / name).write_bytes(whole)
+    (home / "000002.update.bora.upload").unlink()
+    found = json.loads(stage.consortium.dure(*ask))
+    assert found["holds"] and [e["exchange"] for e in found["exchanges"] if e["level"] == 2] == [2]
+    assert {r["claim"]: r["how"] for r in found["table"]}["the sums follow from the uploads"] == "not checked"
 
 
 def audited(stage: Stage, run: str, tmp_path: Path) -> None:

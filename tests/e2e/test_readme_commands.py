@@ -32,9 +32,9 @@ ELSEWHERE = {
     "dure node env prepare PLAN --wheels FOLDER --dir krafton/node": "tests/e2e/test_app_environment.py",
     "dure coordinator env prepare APP --wheels FOLDER --dir hub": "tests/e2e/test_app_environment.py",
     "dure run start APP --from RUN [--round N]": "tests/e2e/test_start_from.py",
-    "dure audit export --run RUN --dir hub --out bundle": "tests/e2e/test_joint_seed.py",
+    "dure audit export --run RUN --level 3 --dir hub --out bundle": "tests/e2e/test_joint_seed.py",
     "dure audit lineage bundle --root-sha256 PIN --model model.safetensors": "tests/e2e/test_joint_seed.py",
-    "dure audit verify bundle --root-sha256 PIN --level 2 --model release --html report.html": "tests/e2e/test_guide_auditor.py",
+    "dure audit verify bundle --root-sha256 PIN --level 3 --model release --html report.html": "tests/e2e/test_guide_auditor.py",
     "dure audit similarity MODEL REFERENCE…": "tests/unit/audit/test_similarity.py",
     "dure log serve --listen 7480": "tests/integration/test_log_over_http.py",
 }

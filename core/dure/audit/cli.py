@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dure.audit import bundle as bundles
 from dure.audit import report
 from dure.audit.contributions_cli import of_bundle
-from dure.audit.level1 import Result, verify
-from dure.audit.level2 import Traced, lines, match, trace
-from dure.audit.level2 import row as weights_row
+from dure.audit.level1 import verify
+from dure.audit.level2 import lines, match, trace
+from dure.audit.level3 import add_up
 from dure.audit.lineage_cli import add_run, bars, lineage
-from dure.audit.pages import found_in_json, page_of
+from dure.audit.pages import Found, found_in_json, page_of
 from dure.audit.parts import Exported
 from dure.audit.places import log_of
 from dure.audit.similarity_cli import similarity
@@ -43,6 +43,7 @@ def group() -> None:
 def export(
     target: Annotated[Path, typer.Option("--out", help="The bundle's folder; must not be there yet.")],
     run: Annotated[str | None, typer.Option(help="With what this run's models are recomputed from (level 2); a unique beginning.")] = None,
+    level: Annotated[int, typer.Option(min=2, max=3, help="With --run. 3: also the masked uploads that were kept.")] = 2,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +57,7 @@ def export(
     """
     place = log_of(directory)
     parts: list[Exported] = []
-    more = (lambda scratch: parts.append(add_run(place, run, scratch))) if run is not None else (lambda _scratch: None)
+    more = (lambda scratch: parts.append(add_run(place, run, level, scratch))) if run is not None else (lambda _scratch: None)
     size = bundles.export(place.tree(), place.head(), place.roots, target, more)
     missing = [name for part in parts for name in part.missing]
     if as_json:
@@ -74,7 +75,9 @@ def export(
 def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     pin: Annotated[str, typer.Option("--root-sha256", help="64 hex digits: charter version 1, compared over a second channel.")],
-    level: Annotated[int, typer.Option(help="1: the log. 2: and the models, recomputed from the sums. (3, the sums: not there yet.)")] = 1,
+    level: Annotated[
+        int, typer.Option(min=1, max=3, help="1: the log. 2: and the models, from the sums. 3: and the sums, from the uploads.")
+    ] = 1,
     model: Annotated[
         Path | None, typer.Option(help="With level 2: a model.safetensors or its folder, which must be among the models.")
     ] = None,
@@ -94,22 +97,22 @@ def verify_command(
 
     Example: dure audit verify bundle --root-sha256 3f9a… --level 2 --model release --html report.html
     """
-    if level not in (1, 2):
-        raise BadInput(f"--level {level}: 1 and 2 are there")
     if level == 1 and model is not None:
         raise BadInput("--model is looked for among recomputed models; add --level 2")
     bundle = bundles.Bundle.open(folder)
-    result = verify(bundle, pin_of(pin), cores=cores, progress=_progress() if err.is_terminal else lambda _done, _all: None)
-    traced = trace(bundle, result, work=work, watching=bars()) if level == 2 and result.holds else None
+    result = verify(bundle, pin_of(pin), cores=cores, progress=_progress("entries"))
+    traced = trace(bundle, result, work=work, watching=bars()) if level > 1 and result.holds else None
+    summed = add_up(bundle, traced, threads=cores, progress=_progress("sums")) if level > 2 and traced is not None else None
     matched = match(model, traced.lineages) if model is not None and traced is not None and not traced.exit_code else None
+    found = Found(result, level, traced, summed, matched)
     if html is not None:
-        write_atomic(html, page_of(result, traced, matched, pin, level).encode())
+        write_atomic(html, page_of(found, pin).encode())
     if as_json:
-        show_json(found_in_json(result, traced, matched, level))
+        show_json(found_in_json(found))
     else:
-        _tell(result, traced, matched)
-    if code := result.exit_code or (traced.exit_code if traced is not None else 0):
-        raise typer.Exit(code)
+        _tell(found)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def pin_of(text: str) -> bytes:
@@ -122,11 +125,13 @@ def pin_of(text: str) -> bytes:
     return raw
 
 
-def _progress() -> Callable[[int, int], None]:
+def _progress(what: str) -> Callable[[int, int], None]:
+    if not err.is_terminal:
+        return lambda _done, _all: None
     from rich.progress import Progress
 
     bar = Progress(console=err, transient=True)
-    task = bar.add_task("entries", total=None)
+    task = bar.add_task(what, total=None)
 
     def show(done: int, total: int) -> None:
         bar.start()
@@ -137,34 +142,44 @@ def _progress() -> Callable[[int, int], None]:
     return show
 
 
-def _tell(result: Result, traced: Traced | None, matched: dict[str, Any] | None) -> None:
+def _tell(found: Found) -> None:
     from rich.table import Table
 
-    table = Table(title=f"level {1 if traced is None else 2}: {result.size} entries, root {result.root.hex()[:16]}…", title_justify="left")
+    result, traced = found.result, found.traced
+    table = Table(title=f"level {found.level}: {result.size} entries, root {result.root.hex()[:16]}…", title_justify="left")
     for column in ("claim", "shown by", "detail"):
         table.add_column(column)
-    for row in report.rows(result, None if traced is None else weights_row(traced)):
+    for row in found.rows:
         table.add_row(row.claim, row.how, row.detail)
     draw(table)
     for run in report.run_rows(result.history):
         counted = ", ".join(f"{m} {n}" for m, n in run["counted"].items())
         say(f"run {run['run'][:12]} {run['app']}: {run['exchanges_summed']} exchanges summed, bases {run['bases']}")
         say(f"  exchanges each member is in the sum of: {counted}")
-    if traced is not None:
-        for line in (line for one in traced.lineages for line in lines(one, traced.records[one.run])):
-            say(line)
-    if matched is not None:
-        say(f"{matched['file']}: the weights of run {matched['run'][:12]} after exchange {matched['exchange']}, recomputed")
-    findings = [*result.findings, *result.unknown, *(traced.findings if traced is not None else [])]
-    missing = [*result.missing, *(traced.missing if traced is not None else [])]
-    for finding in findings[:LISTED]:
+    for line in _beyond(found):
+        say(line)
+    for finding in found.findings[:LISTED]:
         say(f"  NOT {finding.where}: {finding.why}")
-    for name in missing[:LISTED]:
+    for name in found.missing[:LISTED]:
         say(f"  MISSING {name}")
-    wrong = len(findings) + result.unlisted
-    if max(wrong, len(missing)) > LISTED:
+    wrong = len(found.findings) + result.unlisted
+    if max(wrong, len(found.missing)) > LISTED:
         say("  … (--json lists more)")
-    say(_verdict(1 if traced is None else 2, wrong, len(missing)))
+    asked = 1 if traced is None else found.level
+    say(_verdict(asked, wrong, len(found.missing)))
+
+
+def _beyond(found: Found) -> list[str]:
+    """What levels 2 and 3 found, run by run."""
+    told: list[str] = []
+    if found.traced is not None:
+        told += [line for one in found.traced.lineages for line in lines(one, found.traced.records[one.run])]
+    if found.summed is not None:
+        lower = [f"{run.hex()[:12]} exchange {number}" for (run, number), level in sorted(found.summed.levels.items()) if level < 3]
+        told += [f"  shown to level 2 only: {', '.join(lower[:20])}{' …' if len(lower) > 20 else ''}"] if lower else []
+    if (model := found.matched) is not None:
+        told.append(f"{model['file']}: the weights of run {model['run'][:12]} after exchange {model['exchange']}, recomputed")
+    return told
 
 
 def _verdict(level: int, wrong: int, missing: int) -> str:

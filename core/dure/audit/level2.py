@@ -37,6 +37,9 @@ class Traced:
 
     records: dict[bytes, RunRecord]
     """Every run of the log."""
+    versions: list[Charter]
+    touched: set[bytes]
+    """Runs the bundle has parts of."""
     lineages: list[Lineage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -49,8 +52,7 @@ class Traced:
     @property
     def untouched(self) -> list[RunRecord]:
         """Runs of which the bundle has no part."""
-        seen = {one.run for one in self.lineages}
-        return [r for r in self.records.values() if r.run not in seen and not any(r.run.hex() in f.where for f in self.findings)]
+        return [r for r in self.records.values() if r.run not in self.touched]
 
 
 def versions_of(roots: list[bytes]) -> list[Charter]:
@@ -74,21 +76,22 @@ def trace(
     assert result.holds, "nothing is recomputed from a log that does not hold"
     versions = versions_of(bundle.roots())
     tree = TiledTree(lambda path: bundle.read(f"{LOG}/{path}"), result.size)
-    traced = Traced(records(verified(tree.entries(), versions)))
-    traced.findings += [Finding(name, "is no part of this bundle: nothing covers it") for name in unreferenced(bundle, traced.records)]
     there = {name.split("/")[1] for name in bundle.names() if name.startswith("rounds/")}
-    wanted = [chosen(traced.records, run)] if run is not None else [r for r in traced.records.values() if r.run.hex() in there]
+    found = records(verified(tree.entries(), versions))
+    traced = Traced(found, versions, {run for run in found if run.hex() in there})
+    traced.findings += [Finding(name, "is no part of this bundle: nothing covers it") for name in unreferenced(bundle, found)]
+    wanted = [chosen(found, run)] if run is not None else [r for r in found.values() if r.run in traced.touched]
     if not wanted:
         raise BadInput(f"{bundle.folder} has no parts of any run: it was exported without --run, and shows level 1 only")
     for record in wanted:
-        _trace(bundle, record, versions[record.plan.charter_version - 1], traced, work, watching)
+        _trace(bundle, record, versions, traced, work, watching)
     return traced
 
 
-def _trace(bundle: Bundle, record: RunRecord, charter: Charter, traced: Traced, work: Path | None, watching: Watching) -> None:
+def _trace(bundle: Bundle, record: RunRecord, versions: list[Charter], traced: Traced, work: Path | None, watching: Watching) -> None:
     with tempfile.TemporaryDirectory(prefix="dure-lineage-", dir=work) as scratch:
         try:
-            found = recompute(bundle, record, charter, Path(scratch), progress=lambda done, total: watching(record, done, total))
+            found = recompute(bundle, record, versions, Path(scratch), progress=lambda done, total: watching(record, done, total))
         except PartMissing as missing:
             traced.missing.append(str(missing))
         except DureError as broken:

@@ -17,6 +17,7 @@ from dure.audit.bundle import Bundle
 from dure.audit.parts import ROUNDS, Opened, RunRecord, Step, first_step, sum_name
 from dure.blobs import BlobId, BlobStore
 from dure.charter.model import Charter
+from dure.charter.succession import signing_keys
 from dure.errors import DureError, Refused
 from dure.model.advance import next_base, opened_exponents
 from dure.model.base import BaseRecord
@@ -58,11 +59,13 @@ class Lineage:
     """False: the run's own ServerApp makes its bases: signed, not recomputed."""
 
 
-def recompute(bundle: Bundle, record: RunRecord, charter: Charter, work: Path, *, progress: Progress = lambda _done, _all: None) -> Lineage:
+def recompute(
+    bundle: Bundle, record: RunRecord, versions: Sequence[Charter], work: Path, *, progress: Progress = lambda _done, _all: None
+) -> Lineage:
     """Recomputes every base of a run.
 
     Args:
-        charter: the version the run's plan names.
+        versions: of the charter, every one.
         work: an empty folder; takes two models and two sums at a time.
 
     Raises:
@@ -76,7 +79,7 @@ def recompute(bundle: Bundle, record: RunRecord, charter: Charter, work: Path, *
         return Lineage(record.run, begins, origin, b"", (), bytes(32), {}, recomputable=record.plan.outer_step.name != "none")
     store = BlobStore(work)
     layout = _layout(bundle, record)
-    base, seed = _first(bundle, record, charter, layout, store)
+    base, seed = _first(bundle, record, versions, layout, store)
     _same(f"{_home(record)}/first weights", base.id, record.first_base_id, "are not the base the first exchange started from")
     wid = weights_id(open_flat(store.path(base.weights), layout), layout)
     models = {wid: 0}
@@ -109,11 +112,11 @@ def _layout(bundle: Bundle, record: RunRecord) -> Layout:
     return Layout.from_json(raw)
 
 
-def _first(bundle: Bundle, record: RunRecord, charter: Charter, layout: Layout, store: BlobStore) -> tuple[BaseRecord, bytes]:
+def _first(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], layout: Layout, store: BlobStore) -> tuple[BaseRecord, bytes]:
     """(the first base, the seed it was drawn from or nothing)"""
     seed, initial = b"", record.plan.initial
     if initial is not None:
-        seed = _seed(bundle, record, charter)
+        seed = _seed(bundle, record, versions)
         _same(
             f"{_home(record)}/layout.json", layout.tensors_sha256, initial.tensors_sha256, "has other tensors than the plan's first weights"
         )
@@ -130,13 +133,11 @@ def _first(bundle: Bundle, record: RunRecord, charter: Charter, layout: Layout, 
     return BaseRecord(weights, None, first_step(record.plan), None, 0), seed
 
 
-def _seed(bundle: Bundle, record: RunRecord, charter: Charter) -> bytes:
+def _seed(bundle: Bundle, record: RunRecord, versions: Sequence[Charter]) -> bytes:
     draw = record.draw
     if draw is None:
         raise LineageBroken(f"run {record.run.hex()[:12]}", "its plan wants first weights that members draw, and the log has no draw")
-    terms = charter.terms
-    keys = {m.id: (m.signing_key,) for m in terms.members}
-    trust = Trust(terms.consortium_id, record.run, terms.coordinator.signing_key, keys, terms.colluders, record.plan.u_min)
+    trust = trust_of(record, versions)
     evidence, seeds = (bundle.read(f"{_home(record)}/draw.{what}") for what in ("evidence", "seeds"))
     try:
         found = judged_draw(draw.envelope, evidence, seeds, trust)
@@ -145,6 +146,13 @@ def _seed(bundle: Bundle, record: RunRecord, charter: Charter) -> bytes:
     if found is None:
         raise LineageBroken(f"{_home(record)}/draw.evidence", "is of another exchange than the draw")
     return found
+
+
+def trust_of(record: RunRecord, versions: Sequence[Charter]) -> Trust:
+    """What a run's sums are judged by: the version its plan names, and members' keys of that and every later one."""
+    terms = record.charter(versions).terms
+    keys = signing_keys(versions, record.plan.charter_version)
+    return Trust(terms.consortium_id, record.run, terms.coordinator.signing_key, keys, terms.colluders, record.plan.u_min)
 
 
 def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, base: BaseRecord, step: Step) -> tuple[BaseRecord, bytes]:
@@ -206,6 +214,10 @@ def unreferenced(bundle: Bundle, records: Mapping[bytes, RunRecord]) -> list[str
     for record in records.values():
         names = {"layout.json"} | {sum_name(o) for s in record.steps() for o in (s.scales, s.update)}
         names |= {"draw.evidence", "draw.seeds"} if record.plan.initial is not None else {"first.f32"}
-        if record.plan.outer_step.name != "none":
-            wanted |= {f"{_home(record)}/{name}" for name in names}
+        if record.plan.outer_step.name == "none":
+            names = set()
+        for opened in record.aggregates.values():
+            begins = sum_name(opened)
+            names |= {f"{begins}.evidence", f"{begins}.seeds", *(f"{begins}.{member}.upload" for member in opened.survivors)}
+        wanted |= {f"{_home(record)}/{name}" for name in names}
     return sorted(name for name in bundle.names() if name.startswith(f"{ROUNDS}/") and name not in wanted)

@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from dure.audit import report
 from dure.audit.html import Page, Section, page
-from dure.audit.level1 import Result
+from dure.audit.level1 import Finding, Result
 from dure.audit.level2 import Traced, in_json, row
+from dure.audit.level3 import Summed
+from dure.audit.level3 import row as sums_row
 
 
-def found_in_json(result: Result, traced: Traced | None, matched: dict[str, Any] | None, level: int) -> dict[str, Any]:
-    """Level 1's, and at level 2 the runs recomputed, the model found, and one verdict over both."""
-    found = report.as_json(result, None if traced is None else row(traced))
-    if level == 1:
-        return found
-    code = result.exit_code or (traced.exit_code if traced is not None else 0)
-    lineages = [in_json(one, traced.records[one.run]) for one in traced.lineages] if traced is not None else []
-    found |= {"level": level, "holds": code == 0, "exit_code": code, "lineage": lineages, "model": matched}
-    if traced is not None:
-        found["findings"] += [{"where": f.where, "why": f.why} for f in traced.findings]
-        found["missing"] = [*found["missing"], *traced.missing]
-    return found
+@dataclass(frozen=True)
+class Found:
+    """All levels that were asked for."""
+
+    result: Result
+    level: int
+    traced: Traced | None = None
+    summed: Summed | None = None
+    matched: dict[str, Any] | None = None
+    """The model that was looked for (level2.match)."""
+
+    @property
+    def findings(self) -> list[Finding]:
+        more = [*(self.traced.findings if self.traced else []), *(self.summed.findings if self.summed else [])]
+        return [*self.result.findings, *self.result.unknown, *more]
+
+    @property
+    def missing(self) -> list[str]:
+        return [*self.result.missing, *(self.traced.missing if self.traced else [])]
+
+    @property
+    def exit_code(self) -> int:
+        parts = (self.result, self.traced, self.summed)
+        return next((part.exit_code for part in parts if part is not None and part.exit_code), 0)
+
+    @property
+    def rows(self) -> list[report.Row]:
+        weights = None if self.traced is None else row(self.traced)
+        return report.rows(self.result, weights, None if self.summed is None else sums_row(self.summed))
 
 
-def page_of(result: Result, traced: Traced | None, matched: dict[str, Any] | None, pin: str, level: int) -> str:
+def found_in_json(found: Found) -> dict[str, Any]:
+    """Level 1's, and what further levels add, under one verdict."""
+    said = report.as_json(found.result) | {"level": found.level}
+    said["table"] = [{"claim": r.claim, "how": r.how, "detail": r.detail} for r in found.rows]
+    if found.level == 1:
+        return said
+    said |= {"holds": found.exit_code == 0, "exit_code": found.exit_code, "model": found.matched, "lineage": [], "missing": found.missing}
+    said["findings"] = [{"where": f.where, "why": f.why} for f in found.findings]
+    if found.traced is not None:
+        said["lineage"] = [in_json(one, found.traced.records[one.run]) for one in found.traced.lineages]
+    if found.summed is not None:
+        levels = sorted(found.summed.levels.items())
+        said["exchanges"] = [{"run": run.hex(), "exchange": number, "level": level} for (run, number), level in levels]
+    return said
+
+
+def page_of(found: Found, pin: str) -> str:
     """The report as HTML."""
-    findings = [*result.findings, *result.unknown, *(traced.findings if traced is not None else [])]
-    missing = [*result.missing, *(traced.missing if traced is not None else [])]
+    result = found.result
     newest = max(result.cosigned.values(), default=0)
     when = datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M UTC") if newest else "-"
     facts = [
@@ -37,19 +72,19 @@ def page_of(result: Result, traced: Traced | None, matched: dict[str, Any] | Non
         ("root", result.root.hex()),
         ("cosigned by", f"{', '.join(sorted(result.cosigned))}; last {when}"),
     ]
-    if matched is not None:
-        facts.append(("model", f"{matched['file']}: run {matched['run']}, after exchange {matched['exchange']}"))
+    if found.matched is not None:
+        facts.append(("model", f"{found.matched['file']}: run {found.matched['run']}, after exchange {found.matched['exchange']}"))
     return page(
         Page(
             consortium=f"{result.charter.terms.name} ({result.charter.terms.consortium_id.hex()})",
             pin=pin,
-            level=level,
-            holds=not findings and not missing,
+            level=found.level,
+            holds=found.exit_code == 0,
             facts=facts,
-            rows=report.rows(result, None if traced is None else row(traced)),
-            sections=[*_runs(result), *(_lineages(traced) if traced is not None else [])],
-            findings=[*((f.where, f.why) for f in findings), *((name, "is missing") for name in missing)],
-            command=f"dure audit verify BUNDLE --root-sha256 {pin} --level {level} --html report.html",
+            rows=found.rows,
+            sections=[*_runs(result), *(_lineages(found.traced) if found.traced is not None else [])],
+            findings=[*((f.where, f.why) for f in found.findings), *((name, "is missing") for name in found.missing)],
+            command=f"dure audit verify BUNDLE --root-sha256 {pin} --level {found.level} --html report.html",
         )
     )
 

@@ -6,6 +6,8 @@ rounds/<run>/draw.seeds         what was opened in it
 rounds/<run>/first.f32          the first weights, flat, where nobody drew them
 rounds/<run>/<exchange>.scales  the opened sums of that exchange; their Merkle roots stand in instance-aggregate
 rounds/<run>/<exchange>.update
+rounds/<run>/<exchange>.<purpose>.{evidence,seeds}     level 3: what an opened sum was opened from
+rounds/<run>/<exchange>.<purpose>.<member>.upload      level 3: a survivor's masked upload, where it was kept
 
 Every file is checked against the log when the lineage is recomputed; one that nothing refers to is named.
 """
@@ -14,25 +16,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from dure.blobs import BlobId, BlobStore
+from dure.charter.model import Charter
 from dure.errors import BadInput, DureError
 from dure.model.base import BaseRecord
 from dure.model.layout import MAX_LAYOUT_BYTES
 from dure.recompute.evidence import MAX_EVIDENCE_BYTES, Evidence
 from dure.recompute.joint_seed import is_draw
-from dure.secagg.ids import InstanceId, Purpose
+from dure.secagg.ids import InstanceId
 from dure.statements import kinds
 from dure.statements.dsse import Envelope
 from dure.statements.statement import Signed
 
 ROUNDS = "rounds"
-PART = re.compile(r"rounds/([0-9a-f]{64})/(layout\.json|draw\.evidence|draw\.seeds|first\.f32|[0-9]{6,10}\.(?:scales|update))")
+_OPENED = r"[0-9]{6,10}\.(?:scales|update|scalars)"
+PART = re.compile(
+    rf"rounds/([0-9a-f]{{64}})/(layout\.json|draw\.evidence|draw\.seeds|first\.f32|{_OPENED}(?:\.evidence|\.seeds|\.[a-z0-9-]{{1,32}}\.upload)?)"
+)
 COPY_BYTES = 1 << 20
 
 
@@ -47,6 +53,12 @@ class Opened:
     said: kinds.InstanceAggregate
     envelope: bytes
     """DSSE bytes of the aggregate."""
+    survivors: tuple[str, ...] = ()
+
+    def upload(self, member: str) -> str:
+        """File of this member's upload in the coordinator's spools (docs/spec/formats.md, "Spool")."""
+        raw = self.said.instance
+        return sha256(b"dure upload\n" + len(raw).to_bytes(2, "little") + raw + member.encode()).hexdigest() + ".data"
 
     @property
     def sum(self) -> BlobId:
@@ -60,11 +72,17 @@ class RunRecord:
     run: bytes
     plan: kinds.RunPlan
     opens: dict[bytes, tuple[kinds.InstanceOpen, bytes]] = field(default_factory=dict)
-    """Instance -> (fact, payload digest)."""
+    """Instance -> (fact, payload digest), of those not opened."""
+    survivors: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
+    """Instance -> its certified survivor set, likewise."""
     aggregates: dict[bytes, Opened] = field(default_factory=dict)
     """By payload digest."""
     accepts: dict[int, dict[str, kinds.ExchangeAccept]] = field(default_factory=dict)
     layout_sha256: bytes = b""
+
+    def charter(self, versions: Sequence[Charter]) -> Charter:
+        """The version its plan was made under."""
+        return versions[self.plan.charter_version - 1]
 
     @property
     def draw(self) -> Opened | None:
@@ -111,12 +129,17 @@ def records(entries: Iterable[Signed[Any]]) -> dict[bytes, RunRecord]:
         elif isinstance(fact, kinds.InstanceOpen) and (record := found.get(fact.run)):
             record.opens[fact.instance] = fact, signed.envelope.payload_sha256
             record.layout_sha256 = record.layout_sha256 or (fact.layout_sha256 if any(fact.layout_sha256) else b"")
+        elif isinstance(fact, kinds.InstanceSurvivors):
+            if record := found.get(InstanceId.decode(fact.instance).run):
+                record.survivors[fact.instance] = tuple(s.member for s in fact.survivors)
         elif isinstance(fact, kinds.InstanceAggregate):
             where = InstanceId.decode(fact.instance)
             if (record := found.get(where.run)) and fact.instance in record.opens:
                 opened, digest = record.opens.pop(fact.instance)
                 envelope = signed.envelope
-                record.aggregates[envelope.payload_sha256] = Opened(where, opened, digest, fact, envelope.to_bytes())
+                record.aggregates[envelope.payload_sha256] = Opened(
+                    where, opened, digest, fact, envelope.to_bytes(), record.survivors.pop(fact.instance, ())
+                )
         elif isinstance(fact, kinds.ExchangeAccept) and (record := found.get(fact.run)):
             record.accepts.setdefault(fact.exchange, {})[fact.member] = fact
     return found
@@ -144,6 +167,8 @@ class Exported:
     files: int
     missing: tuple[str, ...]
     """Parts that are not in this folder any more."""
+    uploads: int = 0
+    """Masked uploads, at level 3."""
 
 
 def export_run(store: BlobStore, record: RunRecord, out: Path) -> Exported:
@@ -175,8 +200,27 @@ def _wanted(store: BlobStore, record: RunRecord, small: _Small) -> Iterator[tupl
 
 
 def sum_name(opened: Opened) -> str:
-    """A sum's file in the bundle."""
-    return f"{opened.where.exchange:06d}.{'scales' if opened.where.purpose is Purpose.SCALES else 'update'}"
+    """A sum's file in the bundle, and how those of what it was opened from begin."""
+    return f"{opened.where.exchange:06d}.{opened.where.purpose.value}"
+
+
+def export_uploads(store: BlobStore, spools: Path, record: RunRecord, out: Path) -> int:
+    """Adds what the sums were opened from: evidence, seeds, and those uploads that are still here; how many uploads that is."""
+    home, count = out / ROUNDS / record.run.hex(), 0
+    by_sha, by_open = _Small(store).index()
+    for opened in record.aggregates.values():
+        name, evidence = sum_name(opened), by_open.get(opened.open_sha256)
+        seeds = by_sha.get(opened.said.seeds_sha256)
+        if evidence is None or seeds is None:
+            continue
+        for what, blob in (("evidence", evidence), ("seeds", seeds)):
+            _copy(store.path(blob), home / f"{name}.{what}")
+        for member in (m.member for m in opened.opened.cohort):
+            source = spools / opened.upload(member)
+            if opened.said.length and source.is_file() and source.stat().st_size == opened.said.length and member in opened.survivors:
+                _copy(source, home / f"{name}.{member}.upload")
+                count += 1
+    return count
 
 
 def first_step(plan: kinds.RunPlan) -> dict[str, str]:
@@ -203,7 +247,18 @@ class _Small:
 
     def evidence(self, open_sha256: bytes) -> bytes | None:
         """The evidence of the instance that this open opened."""
-        return next((raw for raw in self._all(MAX_EVIDENCE_BYTES) if _is_evidence(raw, open_sha256)), None)
+        return next((raw for raw in self._all(MAX_EVIDENCE_BYTES) if _opened_by(raw) == open_sha256), None)
+
+    def index(self) -> tuple[dict[bytes, BlobId], dict[bytes, BlobId]]:
+        """(blobs by SHA-256, evidence by the payload digest of its open), in one pass."""
+        by_sha, by_open = {}, {}
+        for blob in self.store.ids():
+            if 0 < blob.length <= MAX_EVIDENCE_BYTES:
+                raw = self.store.read_bytes(blob, limit=MAX_EVIDENCE_BYTES)
+                by_sha[sha256(raw).digest()] = blob
+                if (opened := _opened_by(raw)) is not None:
+                    by_open[opened] = blob
+        return by_sha, by_open
 
     def _all(self, limit: int) -> Iterator[bytes]:
         for blob in self.store.ids():
@@ -211,11 +266,12 @@ class _Small:
                 yield self.store.read_bytes(blob, limit=limit)
 
 
-def _is_evidence(raw: bytes, open_sha256: bytes) -> bool:
+def _opened_by(raw: bytes) -> bytes | None:
+    """Payload digest of the open in this evidence; None where it is no evidence."""
     try:
-        return Envelope.from_bytes(Evidence.from_bytes(raw).open).payload_sha256 == open_sha256
+        return Envelope.from_bytes(Evidence.from_bytes(raw).open).payload_sha256
     except DureError:
-        return False
+        return None
 
 
 def _copy(source: Path, target: Path) -> None:

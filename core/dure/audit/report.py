@@ -22,11 +22,11 @@ class Row:
     detail: str
 
 
-def rows(result: Result, weights: Row | None = None) -> list[Row]:
+def rows(result: Result, weights: Row | None = None, sums: Row | None = None) -> list[Row]:
     """The table of an audit. What a missing part would have shown is *not checked*, and says which part.
 
     Args:
-        weights: what level 2 says of the released weights (level2.row); None: it was not asked.
+        weights, sums: what level 2 says of the released weights (level2.row), and level 3 of the sums (level3.row); None: not asked.
     """
     history = result.history
     totals = [sum(numbers) for numbers in zip(*((r.opened, r.aggregates, r.accepted) for r in history.runs.values()), strict=True)]
@@ -46,7 +46,7 @@ def rows(result: Result, weights: Row | None = None) -> list[Row]:
         ),
         weights
         or Row("the released weights follow from the sums", UNCHECKED, "needs the sums (--level 2, and a bundle exported with --run)"),
-        Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (level 3)"),
+        sums or Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (--level 3, and a bundle exported with it)"),
         Row("tokens, steps, seconds, bytes", DECLARED, f"{history.counts.get('usage', 0)} usage statements"),
         Row("what data was trained on", DECLARED if history.counts.get("data-commitment") else UNCHECKED, _data(history)),
         Row("that accelerators exist, data is lawful, training happened as said", UNCHECKED, "nothing here can prove it"),
@@ -103,7 +103,7 @@ def _run(run_id: bytes, run: Run) -> dict[str, Any]:
     }
 
 
-def as_json(result: Result, weights: Row | None = None) -> dict[str, Any]:
+def as_json(result: Result, weights: Row | None = None, sums: Row | None = None) -> dict[str, Any]:
     """The same for scripts."""
     return {
         "level": 1,
@@ -113,7 +113,7 @@ def as_json(result: Result, weights: Row | None = None) -> dict[str, Any]:
         "root": result.root.hex(),
         "cosigned": result.cosigned,
         "charter_version": result.versions,
-        "table": [{"claim": r.claim, "how": r.how, "detail": r.detail} for r in rows(result, weights)],
+        "table": [{"claim": r.claim, "how": r.how, "detail": r.detail} for r in rows(result, weights, sums)],
         "runs": run_rows(result.history),
         "entries": result.history.counts,
         "findings": [{"where": f.where, "why": f.why} for f in result.findings],

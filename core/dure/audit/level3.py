@@ -1,0 +1,159 @@
+"""Level 3: every opened sum whose uploads were kept, added up again from what each survivor committed to and what was opened.
+
+    commit's root ← the upload's bytes;  Σ uploads − masks of the opened seeds = the sum, whose root the log names
+
+Where the uploads are gone (the challenge window closed, and the plan did not keep them), signatures, seeds, trailer and tag are still
+checked, and the report says so. One pass over the files, chunk by chunk, on all cores; memory O(chunk), and 32 bytes per chunk for the
+leaves. Source: ledger.md, section 7; secure-aggregation.md, section 4.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dure.audit.bundle import Bundle
+from dure.audit.cores import available
+from dure.audit.level1 import BROKEN, Finding
+from dure.audit.level2 import Traced
+from dure.audit.lineage import trust_of
+from dure.audit.parts import ROUNDS, Opened, RunRecord, sum_name
+from dure.audit.report import PROVED, UNCHECKED, Row
+from dure.blobs import chunk_leaf, chunks_of, read_all_at
+from dure.errors import Refused
+from dure.recompute import evidence as judged
+from dure.recompute.sums import Finding as Verdict
+from dure.recompute.sums import prepare
+from dure.secagg.recover import Recovered
+from dure.secagg.summing import DTYPE, GROUP_OF, add_chunk, unmask_chunk
+from dure.tlog.merkle import merkle_root
+
+AHEAD = 4
+"""Chunks per thread that may wait for their turn."""
+Progress = Callable[[int, int], None]
+"""(sums looked at, sums in all)."""
+
+
+@dataclass
+class Summed:
+    """What level 3 found."""
+
+    levels: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    """(run, exchange) -> 3 where all its sums were added up again, else how far it is shown."""
+    findings: list[Finding] = field(default_factory=list)
+    bytes: int = 0
+    """Of uploads, read and added."""
+
+    @property
+    def exit_code(self) -> int:
+        return BROKEN if self.findings else 0
+
+
+def add_up(bundle: Bundle, traced: Traced, *, threads: int | None = None, progress: Progress = lambda _done, _all: None) -> Summed:
+    """Every opened sum of every run the bundle has parts of.
+
+    Args:
+        traced: what level 2 found of this bundle.
+        threads: that add; None: as many as cores.
+    """
+    found = Summed()
+    runs = [record for record in traced.records.values() if record.run in traced.touched]
+    jobs = [(record, trust_of(record, traced.versions), opened) for record in runs for opened in record.aggregates.values()]
+    with ThreadPoolExecutor(threads or available(), thread_name_prefix="sum") as pool:
+        for done, (record, trust, opened) in enumerate(jobs):
+            progress(done, len(jobs))
+            key = record.run, opened.where.exchange
+            level = _one(bundle, record, trust, opened, pool, found, threads or available())
+            found.levels[key] = min(found.levels.get(key, 3), level)
+    progress(len(jobs), len(jobs))
+    return found
+
+
+def _one(
+    bundle: Bundle, record: RunRecord, trust: judged.Trust, opened: Opened, pool: ThreadPoolExecutor, found: Summed, threads: int
+) -> int:
+    """How far this sum is shown: 3 added up again, 2 not."""
+    name = f"{ROUNDS}/{record.run.hex()}/{sum_name(opened)}"
+    if not all((bundle.folder / f"{name}.{what}").is_file() for what in ("evidence", "seeds")):
+        return 2
+    ready = prepare(opened.envelope, bundle.read(f"{name}.evidence"), bundle.read(f"{name}.seeds"), trust)
+    if isinstance(ready, Verdict):
+        found.findings.append(Finding(f"{name}.{'seeds' if ready.kind == 'seeds' else 'evidence'}", ready.words))
+        return 2
+    known, recovered = ready
+    files = {member: bundle.folder / f"{name}.{member}.upload" for member in known.survivors}
+    if known.length and not all(path.is_file() for path in files.values()):
+        return 2
+    try:
+        if known.length:
+            _added(known, recovered, files, pool, threads)
+            found.bytes += known.length * len(files)
+    except Refused as wrong:
+        found.findings.append(Finding(f"{name}{'.' + wrong.field + '.upload' if wrong.field in files else ''}", wrong.why))
+        return 2
+    return 3
+
+
+def _added(opened: judged.Opened, recovered: Recovered, files: Mapping[str, Path], pool: ThreadPoolExecutor, threads: int) -> None:
+    """Adds the uploads up; raises Refused, naming the member whose file is not what it committed to, or `sum`."""
+    fds = {}
+    try:
+        for member, path in files.items():
+            if path.stat().st_size != opened.length:
+                raise Refused(member, f"has {path.stat().st_size} bytes, {opened.length} were committed to")
+            fds[member] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        leaves: dict[str, list[bytes]] = {name: [] for name in (*files, "")}
+        for row in _rows(opened, recovered, fds, pool, threads * AHEAD):
+            for member, leaf in row.items():
+                leaves[member].append(leaf)
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+    for member in files:
+        if merkle_root(leaves[member]) != opened.commits[member].root:
+            raise Refused(member, "is not the upload this member committed to")
+    if merkle_root(leaves[""]) != opened.aggregate.root:
+        raise Refused("sum", "the uploads, unmasked with the opened seeds, do not add up to the sum the coordinator signed")
+
+
+def _rows(
+    opened: judged.Opened, recovered: Recovered, fds: Mapping[str, int], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[dict[str, bytes]]:
+    """Per chunk, in order: leaf of each member's upload, and under "" of the sum."""
+    group, unmask = GROUP_OF[opened.instance.purpose], recovered.unmask
+
+    def chunk(k: int) -> dict[str, bytes]:
+        size = min(opened.chunk_bytes, opened.length - k * opened.chunk_bytes)
+        total, part, row = np.zeros(size // DTYPE[group].itemsize, DTYPE[group]), memoryview(bytearray(size)), {}
+        for member, fd in fds.items():
+            if read_all_at(fd, part, k * opened.chunk_bytes) != size:
+                raise Refused(member, "ends too early")
+            row[member] = chunk_leaf(part)
+            add_chunk(group, total, part)
+        unmask_chunk(group, unmask, k, total)
+        row[""] = chunk_leaf(total.data.cast("B"))
+        return row
+
+    waiting: deque[Future[dict[str, bytes]]] = deque()
+    for k in range(chunks_of(opened.length, opened.chunk_bytes)):
+        waiting.append(pool.submit(chunk, k))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def row(summed: Summed) -> Row:
+    """The line of the report that levels 1 and 2 leave open."""
+    count = Counter(summed.levels.values())
+    words = f"{count[3]} of {sum(count.values())} exchanges added up again from the uploads, {summed.bytes:,} bytes"
+    if count[2]:
+        words += f"; of {count[2]} the uploads were not kept, or are not here: shown to level 2"
+    how = PROVED if count[3] and not count[2] and not summed.findings else UNCHECKED
+    return Row("the sums follow from the uploads", how, words)
