@@ -41,7 +41,9 @@ def audit(consortium: Consortium, run: str, model: Path, bundle: Path, say: Call
     """
     shutil.rmtree(bundle, ignore_errors=True)
     hub = consortium.dir_of("coordinator")
-    told = json.loads(consortium.dure("audit", "export", "--run", run, "--level", "3", "--dir", hub, "--out", bundle, "--json", timeout_s=120))
+    told = json.loads(
+        consortium.dure("audit", "export", "--run", run, "--level", "3", "--dir", hub, "--out", bundle, "--json", timeout_s=120)
+    )
     pin = told["root_sha256"]
     say(f"{told['entries']} entries of the log and {told['parts']} parts of the run in {bundle}")
     report = bundle.with_name("report.html")

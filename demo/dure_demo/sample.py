@@ -45,7 +45,9 @@ def build(out: Path, say: Callable[[str], None]) -> None:
         consortium.export(run, work / "model")
         release(consortium, work / "model", work / "made" / "release", say)
         bundle, hub = work / "made" / "bundle", consortium.dir_of("coordinator")
-        told = json.loads(consortium.dure("audit", "export", "--run", run, "--level", "3", "--dir", hub, "--out", bundle, "--json", timeout_s=60))
+        told = json.loads(
+            consortium.dure("audit", "export", "--run", run, "--level", "3", "--dir", hub, "--out", bundle, "--json", timeout_s=60)
+        )
         say(f"bundle: {told['entries']} entries, {told['parts']} parts of the run")
         (work / "made" / "root-sha256").write_text(told["root_sha256"] + "\n")
         (work / "made").rename(out)

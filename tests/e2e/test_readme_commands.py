@@ -36,6 +36,11 @@ ELSEWHERE = {
     "dure audit lineage bundle --root-sha256 PIN --model model.safetensors": "tests/e2e/test_joint_seed.py",
     "dure audit verify bundle --root-sha256 PIN --level 3 --model release --html report.html": "tests/e2e/test_guide_auditor.py",
     "dure audit similarity MODEL REFERENCE…": "tests/unit/audit/test_similarity.py",
+    "dure log contains --member ID": "tests/e2e/test_audit_bundle.py",
+    "dure member leave": "tests/e2e/test_charter_in_force.py",
+    "dure member replace-keys": "tests/e2e/test_charter_in_force.py",
+    "dure member revoke node1 --reason stolen": "tests/attacks/test_revoked_node.py",
+    "dure coordinator enter krafton.revocation.json": "tests/attacks/test_revoked_node.py",
     "dure log serve --listen 7480": "tests/integration/test_log_over_http.py",
 }
 STORY = {
