@@ -267,6 +267,15 @@ def audit_log(results: dict[str, list[Result]]) -> str:
     return table(head, rows)
 
 
+def audit_sums(results: dict[str, list[Result]]) -> str:
+    rows = []
+    for r in sorted(results.get("audit_sums", []), key=lambda r: int(r["level"])):
+        times, peak = f"{r['ratio']:.2f} ({verdict(r['ratio'], r['target_ratio'])})", verdict(r["peak_rss_mb"], r["target_rss_mb"])
+        row = (f"level {r['level']}, n = {r['members']}", f"{r['s_per_1e8']:.2f}", f"{r['limit_s_per_1e8']:.2f}", times)
+        rows.append((*row, f"{r['peak_rss_mb']} ({peak})"))
+    return table(("one exchange, 10⁸ parameters", "seconds", "the bytes alone, s", "times", "peak RSS, MB"), rows)
+
+
 TABLES: dict[str, Callable[[dict[str, list[Result]]], str]] = {
     "where": where,
     "rounds": rounds,
@@ -281,6 +290,7 @@ TABLES: dict[str, Callable[[dict[str, list[Result]]], str]] = {
     "idle": idle,
     "log": log,
     "audit_log": audit_log,
+    "audit_sums": audit_sums,
 }
 
 

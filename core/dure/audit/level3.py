@@ -92,7 +92,7 @@ def _one(
         return 2
     try:
         if known.length:
-            _added(known, recovered, files, pool, threads)
+            add_files(known, recovered, files, pool, threads)
             found.bytes += known.length * len(files)
     except Refused as wrong:
         found.findings.append(Finding(f"{name}{'.' + wrong.field + '.upload' if wrong.field in files else ''}", wrong.why))
@@ -100,7 +100,7 @@ def _one(
     return 3
 
 
-def _added(opened: judged.Opened, recovered: Recovered, files: Mapping[str, Path], pool: ThreadPoolExecutor, threads: int) -> None:
+def add_files(opened: judged.Opened, recovered: Recovered, files: Mapping[str, Path], pool: ThreadPoolExecutor, threads: int) -> None:
     """Adds the uploads up; raises Refused, naming the member whose file is not what it committed to, or `sum`."""
     fds = {}
     try:
