@@ -32,22 +32,22 @@ def register(app: typer.Typer) -> None:
     @app.command()
     @one_line_errors
     def enter(
-        file: Annotated[Path, typer.Argument(help="NAME.revocation.json, from a member (`dure member revoke`).")],
+        file: Annotated[Path, typer.Argument(help="From a member: `dure member revoke` or `dure data register` made it.")],
         directory: Dir = DEFAULT_DIR,
         as_json: AsJson = False,
     ) -> None:
-        """Put what a member signed into the log: its revocation of a node. You cannot make one, and cannot change it.
+        """Put what a member signed into the log: a revocation, a data commitment. You cannot make one, and cannot change it.
 
         Example: dure coordinator enter krafton.revocation.json --dir /var/lib/dure
         """
         from dure_coordinator.admin_client import call
 
-        body = read_json(file, "a file made with `dure member revoke`", "member", "statements")
+        body = read_json(file, "a file made with `dure member revoke` or `dure data register`", "member", "statements")
         found = call(directory, "enter", {"member": body["member"], "statements": body["statements"]})
         if as_json:
             show_json(found)
             return
-        say(f"{found['statements']} statements of {found['member']} are in the log; what they revoke is cut off")
+        say(f"{found['statements']} statements of {found['member']} are in the log; a node that they revoke is cut off")
 
     @app.command()
     @one_line_errors

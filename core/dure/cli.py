@@ -18,6 +18,7 @@ SUMMARIES = {
     "charter": "Administrator: draft, propose, publish, show the charter.",
     "coordinator": "Administrator: set up and serve the coordinator.",
     "run": "Administrator: plan, start, watch, export training runs.",
+    "data": "Partner: commit to training data, open files of it to an auditor.",
     "contributions": "Who did what, per member and run, from the signed log.",
     "release": "Published weights with evidence: create, sign, publish, verify.",
     "log": "The consortium's log: look, prove, check; evidence against it.",

@@ -8,7 +8,7 @@ from typing import Any
 from dure.errors import NotAuthorised, Refused
 from dure.statements.anykind import kind_of, open_any
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import NodeDelegation, NodeRevocation
+from dure.statements.kinds import DataCommitment, NodeDelegation, NodeRevocation
 from dure.statements.statement import Signed
 from dure_coordinator.callers import Caller
 from dure_coordinator.fleet import Fleet
@@ -18,6 +18,8 @@ MOST_PER_EXCHANGE = 16
 """Statements of one node for one exchange: a few instances, their attempts and voids, usage and acceptance. More is refused."""
 MOST_BESIDES = 4096
 """Statements of one node that belong to no exchange."""
+MEMBERS_OWN = (NodeDelegation, NodeRevocation, DataCommitment)
+"""Signed by the member's signing key, not by its node."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Intake:
             return await self._append(signed, raw)
 
     async def enter(self, member: str, raw: bytes) -> str:
-        """Makes what a member signed with its own key an entry, whoever brings it: its delegations and revocations. As `append`.
+        """Makes what a member signed with its own key an entry, whoever brings it: delegations, revocations, data commitments. As `append`.
 
         A revocation counts from its entry on: nothing that the revoked node signed becomes an entry after it.
         """
@@ -80,8 +82,10 @@ class Intake:
         member = getattr(signed.fact, "member", None)
         if member != speaker:
             raise Refused("member", f"{speaker} cannot speak for {member}")
-        if (signed.key == member_key) != isinstance(signed.fact, (NodeDelegation, NodeRevocation)):
-            raise Refused("signatures", "a member's signing key signs delegations and revocations, its node's key everything else")
+        if (signed.key == member_key) != isinstance(signed.fact, MEMBERS_OWN):
+            raise Refused(
+                "signatures", "a member's signing key signs delegations, revocations and data commitments, its node's key everything else"
+            )
 
     async def _check_prev(self, party: str, signed: Signed[object]) -> None:
         before = await self.fleet.store.statement(party, signed.seq - 1) if signed.seq else []

@@ -54,7 +54,7 @@ def contains(
     """
     if bool(member) == bool(data):
         raise BadInput("give --member ID or --data NAME, one of the two")
-    source = _of_bundle(folder, pin) if folder is not None else _here(directory)
+    source = of_bundle(folder, pin) if folder is not None else _here(directory)
     if member and not any(m.id == member for version in source.versions for m in version.members):
         known = sorted({m.id for version in source.versions for m in version.members})
         raise BadInput(f"--member {member}: no charter version has such a member; there are {', '.join(known)}")
@@ -75,7 +75,7 @@ def _here(directory: Path) -> Source:
     return Source(place.tree(), head.checkpoint.size, head.note.to_bytes(), versions_of(place))
 
 
-def _of_bundle(folder: Path, pin: str) -> Source:
+def of_bundle(folder: Path, pin: str) -> Source:
     """Raises what `dure audit verify` would: an answer from a bundle that does not hold is none."""
     from dure.audit.cli import pin_of
     from dure.audit.contributions_cli import must_hold

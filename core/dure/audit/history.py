@@ -270,6 +270,7 @@ _COORDINATOR, _NODE = frozenset({"coordinator"}), frozenset({"node"})
 _ANYBODY: tuple[frozenset[str], _Judge | None] = (frozenset({"coordinator", "member", "node"}), None)
 _JUDGES: dict[str, tuple[frozenset[str], _Judge | None]] = {
     "charter": (_COORDINATOR, None),
+    "data-commitment": (frozenset({"member"}), None),
     "node-delegation": (frozenset({"member"}), None),
     "node-revocation": (frozenset({"member"}), None),
     "run-plan": (_COORDINATOR, _plan),

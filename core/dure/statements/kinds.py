@@ -22,6 +22,7 @@ Instance = Annotated[bytes, Hex(most=512)]
 Counter = Annotated[int, Range(0, 2**48)]
 Seconds = Annotated[int, Range(1, 10 * 86_400)]
 BlobId = Annotated[str, Pattern(r"[0-9a-f]{64}:[0-9]{1,15}")]
+Day = Annotated[str, Pattern(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")]
 SettingValue = Annotated[str | int | bool, Range(-(2**63), 2**63 - 1)]
 
 
@@ -343,6 +344,25 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class DataCommitment:
+    """What a member says it has to train on, fixed before anybody asks: self-declared, and single files can be opened later (ledger.md)."""
+
+    kind: ClassVar[str] = "data-commitment"
+    member: MemberId
+    name: Name
+    root: Digest
+    """RFC 6962 tree head over the files' salted leaves (dure.provenance.data_set)."""
+    files: Annotated[int, Range(1, 2**32)]
+    total_bytes: Counter
+    documents: Counter | None
+    tokens: Counter | None
+    license: Annotated[str, Pattern(r"[^\x00-\x1f]{1,200}")]
+    """SPDX expression or words."""
+    collected_from: Day | None
+    collected_to: Day | None
+
+
+@dataclass(frozen=True)
 class NodeDelegation:
     """A member lets a node key speak for it; a higher generation replaces every lower one."""
 
@@ -433,6 +453,7 @@ KINDS: dict[str, type] = {
         InstanceVoid,
         Dispute,
         Usage,
+        DataCommitment,
         NodeDelegation,
         NodeRevocation,
         ReleasePublished,

@@ -16,6 +16,7 @@ from dure.statements.kinds import (
     KINDS,
     CharterVersion,
     CohortMember,
+    DataCommitment,
     Deadlines,
     Dispute,
     ExchangeAccept,
@@ -27,6 +28,7 @@ from dure.statements.kinds import (
     InstanceVoid,
     MemberSignature,
     NodeDelegation,
+    NodeRevocation,
     OuterStep,
     ReleasePublished,
     RunApproval,
@@ -92,7 +94,9 @@ FACTS: list[Any] = [
     InstanceVoid(b"tlv", "a", "too few uploads"),
     CharterVersion(2, D, D),
     Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu"),
+    DataCommitment("a", "news-2026", D, 3, 4096, 12, None, "CC-BY-4.0", "2024-01-01", "2026-03-31"),
     NodeDelegation("a", "node1", D, 1, 0, 99),
+    NodeRevocation("a", "node1", 1, 99, "stolen"),
     ReleasePublished("{}", (MemberSignature("a", bytes(64)), MemberSignature("b", bytes(64)))),
 ]
 
