@@ -41,6 +41,10 @@ ELSEWHERE = {
     "dure member replace-keys": "tests/e2e/test_charter_in_force.py",
     "dure member revoke node1 --reason stolen": "tests/attacks/test_revoked_node.py",
     "dure coordinator enter krafton.revocation.json": "tests/attacks/test_revoked_node.py",
+    "dure data register FOLDER --name NAME --licence LICENCE --dir krafton/keys": "tests/unit/audit/test_data_commitments.py",
+    "dure data list --dir krafton/keys": "tests/unit/audit/test_data_commitments.py",
+    "dure data open NAME --challenge bundle --dir krafton/keys": "tests/unit/audit/test_data_commitments.py",
+    "dure data verify NAME.opening.json --root-sha256 PIN --bundle bundle": "tests/unit/audit/test_data_commitments.py",
     "dure log serve --listen 7480": "tests/integration/test_log_over_http.py",
 }
 STORY = {
