@@ -163,7 +163,7 @@ async def test_a_node_of_the_other_consortium_is_not_let_in_though_its_name_is_t
 async def test_a_node_with_the_other_consortiums_charter_is_refused_by_field_though_it_has_a_members_keys(ports):
     """As of a member that was given the same keys in both, which the commands refuse to do."""
     ours, theirs = ports
-    node = replace(ours.founded.nodes["ara"], charter=theirs.founded.nodes["ara"].charter)
+    node = replace(ours.founded.nodes["ara"], charters=theirs.founded.nodes["ara"].charters)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         async with hands(replace(ours, founded=replace(ours.founded, nodes={"ara": node})), "ara"):
             pass

@@ -22,7 +22,7 @@ from dure.environments.lock import normalised
 from dure.environments.place import ISOLATED, Environment
 from dure.errors import BadInput, Unavailable
 
-LENT = ("flwr", "numpy", "blake3", "cryptography", "grpcio", "protobuf")
+LENT = ("flwr", "numpy", "blake3", "cryptography", "pynacl", "grpcio", "protobuf")
 """Distributions a worker or a ServerApp process imports; what these need is lent with them."""
 OWN = ("dure", "dure_pb", "dure_participant", "dure_coordinator")
 """Our own packages, where installed."""

@@ -92,6 +92,7 @@ FACTS: list[Any] = [
     ExchangeAccept(D, 3, "a", (D,), (), None),
     Dispute(D, 2, "asan", b"tlv", D, "sum", 7, D, D, None, "the coordinator's sum is wrong at chunk 7"),
     InstanceVoid(b"tlv", "a", "too few uploads"),
+    NodeRevocation("a", "n1", 2, 1_800_000_000, "stolen"),
     CharterVersion(2, D, D),
     Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu"),
     DataCommitment("a", "news-2026", D, 3, 4096, 12, None, "CC-BY-4.0", "2024-01-01", "2026-03-31"),
