@@ -45,8 +45,16 @@ class NodeSettings:
     cosign: bool = True
     """Whether this node is its member's witness. false: that one runs elsewhere (the coordinator's `http_witnesses`), and has the only copy
     of witness.key; this node mirrors the heads that a quorum cosigned."""
+    data_commitments: str = ""
+    """What the apps here train on, for everybody to read in this node's usage statements: the digests that `dure data register` told, up to
+    16, with commas between them. Empty: they name no data."""
     node_config: Mapping[str, Value] = field(default_factory=dict)
     """Everything else: given to apps, seen by nobody else."""
+
+    @property
+    def commitments(self) -> tuple[bytes, ...]:
+        """`data_commitments`, read."""
+        return tuple(bytes.fromhex(digest) for digest in self.data_commitments.split(",") if digest)
 
     @property
     def places(self) -> int:
@@ -87,6 +95,10 @@ def judge(body: Mapping[str, Any], path: Path) -> NodeSettings:
         own[name] = value
     if own.get("recompute", "never") not in ("never", "always"):
         raise BadInput(f"{path}: recompute must be never or always, is {own['recompute']!r}")
+    if not re.fullmatch(r"([0-9a-f]{64}(,[0-9a-f]{64}){0,15})?", own.get("data_commitments", "")):
+        raise BadInput(
+            f"{path}: data_commitments must be up to 16 digests of 64 hex digits, commas between; `dure data list --json` has them"
+        )
     for name in ("threads", "train_at_once", "worker_log_bytes", "worker_disk_bytes"):
         if own.get(name, 0) < 0:
             raise BadInput(f"{path}: {name} must be 0 or more, is {own[name]}")

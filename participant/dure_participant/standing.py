@@ -52,6 +52,7 @@ def site_of(identity: NodeIdentity, settings: NodeSettings, plan: RunPlan | None
         allow_unrecomputed_bases=then.terms.allow_unrecomputed_bases,
         challenge_window_s=then.terms.challenge_window_s,
         recompute_first=settings.recompute == "always",
+        data=settings.commitments,
         software="dure",
     )
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sim.exchange_world import World
 from sim.test_exchange_sim import ready_world
 
+from dure.provenance.contains import contains
 from dure.provenance.contributions import Row, contributions
+from dure.provenance.drawn_from_log import member_facts, run_in
 from dure.statements.anykind import open_any
-from dure.statements.kinds import Usage
+from dure.statements.kinds import DataCommitment, Usage
 from dure.statements.statement import Chain, Signed, seal
 from dure_coordinator.exchange.events import Abort, Done, decode_event
 
@@ -29,9 +33,19 @@ def rows_of(world: World, **how: Any) -> dict[str, Row]:
     return {r.member: r for r in contributions(entries_of(world), **{"span": ALWAYS, **how})}
 
 
+def registered(world: World) -> Signed[Any]:
+    """m00's word about its data."""
+    fact = DataCommitment("m00", "news", b"d" * 32, 3, 900, 7, None, "MIT", None, "2026-01-01")
+    key = world.signing["m00"]
+    return open_any(seal(fact, key, Chain(1, b"p" * 32), 1_700_000_000)[0], [key.public_key().public_bytes_raw()])
+
+
 def played() -> World:
     """Four rounds: all; m04's connection lost; m03 silent past the deadline; given up by everybody."""
     world = ready_world(6)
+    for member in ("m00", "m01"):
+        node = world.nodes[member]
+        node.site = replace(node.site, data=(registered(world).envelope.payload_sha256,))
     weights = world.exchange(1, "train", world.first_weights()).blob
     world.kill("m04")
     weights = world.exchange(2, "train", weights).blob
@@ -90,6 +104,20 @@ def test_usage_that_no_commit_names_counts_for_nothing(world: World) -> None:
     key = node.site.node_key.public_key().public_bytes_raw()
     more = [*entries_of(world), open_any(boast, [key]), open_any(stolen, [key])]
     assert {r.member: r for r in contributions(more, span=ALWAYS)} == rows_of(world)
+
+
+def test_what_a_nodes_usage_says_of_its_members_data_is_found_and_stands_in_a_release(world: World) -> None:
+    """m01 names m00's data set too, and nobody believes it."""
+    order = ("data-commitment", "run-plan", "instance-open", "usage", "instance-commit", "instance-survivors", "instance-aggregate")
+    told = [registered(world), *entries_of(world)]
+    entries = sorted((s for s in told if s.fact.kind in order), key=lambda s: order.index(s.fact.kind))  # as a log has them, by instance
+    counted = {e.number for e in (*world.state.closed, world.state.exchange) if e and e.reply and "m00" in e.reply.survivors}
+    found = contains(entries, data="news").exchanges
+    assert {e.exchange for e in found} == counted and all(e.members == ("m00",) and len(e.entries) == 4 for e in found)
+    facts = {m.member: m.data for m in member_facts(run_in(entries, world.run.hex()), SimpleNamespace(members=()), 3)}  # type: ignore[arg-type]
+    digest = registered(world).envelope.payload_sha256.hex()[:16]
+    said = f"news: 3 files, 900 bytes, 7 documents; MIT, collected ? to 2026-01-01 (data-commitment {digest})"
+    assert facts["m00"] == said and {v for m, v in facts.items() if m != "m00"} == {None}
 
 
 def test_statements_that_refer_to_nothing_change_nothing(world: World) -> None:

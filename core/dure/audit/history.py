@@ -89,6 +89,8 @@ class History:
     runs: dict[bytes, Run] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     """Entries by kind."""
+    names_data: int = 0
+    """Usage statements that name a data commitment."""
     disputes: list[int] = field(default_factory=list)
     """Their indices, the first `MOST_DISPUTES`."""
     shelf: Shelf = field(default_factory=Shelf)
@@ -258,6 +260,7 @@ def _accept(history: History, said: kinds.ExchangeAccept, _entry: Entry) -> None
 
 def _usage(history: History, said: kinds.Usage, _entry: Entry) -> None:
     history.run_of(said.run)
+    history.names_data += bool(said.data)
 
 
 def _release(history: History, said: kinds.ReleasePublished, _entry: Entry) -> None:

@@ -83,7 +83,9 @@ def _whole(result: Result, claim: str, how: str, detail: str) -> Row:
 
 def _data(history: History) -> str:
     count = history.counts.get("data-commitment", 0)
-    return f"{count} data commitments" if count else "no member registered data"
+    if not count:
+        return "no member registered data"
+    return f"{count} data commitments; {history.names_data} of {history.counts.get('usage', 0)} usage statements name one"
 
 
 def run_rows(history: History) -> list[dict[str, Any]]:

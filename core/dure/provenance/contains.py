@@ -2,22 +2,20 @@
 
 An exchange contains a member's work if the member is in the survivor set whose sum was opened: its commit, the survivor set that names the
 commit, and the aggregate that names the set are the evidence. A release contains it if one of its run's train exchanges up to the
-release's does, or one of a run whose model it began with. An exchange contains a data set if such a commit names its data commitment.
+release's does, or one of a run whose model it began with. An exchange contains a data set if such a commit names a usage statement of its
+member that names the data commitment: the member's own word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from dure.provenance.attestation import read_statement
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
 from dure.statements.statement import Signed
-
-DATA = "data-commitment"
-"""The kind; commits name it in a field that begins with `data`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class InExchange:
     members: tuple[str, ...]
     """Whose work it is."""
     entries: tuple[int, ...]
-    """Indices: the commits, the survivor set, the aggregate."""
+    """Indices: usage statements where data was asked for, the commits, the survivor set, the aggregate."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,10 @@ class _Search:
     data: str
     plans: dict[bytes, kinds.RunPlan] = field(default_factory=dict)
     open: dict[bytes, _Open] = field(default_factory=dict)
-    commitments: dict[bytes, int] = field(default_factory=dict)
-    """Digests by which commits may name the data set -> index."""
+    commitments: dict[bytes, tuple[int, str]] = field(default_factory=dict)
+    """Payload digests of the data commitments asked about -> (index, member)."""
+    usages: dict[bytes, int] = field(default_factory=dict)
+    """Envelope digests of usage statements that name one of them -> index."""
     exchanges: list[InExchange] = field(default_factory=list)
     releases: list[InRelease] = field(default_factory=list)
 
@@ -94,8 +94,10 @@ class _Search:
             self._opened(index, fact)
         elif isinstance(fact, kinds.ReleasePublished):
             self._release(index, fact)
-        elif fact.kind == DATA and self.data:
+        elif isinstance(fact, kinds.DataCommitment) and self.data:
             self._commitment(index, signed)
+        elif isinstance(fact, kinds.Usage) and any(self.commitments.get(d, (0, ""))[1] == fact.member for d in fact.data):
+            self.usages[signed.envelope.sha256] = index
 
     def _opened(self, index: int, fact: kinds.InstanceAggregate) -> None:
         known = self.open.pop(fact.instance, None)
@@ -106,17 +108,20 @@ class _Search:
         at, survivors = known.survivors
         mine = tuple(m for m in survivors if m in known.commits and self._asked(m, known.commits[m][1]))
         if mine:
-            evidence = (*(known.commits[m][0] for m in mine), at, index)
+            evidence = (*self._usages(known, mine), *(known.commits[m][0] for m in mine), at, index)
             self.exchanges.append(InExchange(where.run, plan.app_name, where.exchange, known.category, mine, evidence))
 
     def _asked(self, member: str, commit: Any) -> bool:
-        return member == self.member if self.member else bool(_named(commit) & self.commitments.keys())
+        return member == self.member if self.member else commit.usage_sha256 in self.usages
+
+    def _usages(self, known: _Open, mine: tuple[str, ...]) -> list[int]:
+        """Where data was asked for: the members' words that they used it."""
+        return [] if self.member else [self.usages[known.commits[m][1].usage_sha256] for m in mine]
 
     def _commitment(self, index: int, signed: Signed[Any]) -> None:
-        digests = {signed.envelope.payload_sha256, signed.envelope.sha256, *_digests(signed.fact)}
-        asked = self.data.lower()
-        if getattr(signed.fact, "name", None) == self.data or (len(asked) >= 8 and any(d.hex().startswith(asked) for d in digests)):
-            self.commitments |= dict.fromkeys(digests, index)
+        digests, asked = (signed.envelope.payload_sha256, signed.envelope.sha256, signed.fact.root), self.data.lower()
+        if signed.fact.name == self.data or (len(asked) >= 8 and any(d.hex().startswith(asked) for d in digests)):
+            self.commitments[signed.envelope.payload_sha256] = index, signed.fact.member
 
     def _release(self, index: int, fact: kinds.ReleasePublished) -> None:
         release = read_statement(fact.statement.encode())
@@ -132,19 +137,6 @@ class _Search:
             run = base.run if base is not None else None
 
 
-def _digests(fact: Any) -> set[bytes]:
-    return {value for f in fields(fact) if isinstance(value := getattr(fact, f.name), bytes) and len(value) == 32}
-
-
-def _named(commit: Any) -> set[bytes]:
-    """Digests in the fields of a commit that are about data."""
-    found: set[bytes] = set()
-    for f in fields(commit):
-        value = getattr(commit, f.name) if f.name.startswith("data") else None
-        found |= {value} if isinstance(value, bytes) else {v for v in value if isinstance(v, bytes)} if isinstance(value, tuple) else set()
-    return found
-
-
 def contains(entries: Iterable[Signed[Any]], *, member: str = "", data: str = "") -> Answer:
     """Where the work of `member`, or else the data set `data`, is.
 
@@ -156,4 +148,4 @@ def contains(entries: Iterable[Signed[Any]], *, member: str = "", data: str = ""
     search = _Search(member, data)
     for index, signed in enumerate(entries):
         search.take(index, signed)
-    return Answer(tuple(sorted(set(search.commitments.values()))), tuple(search.exchanges), tuple(search.releases))
+    return Answer(tuple(sorted(index for index, _ in search.commitments.values())), tuple(search.exchanges), tuple(search.releases))

@@ -20,6 +20,8 @@ from dure.statements.statement import Signed
 
 DRAWN = "weights drawn from a seed that the members made together"
 SENT = "weights that the app drew"
+MOST_WORDS = 20_000
+"""Characters of what a release says of a member's data (facts.Words)."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class LogOfRun:
     """Everything that concerns the run, in order."""
     time: int = 0
     """Unix seconds of the newest entry of the whole log."""
+    data: dict[bytes, kinds.DataCommitment] = field(default_factory=dict)
+    """Every data commitment of the whole log, by its payload digest."""
 
     @property
     def opens(self) -> dict[bytes, kinds.InstanceOpen]:
@@ -67,9 +71,12 @@ def run_in(entries: Iterable[Signed[Any]], wanted: str) -> LogOfRun:
     """
     found: dict[bytes, LogOfRun] = {}
     time = 0
+    data: dict[bytes, kinds.DataCommitment] = {}
     for signed in entries:
         time = max(time, signed.time)
         run = _run_of(signed)
+        if isinstance(signed.fact, kinds.DataCommitment):
+            data[signed.envelope.payload_sha256] = signed.fact
         if isinstance(signed.fact, kinds.RunPlan) and run.hex().startswith(wanted.lower()):
             found[run] = LogOfRun(run, signed.fact)
         if run in found:
@@ -77,7 +84,7 @@ def run_in(entries: Iterable[Signed[Any]], wanted: str) -> LogOfRun:
     if len(found) != 1:
         raise BadInput(f"run {wanted}: {'several runs' if found else 'no run'} in the log start so; `dure contributions` shows all")
     only = next(iter(found.values()))
-    only.time = time
+    only.time, only.data = time, data
     return only
 
 
@@ -128,7 +135,8 @@ def member_facts(log: LogOfRun, charter: Charter, exchange: int) -> tuple[Member
     """Every roster member's part, up to and with this exchange."""
     names = {m.id: m.display_name for m in charter.members}
     rows = contributions(_until(log, exchange), span=(0.0, float(2**48)))
-    return tuple(_member(row, names.get(row.member, row.member)) for row in rows)
+    words = _data_words(log, exchange)
+    return tuple(_member(row, names.get(row.member, row.member), words.get(row.member)) for row in rows)
 
 
 def _until(log: LogOfRun, exchange: int) -> Iterator[Signed[Any]]:
@@ -139,10 +147,28 @@ def _until(log: LogOfRun, exchange: int) -> Iterator[Signed[Any]]:
             yield signed
 
 
-def _member(row: Row, display_name: str) -> MemberFacts:
+def _member(row: Row, display_name: str, data: str | None) -> MemberFacts:
     return MemberFacts(
-        row.member, display_name, row.invited, row.counted, row.accepted, row.tokens, row.steps, row.milliseconds, row.devices, data=None
+        row.member, display_name, row.invited, row.counted, row.accepted, row.tokens, row.steps, row.milliseconds, row.devices, data
     )
+
+
+def _data_words(log: LogOfRun, exchange: int) -> dict[str, str]:
+    """By member the data commitments of its own that its counted usage statements name, in the order they were first named."""
+    found: dict[str, dict[bytes, str]] = {}
+    for said in _counted(log, exchange):
+        for digest in said.data:
+            fact = log.data.get(digest)
+            if fact is not None and fact.member == said.member:
+                found.setdefault(said.member, {})[digest] = f"{_described(fact)} (data-commitment {digest.hex()[:16]})"
+    return {member: "; ".join(own.values())[:MOST_WORDS] for member, own in found.items()}
+
+
+def _described(fact: kinds.DataCommitment) -> str:
+    counts = ((fact.files, "files"), (fact.total_bytes, "bytes"), (fact.documents, "documents"), (fact.tokens, "tokens"))
+    size = ", ".join(f"{number} {what}" for number, what in counts if number is not None)
+    period = f", collected {fact.collected_from or '?'} to {fact.collected_to or '?'}" if fact.collected_from or fact.collected_to else ""
+    return f"{fact.name}: {size}; {fact.license}{period}"
 
 
 def binding(log: LogOfRun, exchange: int, weights_id: bytes, base_id: bytes | None) -> Binding:
@@ -184,13 +210,19 @@ def compute(members: Iterable[MemberFacts], device_ms: Mapping[str, int], parame
 
 def device_times(log: LogOfRun, exchange: int) -> dict[str, int]:
     """Milliseconds by device, of usage statements that a counted member's commit names."""
-    counted, named = _counted_usage(log, exchange)
     total: Counter[str] = Counter()
+    for said in _counted(log, exchange):
+        total[said.device] += said.milliseconds
+    return dict(total)
+
+
+def _counted(log: LogOfRun, exchange: int) -> Iterator[kinds.Usage]:
+    """Usage statements that a counted member's commit names."""
+    counted, named = _counted_usage(log, exchange)
     for signed in _until(log, exchange):
         said = signed.fact
         if isinstance(said, kinds.Usage) and (said.exchange, said.member) in counted and signed.envelope.sha256 in named:
-            total[said.device] += said.milliseconds
-    return dict(total)
+            yield said
 
 
 def _counted_usage(log: LogOfRun, exchange: int) -> tuple[set[tuple[int, str]], set[bytes]]:

@@ -341,6 +341,8 @@ class Usage:
     bytes_down: Counter
     """Blobs fetched since this node's usage statement before: base, scales, sums, code."""
     device: Annotated[str, Pattern(r"[^\x00-\x1f]{0,64}")]
+    data: Annotated[tuple[Digest, ...], Items(0, 16)] = ()
+    """Payload digests of this member's data commitments that it says it used."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import sha256
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 from support.synthetic_log import SyntheticLog
@@ -99,32 +98,23 @@ def test_a_release_contains_what_its_run_counted_until_then_and_what_its_first_m
     assert [(r.run, r.through) for r in found] == [(run, first.run)]
 
 
-@dataclass(frozen=True)
-class Registered:
-    """As a data commitment will be: a kind of its own, and commits that name it."""
-
-    kind: ClassVar[str] = "data-commitment"
-    member: str = "ara"
-    name: str = "news-2026"
-    root: bytes = b"d" * 32
+def registered(member: str) -> SimpleNamespace:
+    return entry(kinds.DataCommitment(member, "news-2026", b"d" * 32, 1, 1, None, None, "MIT", None, None))
 
 
-@dataclass(frozen=True)
-class NamingCommit(kinds.InstanceCommit):
-    data_sha256: bytes = field(default=bytes(32))
-
-
-def test_exchanges_of_a_data_set_are_those_whose_counted_commits_name_it(made):
+def test_exchanges_of_a_data_set_are_those_whose_counted_commits_name_a_usage_that_names_it(made):
     entries = list(made[2])
-    at = next(
-        i for i, s in enumerate(entries) if isinstance(s.fact, kinds.InstanceCommit) and s.fact.member == "ara" and s.fact.usage_sha256
-    )
-    registered = entry(Registered())
-    fact = entries[at].fact
-    named = NamingCommit(**fact.__dict__, data_sha256=registered.envelope.payload_sha256)
-    twin = [registered, *entries[:at], SimpleNamespace(fact=named, envelope=entries[at].envelope), *entries[at + 1 :]]
-    for asked in ("news-2026", registered.envelope.payload_sha256.hex()[:12]):
-        found = contains(twin, data=asked)
-        assert [(e.members, len(e.entries)) for e in found.exchanges] == [(("ara",), 3)]
-        assert found.data == (0,)
-    assert contains(twin, data="other").data == ()
+    commit = next(s.fact for s in entries if isinstance(s.fact, kinds.InstanceCommit) and s.fact.member == "ara" and s.fact.usage_sha256)
+    at = next(i for i, s in enumerate(entries) if s.envelope.sha256 == commit.usage_sha256)
+    theirs, others = registered("ara"), registered("bora")
+
+    def with_usage_of(data: SimpleNamespace) -> list:
+        said = replace(entries[at].fact, data=(data.envelope.payload_sha256,))
+        return [theirs, others, *entries[:at], SimpleNamespace(fact=said, envelope=entries[at].envelope), *entries[at + 1 :]]
+
+    for asked in ("news-2026", theirs.envelope.payload_sha256.hex()[:12]):
+        found = contains(with_usage_of(theirs), data=asked)
+        assert [(e.members, len(e.entries)) for e in found.exchanges] == [(("ara",), 4)]
+        assert found.exchanges[0].entries[0] == at + 2 and 0 in found.data
+    assert not contains(with_usage_of(others), data="news-2026").exchanges, "nobody claims another member's data"
+    assert contains(with_usage_of(theirs), data="other").data == ()

@@ -94,7 +94,7 @@ FACTS: list[Any] = [
     InstanceVoid(b"tlv", "a", "too few uploads"),
     NodeRevocation("a", "n1", 2, 1_800_000_000, "stolen"),
     CharterVersion(2, D, D),
-    Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu"),
+    Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu", (D,)),
     DataCommitment("a", "news-2026", D, 3, 4096, 12, None, "CC-BY-4.0", "2024-01-01", "2026-03-31"),
     NodeDelegation("a", "node1", D, 1, 0, 99),
     NodeRevocation("a", "node1", 1, 99, "stolen"),
