@@ -60,6 +60,7 @@ def model(consortium: Consortium, run: str) -> dict[str, np.ndarray]:
     return load_file(out / "model.safetensors")
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(240)
 def test_the_pytorch_app_under_a_plan_named_adam_goes_on_with_a_node_that_missed_an_exchange(consortium):
     """Every member makes the next base and both moments itself; the one that was away fetches them and makes the same ones again."""
@@ -80,6 +81,7 @@ def test_the_pytorch_app_under_a_plan_named_adam_goes_on_with_a_node_that_missed
     assert (tensors["norm.running_var"] > 0).all()
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(120)
 def test_the_numpy_app_runs_as_it_is_where_the_charter_lets_the_serverapp_choose_the_bases(consortium):
     run = start(consortium, "app-numpy", "none")
@@ -90,6 +92,7 @@ def test_the_numpy_app_runs_as_it_is_where_the_charter_lets_the_serverapp_choose
     assert array.dtype == np.float64 and 1 < array.item() < 4
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(240)
 def test_an_app_that_fails_on_one_node_in_every_way_goes_on_with_the_others_and_each_failure_is_named(consortium):
     """Queries, values per node, bfloat16, counts and state besides: the app's own ServerApp checks what comes of them."""

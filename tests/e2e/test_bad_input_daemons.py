@@ -160,6 +160,7 @@ def test_a_disk_that_fills_up_during_a_spool_is_said_and_the_run_goes_on_once_th
         subprocess.run(["umount", "-l", str(spools)], check=True)
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(240)
 def test_an_expired_charter_blocks_new_runs_and_approvals_and_none_that_began(tmp_path, monkeypatch):
     """The charter lives for another hour; then every clock goes on by two, in the middle of a run."""
