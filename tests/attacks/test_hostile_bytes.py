@@ -79,8 +79,12 @@ def damaged_json(rng: random.Random, data: bytes) -> bytes | None:
         body = json.loads(data)
     except ValueError:
         return None
-    if isinstance(body, dict) and set(body) == {"payload", "payloadType", "signatures"} and rng.random() < 0.7:
-        inner = damaged_json(rng, base64.b64decode(body["payload"]))
+    sealed = isinstance(body, dict) and set(body) == {"payload", "payloadType", "signatures"}
+    if sealed and isinstance(body["payload"], str) and rng.random() < 0.7:
+        try:
+            inner = damaged_json(rng, base64.b64decode(body["payload"]))
+        except ValueError:  # damaged once before
+            inner = None
         body["payload"] = base64.b64encode(inner or b"").decode()
     else:
         body = _replaced(rng, body)
