@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from dure.blobs import BlobId, BlobStore
-from dure.errors import Refused
+from dure.errors import DureError, Refused, Unavailable
 from dure.model.initial import Rule, initialise
 from dure.model.layout import Layout
 from dure.recompute.evidence import MAX_EVIDENCE_BYTES, MAX_SEEDS_BYTES, Trust
@@ -25,7 +25,7 @@ async def joint_seed(line: Line, trust: Trust, before: int) -> bytes:
 
     Raises:
         Unavailable: not now.
-        Refused: no exchange drew one, or what the coordinator shows of it does not hold.
+        DureError: no exchange drew one, or what the coordinator shows of it does not hold.
     """
     for number in range(1, min(before, LOOKED_AT + 1)):
         for said in await line.evidence(EvidenceQuery(trust.run, number)):
@@ -42,15 +42,22 @@ async def make_first(
 ) -> str:
     """Puts the first weights into `blobs`; "" where they are the ones offered in exchange `now`, else why they are not.
 
+    Args:
+        line: the connection, or `Unavailable`.
+        offered: the base's flat vector, as the coordinator names it.
+        now: number of the exchange that begins on it.
+
     Raises:
-        Unavailable: not now.
+        Unavailable: not now. All else that goes wrong is the coordinator's, and comes back as words.
     """
     assert plan.initial is not None
     if layout.tensors_sha256 != plan.initial.tensors_sha256:
         return "weights: the model has other tensors than the plan's first weights"
     try:
         seed = await joint_seed(line(), trust, now)
-    except Refused as error:
+    except Unavailable:
+        raise
+    except DureError as error:
         return str(error)
     rules = [Rule(rule.tensors, rule.kind, rule.value) for rule in plan.initial.rules]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from dure.blobs import BlobId, BlobStore
+from dure.blobs import NO_ROOM, BlobId, BlobStore
 from dure.errors import BadInput, DureError, Refused, Unavailable
 from dure.failpoints import Point, reach
 from dure.model.base import BaseRecord
@@ -200,6 +200,8 @@ class Hands:
         arrays = action.instruction.arrays
         if arrays is None or run.drawn == action.weights or BaseRecord.from_json(action.base_record).exchange:
             return None
+        if short := await asyncio.to_thread(self.trainer.no_room, plan, action):
+            return inputs.TrainResult(problem=short, told=NO_ROOM)
         async with self.shelf.making():
             offered = BlobId.parse(action.weights)
             wrong = await make_first(self._line, self._blobs, self._trust(run), plan, arrays.layout, offered, action.exchange)

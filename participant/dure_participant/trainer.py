@@ -82,7 +82,7 @@ class Trainer:
             return await self._unprepared(run, action, error)
         arrays, base, found = action.instruction.arrays, None, bytes(32)
         if arrays is not None:
-            if short := await asyncio.to_thread(self._no_room, plan, action):
+            if short := await asyncio.to_thread(self.no_room, plan, action):
                 return inputs.TrainResult(problem=short, told=NO_ROOM)
             blob = BlobId.parse(action.weights)
             await self._pull(run, blob)
@@ -238,7 +238,7 @@ class Trainer:
 
     # -- what it takes ----------------------------------------------------------------------------------------------
 
-    def _no_room(self, plan: RunPlan, action: act.Train) -> str:
+    def no_room(self, plan: RunPlan, action: act.Train) -> str:
         """Why this exchange is not begun here: the disk would be full before its end; "" where it fits."""
         arrays = action.instruction.arrays
         assert arrays is not None

@@ -83,9 +83,16 @@ def _public(key: Ed25519PrivateKey) -> bytes:
 
 
 def open_instance(
-    *, n: int = 4, c: int = 1, purpose: Purpose = Purpose.UPDATE, elements: int = 600_000, lost: tuple[str, ...] = (), seed: int = 0
+    *,
+    n: int = 4,
+    c: int = 1,
+    purpose: Purpose = Purpose.UPDATE,
+    elements: int = 600_000,
+    lost: tuple[str, ...] = (),
+    seed: int = 0,
+    message: tuple[str, bytes] = ("train", bytes(32)),
 ) -> Instance:
-    """An instance among m0…, in which `lost` dealt and then sent nothing."""
+    """An instance among m0…, in which `lost` dealt and then sent nothing; `message`: type and content id of what was asked."""
     rng = random.Random(seed)
     names = tuple(f"m{i}" for i in range(n))
     coordinator, signing, node = _key(rng), {m: _key(rng) for m in names}, {m: _key(rng) for m in names}
@@ -99,7 +106,9 @@ def open_instance(
         )
     secret = {m: sums.receive_shares(s, shares, public) for m, s in secret.items()}
     length, chunk_bytes = shape_of(purpose, elements)
-    opened, _ = seal(_open(where, names, adverts, shares, 0 if purpose is Purpose.SCALARS else elements, n, c), coordinator, Chain(), NOW)
+    opened, _ = seal(
+        _open(where, names, adverts, shares, 0 if purpose is Purpose.SCALARS else elements, n, c, message), coordinator, Chain(), NOW
+    )
     ctx = context(where, opened.payload_sha256)
     there = tuple(m for m in names if m not in lost)
     uploads, commits = {}, {}
@@ -162,18 +171,20 @@ def _epoch(names: tuple[str, ...], node: Any, public: Any, rng: random.Random) -
     return adverts, {m: keys.complete(secrets[m], groups) for m in names}
 
 
-def _open(where: InstanceId, names: tuple[str, ...], adverts: Any, shares: Any, elements: int, n: int, c: int) -> InstanceOpen:
+def _open(
+    where: InstanceId, names: tuple[str, ...], adverts: Any, shares: Any, elements: int, n: int, c: int, message: tuple[str, bytes]
+) -> InstanceOpen:
     zero = bytes(32)
     return InstanceOpen(
         instance=where.tlv(),
         charter_version=1,
         charter_sha256=zero,
         run=RUN,
-        category="train",
-        message_type="train",
+        category=message[0].partition(".")[0],
+        message_type=message[0],
         weights_id=zero,
         base_id=zero,
-        content_id=zero,
+        content_id=message[1],
         layout_sha256=zero,
         elements=elements,
         codec={"update": "ring16", "scales": "fp61", "scalars": "none"}[where.purpose],

@@ -140,7 +140,8 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             return ""
         weights = ""
         if asked.instruction.arrays is not None and asked.flat_path is not None:
-            if self._engine.state.exchanges == 0 and (why := self._no_room(self._engine.state.facts.plan, asked.instruction.arrays.layout)):
+            state = self._engine.state  # before the first arrays, which a draw of the first weights may precede
+            if not state.base_record and (why := self._no_room(state.facts.plan, asked.instruction.arrays.layout)):
                 await self._engine.submit(Abort(why))
                 return why
             weights = current_base(self._engine.state, asked.instruction.arrays) or str(

@@ -110,11 +110,11 @@ def test_a_node_whose_disk_would_be_full_says_so_before_it_trains(tmp_path, monk
     node = SimpleNamespace(_blobs=store, _dir=tmp_path)
     needed = exchange_disk(plan("adam"), D, train=True, base_is_there=True)
     free(monkeypatch, needed)
-    assert Trainer._no_room(node, plan("adam"), action) == ""
+    assert Trainer.no_room(node, plan("adam"), action) == ""
     free(monkeypatch, needed - 1)
-    assert "GB at this node" in Trainer._no_room(node, plan("adam"), action)
+    assert "GB at this node" in Trainer.no_room(node, plan("adam"), action)
     evaluate = Train("t", 1, Instruction("evaluate", "1", 60.0, (ArrayItem("a", layout, bytes(32)),)), str(weights), b"", 0, 1)
-    assert Trainer._no_room(node, plan("adam"), evaluate) == "", "an evaluation writes nothing"
+    assert Trainer.no_room(node, plan("adam"), evaluate) == "", "an evaluation writes nothing"
 
 
 def test_a_forecast_is_told_in_words_with_and_without_a_known_size():
