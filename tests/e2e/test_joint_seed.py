@@ -58,6 +58,7 @@ def added_up(stage: Stage, run: str, tmp_path: Path) -> None:
     """Level 3: every sum again from the uploads; each damaged kind of file is named, and what was not kept is said."""
     hub, bundle = stage.consortium.dir_of("coordinator"), tmp_path / "bundle3"
     made = json.loads(stage.consortium.dure("audit", "export", "--run", run[:12], "--level", "3", "--out", bundle, "--json", "--dir", hub))
+    assert made["uploads"] == 2 * 2 * len(MEMBERS), "scales and update of two rounds"
     ask = ("audit", "verify", bundle, "--root-sha256", made["root_sha256"], "--level", "3", "--json")
     found = json.loads(stage.consortium.dure(*ask))
     assert found["holds"] and [(e["exchange"], e["level"]) for e in found["exchanges"]] == [(n, 3) for n in range(1, 6)]

@@ -61,7 +61,7 @@ def export(
     size = bundles.export(place.tree(), place.head(), place.roots, target, more)
     missing = [name for part in parts for name in part.missing]
     if as_json:
-        found = {"parts": sum(part.files for part in parts), "missing": missing}
+        found = {"parts": sum(p.files for p in parts), "uploads": sum(p.uploads for p in parts), "missing": missing}
         show_json({"bundle": str(target), "entries": size, "root_sha256": place.pin.hex(), **(found if run is not None else {})})
         return
     say(f"{target}: {size} entries" + (f", {sum(part.files for part in parts)} parts of the run" if run is not None else ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from dure.audit.bundle import Bundle
 from dure.audit.level1 import verify
 from dure.audit.level2 import Watching, in_json, lines, match, trace, versions_of
-from dure.audit.parts import Exported, RunRecord, chosen, export_run, export_uploads, records
+from dure.audit.parts import Exported, RunRecord, chosen, export_run, records
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
 from dure.blobs import BlobStore
@@ -23,11 +22,8 @@ def add_run(place: LogPlace, wanted: str, level: int, scratch: Path) -> Exported
     """Puts a run's parts into a bundle that is being made from this place; at level 3 with the uploads that are still there."""
     size = place.head().checkpoint.size
     found = records(verified(place.tree().entries(0, size), versions_of(list(place.roots))))
-    store, record = BlobStore(place.directory / "blobs"), chosen(found, wanted)
-    exported = export_run(store, record, scratch)
-    if level < 3:
-        return exported
-    return replace(exported, uploads=export_uploads(store, place.directory / "spools", record, scratch))
+    spools = place.directory / "spools" if level > 2 else None
+    return export_run(BlobStore(place.directory / "blobs"), chosen(found, wanted), scratch, spools)
 
 
 def lineage(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -171,56 +171,55 @@ class Exported:
     """Masked uploads, at level 3."""
 
 
-def export_run(store: BlobStore, record: RunRecord, out: Path) -> Exported:
-    """Writes a run's parts below a bundle's folder; the same store and log give the same bytes."""
-    home, missing = out / ROUNDS / record.run.hex(), []
+def export_run(store: BlobStore, record: RunRecord, out: Path, spools: Path | None = None) -> Exported:
+    """Writes a run's parts below a bundle's folder; the same store and log give the same bytes.
+
+    Args:
+        spools: the coordinator's folder of uploads, for level 3: what each sum was opened from, and the uploads that are still there.
+    """
+    home, missing, small = out / ROUNDS / record.run.hex(), [], _index(store)
     home.mkdir(parents=True)
-    for name, source in _wanted(store, record, _Small(store)):
-        if source is None:
+    for name, blob in _wanted(store, record, small):
+        if blob is None:
             missing.append(name)
-        elif isinstance(source, bytes):
-            (home / name).write_bytes(source)
         else:
-            _copy(store.path(source), home / name)
-    return Exported(len(list(home.iterdir())), tuple(missing))
+            _copy(store.path(blob), home / name)
+    uploads = 0 if spools is None else sum(_export_opened(store, spools, opened, small, home) for opened in record.aggregates.values())
+    return Exported(sum(1 for _ in home.iterdir()), tuple(missing), uploads)
 
 
-def _wanted(store: BlobStore, record: RunRecord, small: _Small) -> Iterator[tuple[str, bytes | BlobId | None]]:
+def _wanted(store: BlobStore, record: RunRecord, small: _Small) -> Iterator[tuple[str, BlobId | None]]:
     if record.layout_sha256:
-        yield "layout.json", small.of(record.layout_sha256)
+        yield "layout.json", small.by_sha256.get(record.layout_sha256)
     draw = record.draw
     if draw is not None:
-        yield "draw.evidence", small.evidence(draw.open_sha256)
-        yield "draw.seeds", small.of(draw.said.seeds_sha256)
+        yield "draw.evidence", small.by_open.get(draw.open_sha256)
+        yield "draw.seeds", small.by_sha256.get(draw.said.seeds_sha256)
     elif record.first_base_id is not None:
         yield "first.f32", _first(store, record)
-    there = set(store.ids())
     for name, blob in sorted({sum_name(o): o.sum for s in record.steps() for o in (s.scales, s.update)}.items()):
-        yield name, blob if blob in there else None
+        yield name, blob if store.has(blob) else None
+
+
+def _export_opened(store: BlobStore, spools: Path, opened: Opened, small: _Small, home: Path) -> int:
+    """Evidence, seeds and kept uploads of one sum; how many uploads that is."""
+    name, count = sum_name(opened), 0
+    evidence, seeds = small.by_open.get(opened.open_sha256), small.by_sha256.get(opened.said.seeds_sha256)
+    if evidence is None or seeds is None:
+        return 0
+    _copy(store.path(evidence), home / f"{name}.evidence")
+    _copy(store.path(seeds), home / f"{name}.seeds")
+    for member in opened.survivors if opened.said.length else ():
+        source = spools / opened.upload(member)
+        if source.is_file() and source.stat().st_size == opened.said.length:
+            _copy(source, home / f"{name}.{member}.upload")
+            count += 1
+    return count
 
 
 def sum_name(opened: Opened) -> str:
     """A sum's file in the bundle, and how those of what it was opened from begin."""
     return f"{opened.where.exchange:06d}.{opened.where.purpose.value}"
-
-
-def export_uploads(store: BlobStore, spools: Path, record: RunRecord, out: Path) -> int:
-    """Adds what the sums were opened from: evidence, seeds, and those uploads that are still here; how many uploads that is."""
-    home, count = out / ROUNDS / record.run.hex(), 0
-    by_sha, by_open = _Small(store).index()
-    for opened in record.aggregates.values():
-        name, evidence = sum_name(opened), by_open.get(opened.open_sha256)
-        seeds = by_sha.get(opened.said.seeds_sha256)
-        if evidence is None or seeds is None:
-            continue
-        for what, blob in (("evidence", evidence), ("seeds", seeds)):
-            _copy(store.path(blob), home / f"{name}.{what}")
-        for member in (m.member for m in opened.opened.cohort):
-            source = spools / opened.upload(member)
-            if opened.said.length and source.is_file() and source.stat().st_size == opened.said.length and member in opened.survivors:
-                _copy(source, home / f"{name}.{member}.upload")
-                count += 1
-    return count
 
 
 def first_step(plan: kinds.RunPlan) -> dict[str, str]:
@@ -235,35 +234,25 @@ def _first(store: BlobStore, record: RunRecord) -> BlobId | None:
     return next((b for b in store.ids() if BaseRecord(b, None, step, None, 0).id == record.first_base_id), None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Small:
-    """Blobs that may be layouts, evidence or seeds, read one by one: the log names a digest of their bytes, not their blob id."""
+    """Blobs that may be layouts, evidence or seeds: the log names a digest of their bytes, not their blob id."""
 
-    store: BlobStore
+    by_sha256: Mapping[bytes, BlobId]
+    by_open: Mapping[bytes, BlobId]
+    """Evidence, by the payload digest of its instance-open."""
 
-    def of(self, sha: bytes) -> bytes | None:
-        """The bytes with this SHA-256."""
-        return next((raw for raw in self._all(MAX_LAYOUT_BYTES) if sha256(raw).digest() == sha), None)
 
-    def evidence(self, open_sha256: bytes) -> bytes | None:
-        """The evidence of the instance that this open opened."""
-        return next((raw for raw in self._all(MAX_EVIDENCE_BYTES) if _opened_by(raw) == open_sha256), None)
-
-    def index(self) -> tuple[dict[bytes, BlobId], dict[bytes, BlobId]]:
-        """(blobs by SHA-256, evidence by the payload digest of its open), in one pass."""
-        by_sha, by_open = {}, {}
-        for blob in self.store.ids():
-            if 0 < blob.length <= MAX_EVIDENCE_BYTES:
-                raw = self.store.read_bytes(blob, limit=MAX_EVIDENCE_BYTES)
-                by_sha[sha256(raw).digest()] = blob
-                if (opened := _opened_by(raw)) is not None:
-                    by_open[opened] = blob
-        return by_sha, by_open
-
-    def _all(self, limit: int) -> Iterator[bytes]:
-        for blob in self.store.ids():
-            if 0 < blob.length <= limit:
-                yield self.store.read_bytes(blob, limit=limit)
+def _index(store: BlobStore) -> _Small:
+    """Reads every small blob once."""
+    by_sha256, by_open = {}, {}
+    for blob in store.ids():
+        if 0 < blob.length <= max(MAX_EVIDENCE_BYTES, MAX_LAYOUT_BYTES):
+            raw = store.read_bytes(blob, limit=blob.length)
+            by_sha256[sha256(raw).digest()] = blob
+            if (opened := _opened_by(raw)) is not None:
+                by_open[opened] = blob
+    return _Small(by_sha256, by_open)
 
 
 def _opened_by(raw: bytes) -> bytes | None:
