@@ -85,6 +85,20 @@ def test_fedavg_gives_the_same_model_with_a_named_step_and_without_where_every_b
     assert "bases: signed by the coordinator, not recomputed" in text
     assert {row["lineage"] for row in gave(consortium, free["run"])} == {"signed by the coordinator, not recomputed"}
     assert {row["lineage"] for row in gave(consortium, named["run"])} == {"recomputed by every member (average)"}
+    assert audited(consortium, named["run"], "2") == ("proved", [False, True])
+    assert audited(consortium, free["run"], "3") == ("signed", [False])
+
+
+def audited(consortium, run, level):
+    """What an auditor hears of the weights of a bundle exported with this run, and of which runs in it bases were recomputed."""
+    out = consortium.root / f"bundle-{run[:12]}"
+    where = ("--dir", consortium.dir_of("coordinator"))
+    made = json.loads(consortium.dure("audit", "export", "--run", run, "--level", level, "--out", out, "--json", *where))
+    ask = ("audit", "verify", out, "--root-sha256", made["root_sha256"], "--level", level, "--json")
+    found = json.loads(consortium.dure(*ask, timeout_s=60))
+    assert found["holds"], found
+    shown = {row["claim"]: row["how"] for row in found["table"]}["the released weights follow from the sums"]
+    return shown, sorted(one["recomputed"] for one in found["lineage"])
 
 
 @pytest.mark.timeout(120)

@@ -52,7 +52,7 @@ class Traced:
     @property
     def untouched(self) -> list[RunRecord]:
         """Runs of which the bundle has no part."""
-        return [r for r in self.records.values() if r.run not in self.touched]
+        return [r for r in self.records.values() if r.run not in self.touched and r.named_step]
 
 
 def versions_of(roots: list[bytes]) -> list[Charter]:
@@ -80,7 +80,7 @@ def trace(
     found = records(verified(tree.entries(), versions))
     traced = Traced(found, versions, {run for run in found if run.hex() in there})
     traced.findings += [Finding(name, "is no part of this bundle: nothing covers it") for name in unreferenced(bundle, found)]
-    wanted = [chosen(found, run)] if run is not None else [r for r in found.values() if r.run in traced.touched]
+    wanted = [chosen(found, run)] if run is not None else [r for r in found.values() if r.run in traced.touched or not r.named_step]
     if not wanted:
         raise BadInput(f"{bundle.folder} has no parts of any run: it was exported without --run, and shows level 1 only")
     for record in wanted:

@@ -75,8 +75,8 @@ def recompute(
     begins = DRAWN if record.plan.initial else NAMED if record.plan.base else SENT
     origin = _origin(record)
     steps = record.steps()
-    if record.plan.outer_step.name == "none" or record.first_base_id is None:
-        return Lineage(record.run, begins, origin, b"", (), bytes(32), {}, recomputable=record.plan.outer_step.name != "none")
+    if not record.named_step or record.first_base_id is None:
+        return Lineage(record.run, begins, origin, b"", (), bytes(32), {}, recomputable=record.named_step)
     store = BlobStore(work)
     layout = _layout(bundle, record)
     base, seed = _first(bundle, record, versions, layout, store)
@@ -214,7 +214,7 @@ def unreferenced(bundle: Bundle, records: Mapping[bytes, RunRecord]) -> list[str
     for record in records.values():
         names = {"layout.json"} | {sum_name(o) for s in record.steps() for o in (s.scales, s.update)}
         names |= {"draw.evidence", "draw.seeds"} if record.plan.initial is not None else {"first.f32"}
-        if record.plan.outer_step.name == "none":
+        if not record.named_step:
             names = set()
         for opened in record.aggregates.values():
             begins = sum_name(opened)

@@ -85,6 +85,11 @@ class RunRecord:
         return versions[self.plan.charter_version - 1]
 
     @property
+    def named_step(self) -> bool:
+        """Whether bases follow from the sums; else the run's own ServerApp makes them, and nothing is recomputed."""
+        return self.plan.outer_step.name != "none"
+
+    @property
     def draw(self) -> Opened | None:
         """The exchange in which the first weights were drawn."""
         return next((o for o in self.aggregates.values() if is_draw(o.opened)), None)
@@ -189,6 +194,8 @@ def export_run(store: BlobStore, record: RunRecord, out: Path, spools: Path | No
 
 
 def _wanted(store: BlobStore, record: RunRecord, small: _Small) -> Iterator[tuple[str, BlobId | None]]:
+    if not record.named_step:
+        return
     if record.layout_sha256:
         yield "layout.json", small.by_sha256.get(record.layout_sha256)
     draw = record.draw
