@@ -24,7 +24,6 @@ class Page:
     """Everything the report says; plain text, escaped here."""
 
     consortium: str
-    pin: str
     level: int
     holds: bool
     facts: Sequence[tuple[str, str]]

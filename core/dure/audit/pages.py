@@ -77,7 +77,6 @@ def page_of(found: Found, pin: str) -> str:
     return page(
         Page(
             consortium=f"{result.charter.terms.name} ({result.charter.terms.consortium_id.hex()})",
-            pin=pin,
             level=found.level,
             holds=found.exit_code == 0,
             facts=facts,

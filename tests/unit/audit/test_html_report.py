@@ -14,7 +14,6 @@ from dure.audit.report import PROVED, UNCHECKED, Row
 def made(**changes: object) -> Page:
     plain = {
         "consortium": "titan (00ff)",
-        "pin": "ab" * 32,
         "level": 2,
         "holds": True,
         "facts": [("entries", "12")],
