@@ -71,6 +71,14 @@ def added_up(stage: Stage, run: str, tmp_path: Path) -> None:
             stage.consortium.dure(*ask)
         (home / name).write_bytes(whole)
     (home / "000002.update.bora.upload").unlink()
+    for name, twin in (("000002.update.ara.upload", b"x"), ("000003.scalars.seeds", None)):  # what is left is checked all the same
+        whole = (home / name).read_bytes()
+        (home / name).unlink()
+        if twin is not None:
+            (home / name).write_bytes(twin + whole[1:])
+        with pytest.raises(StepFailed, match="is not the upload this member committed to" if twin else "seeds is missing"):
+            stage.consortium.dure(*ask)
+        (home / name).write_bytes(whole)
     found = json.loads(stage.consortium.dure(*ask))
     assert found["holds"] and [e["exchange"] for e in found["exchanges"] if e["level"] == 2] == [2]
     assert {r["claim"]: r["how"] for r in found["table"]}["the sums follow from the uploads"] == "not checked"

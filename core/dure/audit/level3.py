@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from dure.tlog.merkle import merkle_root
 
 AHEAD = 4
 """Chunks per thread that may wait for their turn."""
+NOT_COMMITTED = "is not the upload this member committed to"
 Progress = Callable[[int, int], None]
 """(sums looked at, sums in all)."""
 
@@ -80,7 +81,11 @@ def _one(
 ) -> int:
     """How far this sum is shown: 3 added up again, 2 not."""
     name = f"{ROUNDS}/{record.run.hex()}/{sum_name(opened)}"
-    if not all((bundle.folder / f"{name}.{what}").is_file() for what in ("evidence", "seeds")):
+    judges = [f"{name}.{what}" for what in ("evidence", "seeds")]
+    if absent := [part for part in judges if not (bundle.folder / part).is_file()]:
+        uploads = [f"{name}.{member}.upload" for member in opened.survivors]
+        there = [part for part in (*judges, *uploads) if (bundle.folder / part).is_file()]
+        found.findings += [Finding(part, f"cannot be checked: {absent[0]} is missing") for part in there]
         return 2
     ready = prepare(opened.envelope, bundle.read(f"{name}.evidence"), bundle.read(f"{name}.seeds"), trust)
     if isinstance(ready, Verdict):
@@ -88,9 +93,11 @@ def _one(
         return 2
     known, recovered = ready
     files = {member: bundle.folder / f"{name}.{member}.upload" for member in known.survivors}
-    if known.length and not all(path.is_file() for path in files.values()):
-        return 2
+    here = {member: path for member, path in files.items() if path.is_file()}
     try:
+        if known.length and len(here) < len(files):
+            check_files(known, here)  # too few to add up; what is there must be what it says all the same
+            return 2
         if known.length:
             add_files(known, recovered, files, pool, threads)
             found.bytes += known.length * len(files)
@@ -98,6 +105,18 @@ def _one(
         found.findings.append(Finding(f"{name}{'.' + wrong.field + '.upload' if wrong.field in files else ''}", wrong.why))
         return 2
     return 3
+
+
+def check_files(opened: judged.Opened, files: Mapping[str, Path]) -> None:
+    """Each file by itself; raises Refused, naming the member whose file is not what it committed to."""
+    for member, path in files.items():
+        leaves: list[bytes] = []
+        with path.open("rb", buffering=0) as file:
+            part = memoryview(bytearray(opened.chunk_bytes))
+            while size := read_all_at(file.fileno(), part, len(leaves) * opened.chunk_bytes):
+                leaves.append(chunk_leaf(part[:size]))
+        if path.stat().st_size != opened.length or merkle_root(leaves) != opened.commits[member].root:
+            raise Refused(member, NOT_COMMITTED)
 
 
 def add_files(opened: judged.Opened, recovered: Recovered, files: Mapping[str, Path], pool: ThreadPoolExecutor, threads: int) -> None:
@@ -117,7 +136,7 @@ def add_files(opened: judged.Opened, recovered: Recovered, files: Mapping[str, P
             os.close(fd)
     for member in files:
         if merkle_root(leaves[member]) != opened.commits[member].root:
-            raise Refused(member, "is not the upload this member committed to")
+            raise Refused(member, NOT_COMMITTED)
     if merkle_root(leaves[""]) != opened.aggregate.root:
         raise Refused("sum", "the uploads, unmasked with the opened seeds, do not add up to the sum the coordinator signed")
 
@@ -141,12 +160,17 @@ def _rows(
         return row
 
     waiting: deque[Future[dict[str, bytes]]] = deque()
-    for k in range(chunks_of(opened.length, opened.chunk_bytes)):
-        waiting.append(pool.submit(chunk, k))
-        if len(waiting) > ahead:
+    try:
+        for k in range(chunks_of(opened.length, opened.chunk_bytes)):
+            waiting.append(pool.submit(chunk, k))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:  # nobody reads from a file that is closed by then
+        for left in waiting:
+            left.cancel()
+        wait(waiting)
 
 
 def row(summed: Summed) -> Row:
