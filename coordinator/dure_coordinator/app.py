@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -145,14 +145,19 @@ def database_of(folder: CoordinatorFolder, settings: CoordinatorSettings) -> str
     return settings.database or f"sqlite:///{folder.directory.resolve()}/coordinator.sqlite"
 
 
-def outside_witnesses(charter: Charter, settings: CoordinatorSettings) -> dict[str, HttpWitness]:
+def outside_witnesses(charter: Charter, settings: CoordinatorSettings, former: Collection[str] = ()) -> dict[str, HttpWitness]:
     """Witnesses that members run outside their node, from the settings.
+
+    Args:
+        former: members that left; theirs are passed over: a line that is still in the settings must not keep a removal from being obeyed.
 
     Raises:
         BadInput: one is of nobody in the charter, or no URL.
     """
     found = {}
     for member, url in settings.http_witnesses.items():
+        if member in former:
+            continue
         try:
             found[witness_name(charter.member(member).host)] = HttpWitness(url)
         except BadInput as error:
@@ -188,6 +193,8 @@ class Coordinator:
     """Ends the calls of a revoked node."""
     charter_trouble: str = ""
     """Why a published charter version is not obeyed."""
+    obeying: bool = False
+    """A version is an entry, and not all that follows from it has been done."""
 
     @property
     def charter(self) -> Charter:
@@ -213,7 +220,7 @@ class Coordinator:
         spools = Spools(folder.directory / "spools", quotas=quotas, sync_bytes=settings.spool_sync_bytes)
         spools.belong(await store.runs_of_uploads())
         journals = Journals(store)
-        changes, witnesses = Changes(), Witnesses(fixed=outside_witnesses(charter, settings))
+        changes, witnesses = Changes(), Witnesses(fixed=outside_witnesses(charter, settings, charters.former))
         publisher = Publisher(
             store=store,
             files=await asyncio.to_thread(LogFiles, folder.directory / "log", log_key(charter.terms)),
@@ -417,7 +424,7 @@ class Coordinator:
     def roster_changed(self) -> None:
         """The port and the witnesses go by the charter in force from here on."""
         self.roster = replace(roster_of(self.charters), revoked=self.roster.revoked)
-        self.witnesses.fixed = outside_witnesses(self.charter, self.settings)
+        self.witnesses.fixed = outside_witnesses(self.charter, self.settings, self.charters.former)
 
     async def start(self) -> None:
         """Publish the log and let all open runs go on."""

@@ -29,20 +29,22 @@ LOOK_S = 1.0
 
 
 async def watch(coordinator: Coordinator) -> None:
-    """Obeys versions as they are published, until cancelled; one that cannot be obeyed is said once and shown by status."""
+    """Obeys versions as they are published, until cancelled; one that cannot be obeyed is said once, shown by status, and tried again: a full
+    disk that stood in the way of a removal must not keep the removed member in."""
     seen: object = None
     while True:
         await asyncio.sleep(LOOK_S)
         now = await asyncio.to_thread(_stamp, coordinator)
-        if now == seen:
+        if now == seen and not coordinator.charter_trouble:
             continue
-        seen = now
+        seen, why = now, ""
         try:
             await obey(coordinator)
-            coordinator.charter_trouble = ""
-        except DureError as error:
-            coordinator.charter_trouble = f"the published charter is not obeyed: {error}"
-            log.error("charter.not_obeyed", reason=str(error))
+        except Exception as error:  # our own mistake, too, must not end the looking
+            why = f"the published charter is not obeyed: {error if isinstance(error, DureError) else repr(error)}"
+            if why != coordinator.charter_trouble:
+                log.error("charter.not_obeyed", reason=why, exc_info=not isinstance(error, DureError))
+        coordinator.charter_trouble = why
 
 
 def _stamp(coordinator: Coordinator) -> object:
@@ -57,15 +59,17 @@ async def obey(coordinator: Coordinator) -> None:
     """Takes versions published since: their entries are the first thing of a new order, and nobody they left out gets anything in after.
 
     Raises:
-        DureError: what is published cannot be obeyed; everything is as before.
+        DureError: what is published cannot be obeyed, and everything is as before; or it is an entry, and what follows from it was cut short:
+            called again, it is done from its beginning.
     """
     newer = await asyncio.to_thread(coordinator.charters.newer)
-    if not newer:
+    if not newer and not coordinator.obeying:
         return
     await coordinator.publisher.may_sign()
     async with coordinator.fleet.gate.closed():
-        coordinator.charters.take(newer)
-        await coordinator.enter_charter()
+        if newer:
+            await enter(coordinator, newer)
+        coordinator.obeying = True
         coordinator.roster_changed()
         await refit(coordinator)
         await settle(coordinator)
@@ -73,6 +77,18 @@ async def obey(coordinator: Coordinator) -> None:
     if coordinator.door is not None:
         await coordinator.door.renew(coordinator.roster.anchors())
     await coordinator.fleet.new_era()
+    coordinator.obeying = False
+
+
+async def enter(coordinator: Coordinator, newer: tuple[bytes, ...]) -> None:
+    """These versions are entries when this returns, and count; where they could not be written, those before count still."""
+    before = coordinator.charters.roots
+    coordinator.charters.take(newer)
+    try:
+        await coordinator.enter_charter()
+    except BaseException:
+        coordinator.charters.back_to(before)
+        raise
 
 
 async def refit(coordinator: Coordinator) -> None:

@@ -20,6 +20,7 @@ from dure.statements.statement import read_verified
 from dure.wire.control import decode_hello_reply, encode_hello
 from dure.wire.messages import PROTOCOL_VERSION, Hello, ReportKind
 from dure_coordinator import standing
+from dure_coordinator.storage.store import StoreUnusable
 from dure_pb.v1 import log_pb2, log_pb2_grpc
 
 NAMES = ("ara", "bora", "chan", "dana")
@@ -84,6 +85,42 @@ async def test_what_is_on_its_way_when_a_version_comes_is_taken_in_before_it_or_
         with pytest.raises(grpc.aio.AioRpcError):
             await late
         assert await port.coordinator.store.statements(kind="run-approval") == []
+
+
+@pytest.mark.parametrize("broken", ["enter_charter", "roster_changed"])
+async def test_a_removal_that_the_disk_cut_short_is_done_once_the_disk_lets_it(tmp_path, broken, monkeypatch):
+    """It was given up for good: the removed member's streams and its part in open runs went on until somebody restarted the coordinator."""
+    monkeypatch.setattr(standing, "LOOK_S", 0.05)
+    async with serving(tmp_path, names=NAMES) as port, hands(port, *NAMES) as nodes:
+        await port.coordinator.start()
+        whole, tried = getattr(port.coordinator, broken), []
+
+        def fails(*_args: object) -> object:
+            tried.append(port.coordinator.charter.version)
+            if len(tried) < 3:
+                raise StoreUnusable("database: disk is full")
+            return whole()
+
+        monkeypatch.setattr(port.coordinator, broken, fails)
+        watching = asyncio.create_task(standing.watch(port.coordinator))
+        publish(port.founded, 2, **without(port.founded, "dana"))
+        with pytest.raises(grpc.aio.AioRpcError, match=r"dana\.titan is no member of charter version 2"):
+            await asyncio.wait_for(nodes[-1].following, 10)
+        await asyncio.sleep(0.2)
+        assert len(tried) == 3 and port.coordinator.charter_trouble == "" and not port.coordinator.obeying
+        assert [v.version for v in port.coordinator.charters.all] == [1, 2] and len(port.coordinator.charters.positions) == 2
+        watching.cancel()
+
+
+async def test_a_removed_members_witness_in_the_settings_does_not_keep_it_in(tmp_path):
+    async with serving(tmp_path, names=NAMES) as port:
+        await port.coordinator.start()
+        port.coordinator.settings = replace(port.coordinator.settings, http_witnesses={"dana": "http://127.0.0.1:1/w"})
+        port.coordinator.roster_changed()
+        assert len(port.coordinator.witnesses.fixed) == 1
+        publish(port.founded, 2, **without(port.founded, "dana"))
+        await standing.obey(port.coordinator)
+        assert port.coordinator.roster.version == 2 and port.coordinator.witnesses.fixed == {}
 
 
 async def test_a_version_that_does_not_follow_is_not_obeyed(tmp_path):

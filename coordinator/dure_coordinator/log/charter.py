@@ -49,6 +49,11 @@ class Charters:
     def newest(self) -> Charter:
         return self.all[-1]
 
+    @property
+    def former(self) -> frozenset[str]:
+        """Members of earlier versions that are none now."""
+        return frozenset(m.id for charter in self.all for m in charter.members) - {m.id for m in self.newest.members}
+
     def at(self, size: int) -> Charter:
         """The version by which a head of so many entries is judged."""
         return in_force(self.all, self.positions, size)
@@ -69,8 +74,11 @@ class Charters:
 
     def take(self, files: tuple[bytes, ...]) -> None:
         """From here on these count; their entries are the next thing signed."""
-        self.roots = (*self.roots, *files)
-        self.all = root.walk_all(self.roots, None)
+        self.back_to((*self.roots, *files))
+
+    def back_to(self, roots: tuple[bytes, ...]) -> None:
+        """These count, and no others: what `take` added could not be made entries."""
+        self.roots, self.all = roots, root.walk_all(roots, None)
 
     async def enter(self) -> None:
         """Makes every version that is no entry yet one, in order. Nothing else may be signed with this coordinator's key meanwhile.
