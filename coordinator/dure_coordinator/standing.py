@@ -141,10 +141,14 @@ async def revoked_in(store: Store) -> tuple[NodeRevocation, ...]:
 
 
 async def revoke(coordinator: Coordinator, fact: NodeRevocation) -> None:
-    """A revocation has become an entry, and the gate is closed: its node is out of every run and its calls end."""
-    coordinator.roster = replace(coordinator.roster, revoked=(*coordinator.roster.revoked, fact))
+    """A revocation is an entry, and the gate is closed: its node is out of every run and its calls end.
+
+    Brought again, it adds nothing to what is held in memory, and what was cut short the first time is done.
+    """
+    if fact not in coordinator.roster.revoked:
+        coordinator.roster = replace(coordinator.roster, revoked=(*coordinator.roster.revoked, fact))
+        log.warning("node.revoked", member=fact.member, node=fact.node, generation=fact.generation)
     await settle(coordinator)
-    log.warning("node.revoked", member=fact.member, node=fact.node, generation=fact.generation)
     if coordinator.door is not None:
         # Not awaited: the call that brought it may be one that is cut.
         coordinator.cutting = asyncio.create_task(coordinator.door.port.authorise.recheck(), name="revocation")

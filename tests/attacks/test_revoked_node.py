@@ -66,6 +66,18 @@ async def test_a_revoked_node_is_cut_off_at_once_and_a_new_one_speaks_for_its_me
     await restarted.close()
 
 
+async def test_one_revocation_brought_again_and_again_is_one(tmp_path):
+    """Each time it was one more in the denylist, which every new certificate is compared with, and made all certificates be read anew."""
+    async with serving(tmp_path, names=NAMES) as port:
+        await port.coordinator.start()
+        said = revoked(port, "dana")
+        await Admin(port.coordinator)._enter(said, b"")
+        roster = port.coordinator.roster
+        for _ in range(3):
+            await Admin(port.coordinator)._enter(said, b"")
+        assert port.coordinator.roster is roster and len(roster.revoked) == 1
+
+
 async def test_nobody_but_the_member_revokes_its_node(tmp_path):
     """Without the signature the administrator, or another member, could cut anybody off."""
     async with serving(tmp_path, names=NAMES) as port:
