@@ -29,8 +29,10 @@ LOOK_S = 1.0
 
 
 async def watch(coordinator: Coordinator) -> None:
-    """Obeys versions as they are published, until cancelled; one that cannot be obeyed is said once, shown by status, and tried again: a full
-    disk that stood in the way of a removal must not keep the removed member in."""
+    """Obeys versions as they are published, until cancelled. One that cannot be obeyed is said once, shown by status, and tried again.
+
+    A full disk that stood in the way of a removal must not keep the removed member in.
+    """
     seen: object = None
     while True:
         await asyncio.sleep(LOOK_S)
@@ -59,8 +61,8 @@ async def obey(coordinator: Coordinator) -> None:
     """Takes versions published since: their entries are the first thing of a new order, and nobody they left out gets anything in after.
 
     Raises:
-        DureError: what is published cannot be obeyed, and everything is as before; or it is an entry, and what follows from it was cut short:
-            called again, it is done from its beginning.
+        DureError: what is published cannot be obeyed, and everything is as before; or it is an entry, and what follows from it was cut
+            short: called again, it is done from its beginning.
     """
     newer = await asyncio.to_thread(coordinator.charters.newer)
     if not newer and not coordinator.obeying:
