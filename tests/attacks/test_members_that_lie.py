@@ -13,7 +13,7 @@ from attacks.hostile import Hostile, at
 from dure.secagg import epoch as keys
 from dure.secagg import messages, shares, tlv
 from dure.secagg.seal import commit_key, seal
-from dure.statements.kinds import ExchangeAccept, InstanceCommit, InstanceVoid, RunApproval
+from dure.statements.kinds import ExchangeAccept, InstanceCommit, InstanceVoid, RunApproval, Usage
 from dure.statements.statement import read_verified
 from dure.wire.messages import Report, ReportKind
 from dure_coordinator.exchange.accept import split_accept
@@ -120,6 +120,10 @@ def test_an_acceptance_forged_for_another_member_or_of_another_sum_is_refused() 
     for change in ({"exchange": 9}, {"run": b"x" * 32}, {"aggregates": (b"x" * 32, b"y" * 32)}, {"base_id": None}):
         assert refused(world.says("m01", K.ACCEPT, pack(world.signed_by("m01", replace(fact, **change)), usage)), "accept")
     assert refused(world.says("m01", K.ACCEPT, pack(world.signed_by("m01", fact), world.signed_by("m02", fact))), "")
+    spent = read_verified(usage, Usage)
+    for change in ({"exchange": 9}, {"run": b"x" * 32}, {"member": "m02"}):  # a usage becomes an entry with the acceptance that brings it
+        forged = world.signed_by("m01", replace(spent, **change))
+        assert refused(world.says("m01", K.ACCEPT, pack(world.signed_by("m01", fact), forged)), "usage")
     assert world.says("m01", K.ACCEPT, pack(world.signed_by("m01", fact), usage)).accepted
 
 

@@ -41,12 +41,14 @@ def take_accept(state: RunState, member: str, report: Report, now: float) -> Tak
     try:
         envelope, usage = split_accept(report.body)
         word = open_statement(envelope, ExchangeAccept, [state.epoch.node_keys[member]]).fact
-        if usage:
-            open_statement(usage, Usage, [state.epoch.node_keys[member]])
+        spent = open_statement(usage, Usage, [state.epoch.node_keys[member]]).fact if usage else None
     except DureError as e:
         return Taken(state, refusal_of(e))
     if (word.run, word.exchange, word.member) != (state.facts.run, exchange.number, member):
         return Taken(state, refuse("accept", "names another run, exchange or member"))
+    # It becomes an entry with this message, so nobody else looks whose it says it is.
+    if spent is not None and (spent.run, spent.exchange, spent.member) != (word.run, word.exchange, member):
+        return Taken(state, refuse("usage", "names another run, exchange or member"))
     if word.aggregates != aggregate_digests(exchange):
         return Taken(state, refuse("accept.aggregates", "are not those of this exchange"))
     if not set(word.recomputed) <= set(word.aggregates):
