@@ -21,7 +21,7 @@ from dure.failpoints import Point, reach
 from dure.model.advance import mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
-from dure.secagg.ids import InstanceId
+from dure.secagg.ids import InstanceId, upload_id
 from dure.secagg.masks import MaskSet
 from dure.statements.dsse import Envelope, key_id
 from dure.statements.kinds import InstanceAggregate, InstanceOpen
@@ -32,7 +32,7 @@ from dure_coordinator.engine import Decided, RunEngine
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum
 from dure_coordinator.exchange.retention import keep_after
 from dure_coordinator.exchange.thinning import steps_to
-from dure_coordinator.exchange.view import upload_id, upload_slots
+from dure_coordinator.exchange.view import upload_slots
 from dure_coordinator.journals import Journals, reply_record, row_of
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.spool import Spools

@@ -13,6 +13,7 @@ import pytest
 from attacks.ports import Hand, Port, hands, sends, serving, uploads
 
 from dure.blobs import chunk_leaf
+from dure.secagg.ids import upload_id
 from dure.statements.dsse import key_id
 from dure.statements.kinds import InstanceCommit, RunApproval
 from dure.statements.statement import Chain, seal
@@ -25,7 +26,6 @@ from dure_coordinator.exchange.events import Abort
 from dure_coordinator.log.intake import Intake
 from dure_coordinator.rpc.server import MOST_UP_BYTES, Limits
 from dure_participant.exchange import actions as act
-from dure_participant.exchange.turn import upload_id
 from dure_pb.v1 import members_pb2
 
 # -- another member's sender id ------------------------------------------------------------------------------------------

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 from dure.model import per_node
 from dure.model.base import BaseRecord
 from dure.secagg import tlv
+from dure.secagg.ids import upload_id
 from dure.secagg.summing import shape_of
 from dure.wire.messages import Directive, DirectiveKind, SumEvidence
 from dure_coordinator.exchange.asking import node_values_of
@@ -37,15 +37,10 @@ class UploadSlot:
     member: str
     instance: bytes
     upload: bytes
-    """32 bytes: SHA-256("dure upload\\n" ‖ u16 (little-endian) length of instance ‖ instance ‖ member)."""
+    """Its name (dure.secagg.ids.upload_id)."""
     length: int
     """0 for scalars: the push stream has no chunks, only the commit."""
     chunk_bytes: int
-
-
-def upload_id(instance: bytes, member: str) -> bytes:
-    """The name of one member's upload on the bulk stream."""
-    return sha256(b"dure upload\n" + len(instance).to_bytes(2, "little") + instance + member.encode()).digest()
 
 
 def directive(state: RunState, member: str) -> Directive:
@@ -364,7 +359,6 @@ __all__ = [
     "opened_sums",
     "readable_upload",
     "summary",
-    "upload_id",
     "upload_slots",
     "waiting_for",
 ]

@@ -29,7 +29,7 @@ from dure.model.base import BaseRecord
 from dure.model.layout import MAX_LAYOUT_BYTES
 from dure.recompute.evidence import MAX_EVIDENCE_BYTES, Evidence
 from dure.recompute.joint_seed import is_draw
-from dure.secagg.ids import InstanceId
+from dure.secagg.ids import InstanceId, upload_id
 from dure.statements import kinds
 from dure.statements.dsse import Envelope
 from dure.statements.statement import Signed
@@ -57,8 +57,7 @@ class Opened:
 
     def upload(self, member: str) -> str:
         """File of this member's upload in the coordinator's spools (docs/spec/formats.md, "Spool")."""
-        raw = self.said.instance
-        return sha256(b"dure upload\n" + len(raw).to_bytes(2, "little") + raw + member.encode()).hexdigest() + ".data"
+        return upload_id(self.said.instance, member).hex() + ".data"
 
     @property
     def sum(self) -> BlobId:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 
 from dure.errors import Refused
 from dure.secagg.errors import Malformed
@@ -74,3 +75,15 @@ class InstanceId:
         except ValueError:
             raise Malformed("instance.purpose", "must be scales, update or scalars") from None
         return InstanceId(consortium, run, numbers[0], kind, numbers[1], numbers[2], numbers[3])
+
+
+def upload_id(instance: bytes, member: str) -> bytes:
+    """The name of one member's upload on the bulk stream and among the coordinator's spools.
+
+    Args:
+        instance: the id's TLV.
+
+    Returns:
+        32 bytes: SHA-256("dure upload\\n" ‖ u16 (little-endian) length of instance ‖ instance ‖ member).
+    """
+    return sha256(b"dure upload\n" + len(instance).to_bytes(2, "little") + instance + member.encode()).digest()

@@ -7,14 +7,14 @@ from hashlib import sha256
 
 from dure.model import per_node
 from dure.model.content import Instruction
-from dure.secagg.ids import InstanceId
+from dure.secagg.ids import InstanceId, upload_id
 from dure.wire.messages import Report, ReportKind
 from dure_participant.exchange.actions import Action, AskOperator, Commit, Note, Send, Train, Upload, Verify
 from dure_participant.exchange.dispute import owed_disputes, recompute_first
 from dure_participant.exchange.execute import metrics_of, step_config
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
-from dure_participant.exchange.turn import plan_of, secret_of, upload_id
+from dure_participant.exchange.turn import plan_of, secret_of
 from dure_participant.exchange.upload import e_bump, elements_of, shape_of
 from dure_participant.exchange.verify import lifted
 

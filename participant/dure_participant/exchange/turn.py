@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 from dure.errors import Refused
@@ -204,11 +203,6 @@ def lose(turn: Turn, epoch: int, reason: str, *, convicts: str = "", evidence: b
         said |= {"convicts": convicts, "evidence": evidence.hex()}
     turn.change(lost=report_body(**said), lost_epoch=epoch, kind="lost")
     turn.note(f"epoch {epoch} cannot be used: {plain(reason)}")
-
-
-def upload_id(instance: bytes, member: str) -> bytes:
-    """The name of one member's upload on the bulk stream."""
-    return sha256(b"dure upload\n" + len(instance).to_bytes(2, "little") + instance + member.encode()).digest()
 
 
 def instance_id(raw: bytes) -> InstanceId:
