@@ -267,6 +267,8 @@ class Coordinator:
             blobs=blobs,
             runs=fleet.runs.values,
             keep_bases=settings.keep_bases,
+            wanted=duties.is_wanted,
+            shelf=duties.shelf,
         )
         made = cls(
             folder, settings, charters, roster_of(charters), store, blobs, spools, journals, fleet, duties, publisher, witnesses, retention

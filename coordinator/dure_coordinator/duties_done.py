@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 RUNS_AT_WORK = 64
 """Runs whose sums and steps are computed at one time; each has one such duty at most."""
+READ_S = 60.0
+"""How long weights that were asked for stay, where nothing else is said: they are read, or linked, at once."""
 
 
 async def nothing_to_add() -> dict[str, bytes]:
@@ -71,6 +73,11 @@ class Duties:
     long: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(RUNS_AT_WORK, thread_name_prefix="duty"))
     """For sums and steps. Those of a large run take minutes; they must not hold a thread that bulk streams and other runs' phases need,
     nor hold up another run's sum. The kernel shares the cores out among them."""
+
+    wanted: dict[str, float] = field(default_factory=dict)
+    """Weights that somebody asked for (blob id text), and until when they are not let go of, by `clock`."""
+    shelf: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while weights are let go of, and while it is looked whether they are there."""
 
     async def perform(self, run: RunEngine, duty: Any) -> None:
         """Does one duty and hands its result to the run."""
@@ -154,8 +161,9 @@ class Duties:
         reach(Point.STEP_STORED)
         await run.done(duty, result, With(blobs=rows_of(run.run, duty, result)))
 
-    async def restored(self, run: RunEngine, weights: str) -> None:
-        """These weights (a blob id text) of a run are on the disk; where they were let go of, the steps to them are taken again.
+    async def restored(self, run: RunEngine, weights: str, keep_s: float = READ_S) -> None:
+        """These weights (a blob id text) of a run are on the disk, and stay for so long; where they were let go of, the steps to them are
+        taken again.
 
         Raises:
             Refused: they cannot be recomputed.
@@ -164,12 +172,25 @@ class Duties:
         def here(blob: str) -> bool:
             return self.blobs.has(BlobId.parse(blob))
 
-        if await asyncio.to_thread(here, weights):
-            return
+        self._want((weights,), keep_s)
+        async with self.shelf:  # what is being let go of this moment is not here
+            if await asyncio.to_thread(here, weights):
+                return
         for step in await asyncio.to_thread(steps_to, run.state, weights, here):
             log.info("weights.recomputed", run=run.run.hex()[:12], exchange=step.exchange)
             result = await self._apart(self._advance, step)
-            await self.store.write(run.run, With(blobs=rows_of(run.run, step, result)))
+            rows = rows_of(run.run, step, result)
+            self._want((row.blob for row in rows), keep_s)  # the next step reads them
+            await self.store.write(run.run, With(blobs=rows))
+
+    def _want(self, weights: Iterable[str], keep_s: float) -> None:
+        now = self.clock()
+        self.wanted = {blob: until for blob, until in self.wanted.items() if until > now}
+        self.wanted |= {blob: max(now + keep_s, self.wanted.get(blob, 0.0)) for blob in weights}
+
+    def is_wanted(self, weights: str) -> bool:
+        """Whether somebody has asked for these weights and may not have read them yet."""
+        return self.wanted.get(weights, 0.0) > self.clock()
 
     def _advance(self, duty: Step) -> dict[str, bytes]:
         shared: dict[str, Any] = {

@@ -35,6 +35,10 @@ class Retention:
     runs: Callable[[], Iterable[RunEngine]] = tuple
     keep_bases: int = 4
     """0: all stay."""
+    wanted: Callable[[str], bool] = lambda _weights: False
+    """Whether somebody asked for these weights and may still read them."""
+    shelf: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while one is let go of; shared with whoever looks whether it is there."""
     _thinned: dict[bytes, int] = field(default_factory=dict)
     """Exchanges a run had when it was looked at last."""
 
@@ -60,13 +64,21 @@ class Retention:
             self._thinned[engine.run] = engine.state.exchanges
             old = set(thinned(engine.state, self.keep_bases))
             gone = [blob for blob in await self.store.thin_blobs(engine.run, WEIGHTS) if blob in old] if old else []
-            for blob in gone:  # the file first: a row without one is found again, a file without a row never
-                await asyncio.to_thread(self.blobs.remove, BlobId.parse(blob))
+            gone = [blob for blob in gone if await self._let_go(blob)]
             if gone:
                 await self.store.forget_blobs(engine.run, gone)
                 log.info("bases.removed", run=engine.run.hex()[:12], blobs=len(gone))
             count += len(gone)
         return count
+
+    async def _let_go(self, blob: str) -> bool:
+        """False where somebody wants it: it goes when its run is looked at again."""
+        async with self.shelf:
+            if self.wanted(blob):
+                return False
+            # The file before its row: a row without one is found again, a file without a row never.
+            await asyncio.to_thread(self.blobs.remove, BlobId.parse(blob))  # type: ignore[union-attr]  # looked at by the caller
+            return True
 
     async def run(self) -> None:
         """Sweeps for ever."""

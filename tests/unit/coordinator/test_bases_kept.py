@@ -132,3 +132,18 @@ async def test_a_base_that_another_run_names_stays(disk):
     await disk.retention.thin()
     assert disk.has(old) and not disk.has(made(world)[1])
     assert (other, "from") in await disk.store.runs_of_blob(old)
+
+
+async def test_what_somebody_asked_for_is_not_let_go_of_before_it_is_read(disk):
+    """A run that starts from an old round's weights names them only once its app was tried; a coordinator that was just started looks at
+    every run, and took them away in between."""
+    now, old = [1000.0], made(played("nesterov"))[1]
+    disk.duties.clock = lambda: now[0]
+    disk.retention.wanted, disk.retention.shelf = disk.duties.is_wanted, disk.duties.shelf
+    await disk.retention.thin()
+    await disk.duties.restored(disk.engine, old, 3600.0)
+    for later, there in ((0.0, True), (3599.0, True), (3601.0, False)):
+        now[0] = 1000.0 + later
+        disk.retention._thinned.clear()
+        await disk.retention.thin()
+        assert disk.has(old) is there
