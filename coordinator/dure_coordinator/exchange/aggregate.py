@@ -7,6 +7,8 @@ from dataclasses import replace
 from hashlib import sha256
 
 from dure.blobs import BlobId
+from dure.secagg import encode
+from dure.secagg.encode import from_words
 from dure.secagg.summing import opened_totals, shape_of
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceAggregate, InstanceDropout
@@ -145,18 +147,12 @@ def advance_update(state: RunState, now: float) -> RunState:
 # -- what an opened trailer says ----------------------------------------------------------------------------------
 
 
-def lifted(trailer: Sequence[int]) -> tuple[int, ...]:
-    """Modulo 2^64 to signed."""
-    return tuple(v - 2**64 if v >= 2**63 else v for v in trailer)
-
-
 def decoded_metrics(metrics: Sequence[str], trailer: Sequence[int]) -> dict[str, float]:
-    """Weighted means: Σ·2^-30 / (Σŵ_int·2^-40) in float64. Source: secure-aggregation.md §6."""
-    values = lifted(trailer)
-    weight = values[1] * 2.0**-40
-    return {name: values[3 + k] * 2.0**-30 / weight for k, name in enumerate(metrics)} if weight else {}
+    """Weighted means, float64; none where nobody's weight was above zero."""
+    values = from_words(trailer)
+    return dict(encode.decode_trailer(values, metrics).metrics) if values[1] > 0 else {}
 
 
 def num_examples(trailer: Sequence[int], w_max: int) -> float:
-    """round(Σŵ_int·w_max / 2^40), in integers."""
-    return float((lifted(trailer)[1] * w_max * 2 + 2**40) // 2**41)
+    """Examples behind the sum, as Flower's strategies take them."""
+    return float(encode.num_examples(from_words(trailer)[1], w_max))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dure.blobs import BlobId
 from dure.model.base import BaseRecord
 from dure.recompute.evidence import Evidence
+from dure.secagg.encode import from_words
 from dure.secagg.ids import InstanceId
 from dure.secagg.summing import shape_of
 from dure_coordinator.exchange.accept import needs_step
-from dure_coordinator.exchange.aggregate import dropout_statement, lifted
+from dure_coordinator.exchange.aggregate import dropout_statement
 from dure_coordinator.exchange.asking import step_config
 from dure_coordinator.exchange.common import gone_wakeups, in_flight
 from dure_coordinator.exchange.duties import Answer, Cosign, Duty, Sign, Step, Sum
@@ -117,7 +118,7 @@ def step_of(state: RunState, exchange: ExchangeState) -> Step:
         e_b=exchange.scales.e_b,
         e_bump=e_bump(exchange),
         cohort_size=len(instance.cohort),
-        weight_sum=lifted(instance.trailer)[1],
+        weight_sum=from_words(instance.trailer)[1],
         outer_step=step_config(state.facts),
         averaged=state.facts.plan.outer_step.averaged,
     )

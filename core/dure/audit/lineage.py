@@ -26,6 +26,7 @@ from dure.model.layout import MAX_LAYOUT_BYTES, Layout
 from dure.model.weights import open_flat, weights_id
 from dure.recompute.evidence import Trust
 from dure.recompute.joint_seed import judged_draw
+from dure.secagg.encode import from_words
 from dure.secagg.ids import Purpose
 from dure.secagg.summing import shape_of
 
@@ -173,7 +174,7 @@ def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, 
             e_b=e_b,
             bump=0 if step.scales.where.exchange == step.update.where.exchange else 2,
             cohort_size=len(step.update.opened.cohort),
-            weight_sum=_lifted(step.update.said.trailer)[1],
+            weight_sum=from_words(step.update.said.trailer)[1],
             outer_step=_configured(record),
             exchange=step.exchange,
             averaged=record.plan.outer_step.averaged,
@@ -197,10 +198,6 @@ def _sum(bundle: Bundle, record: RunRecord, store: BlobStore, opened: Opened) ->
 
 def _configured(record: RunRecord) -> dict[str, str]:
     return {name: value for name, value in first_step(record.plan).items() if name != "t"}
-
-
-def _lifted(trailer: Sequence[int]) -> list[int]:
-    return [v - 2**64 if v >= 2**63 else v for v in trailer]
 
 
 def _same(where: str, got: object, wanted: object, why: str) -> None:

@@ -13,7 +13,7 @@ from dure.errors import BadInput
 from dure.model.outer import lineage
 from dure.provenance.contributions import Row, contributions
 from dure.provenance.facts import About, Binding, Compute, MemberFacts, Metric, TrainingRun
-from dure.secagg.encode import decode_trailer, num_examples
+from dure.secagg.encode import decode_trailer, from_words, num_examples
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
 from dure.statements.statement import Signed
@@ -188,7 +188,7 @@ def metrics_of(log: LogOfRun, exchange: int, weights_id: bytes) -> tuple[Metric,
     for where, opened, total in log.summed():
         evaluated = opened.category == "evaluate" and opened.weights_id == weights_id
         if evaluated or (opened.category == "train" and where.exchange == exchange):
-            totals = decode_trailer([v - 2**64 if v >= 2**63 else v for v in total.trailer], opened.metrics)
+            totals = decode_trailer(from_words(total.trailer), opened.metrics)
             examples = num_examples(totals.sum_w_int, log.plan.w_max)
             found += [
                 Metric(where.exchange, opened.category, name, format(Decimal(repr(value)), "f")[:80], examples, totals.members)

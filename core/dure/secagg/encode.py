@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -192,9 +192,9 @@ def to_words(values: Sequence[int]) -> NDArray[np.uint64]:
     return np.array([v % (1 << 64) for v in values], np.uint64)
 
 
-def from_words(words: NDArray[np.uint64]) -> tuple[int, ...]:
-    """Elements of Z_2^64 as signed integers."""
-    return tuple(int(v) for v in words.astype(np.uint64).view(np.int64))
+def from_words(words: Iterable[int]) -> tuple[int, ...]:
+    """Elements of Z_2^64 as signed integers: what an opened trailer says."""
+    return tuple(int(v) - 2**64 if v >= 2**63 else int(v) for v in words)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from dure.model import per_node
 from dure.model.content import Instruction
+from dure.secagg.encode import from_words
 from dure.secagg.ids import InstanceId, upload_id
 from dure.wire.messages import Report, ReportKind
 from dure_participant.exchange.actions import Action, AskOperator, Commit, Note, Send, Train, Upload, Verify
@@ -16,7 +17,6 @@ from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
 from dure_participant.exchange.turn import plan_of, secret_of
 from dure_participant.exchange.upload import e_bump, elements_of, shape_of
-from dure_participant.exchange.verify import lifted
 
 
 def owed_in(site: Site, state: NodeRunState) -> tuple[Action, ...]:
@@ -154,7 +154,7 @@ def _upload(site: Site, state: NodeRunState, exchange: ExchangeWork, work: Insta
 def _verify(state: NodeRunState, exchange: ExchangeWork, work: InstanceWork) -> Action:
     plan = plan_of(state.plan_envelope)
     length, chunk_bytes = shape_of(exchange, work.purpose)
-    totals = lifted(work.aggregate_trailer)
+    totals = from_words(work.aggregate_trailer)
     update = work.purpose == "update" and exchange.scales is not None
     return Verify(
         id=f"verify/{_name(state, work)}",

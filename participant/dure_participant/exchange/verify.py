@@ -9,6 +9,7 @@ from dure.blobs import BlobId
 from dure.errors import DureError, Refused
 from dure.model.base import BaseRecord
 from dure.secagg import instance as sums
+from dure.secagg.encode import from_words
 from dure.secagg.errors import TagMismatch
 from dure.secagg.ids import Purpose
 from dure.secagg.tag import TagKey
@@ -66,11 +67,6 @@ def take_aggregate(turn: Turn, survivors: bytes, aggregate: bytes, blob: str, *,
     )
 
 
-def lifted(trailer: tuple[int, ...]) -> tuple[int, ...]:
-    """Modulo 2^64 to signed."""
-    return tuple(v - 2**64 if v >= 2**63 else v for v in trailer)
-
-
 def take_verified(turn: Turn, given: Verified) -> None:
     """The agent's findings about a sum: judged here. One that does not verify freezes the run for this node, and is recomputed."""
     work = find_known(turn.state, given.instance)
@@ -92,7 +88,7 @@ def _check(work: InstanceWork, aggregate: InstanceAggregate, facts: VerifyFacts)
     same("root", (facts.root, facts.length), (aggregate.root, aggregate.length), "the downloaded sum is not the signed one")
     tag = TagKey(work.group_key, work.ctx, work.cohort)
     tag.verify(
-        bulk=facts.tag, trailer=lifted(aggregate.trailer), tag=aggregate.tag, survivors=work.survivors, purpose=Purpose(work.purpose)
+        bulk=facts.tag, trailer=from_words(aggregate.trailer), tag=aggregate.tag, survivors=work.survivors, purpose=Purpose(work.purpose)
     )
 
 
