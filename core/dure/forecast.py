@@ -82,7 +82,7 @@ def forecast(plan: RunPlan, elements: int, challenge_window_s: float, round_s: f
         keep_bases: the coordinator's setting; 0: all stay.
         round_s: how long a round is expected to take at least; 0: not known, then every upload may be there at once.
     """
-    size, n, named = Size.of(elements), len(plan.roster), plan.outer_step.name != "none"
+    size, n, named = Size.of(elements), len(plan.roster), plan.outer_step.named
     vectors = OUTER_VECTORS[plan.outer_step.name]
     share = SHARE_BYTES_PER_MEMBER * n
     # Scales, update and the evaluation's scalars: three instances a round.

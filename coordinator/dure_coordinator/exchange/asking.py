@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 
 from dure.blobs import BlobId
@@ -17,7 +16,6 @@ from dure_coordinator.exchange.close import answer_at_once
 from dure_coordinator.exchange.common import Taken, abort, all_exchanges, away, in_flight, is_connected, names, refuse
 from dure_coordinator.exchange.epoch import epoch_is_due, start_epoch
 from dure_coordinator.exchange.events import Asked
-from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.past import slim, update_opened
 from dure_coordinator.exchange.state import ExchangePhase, ExchangeState, RunPhase, RunState
 from dure_coordinator.exchange.steering import halted_by
@@ -216,24 +214,8 @@ def base_for(state: RunState, asked: Asked, weights_id: bytes) -> bytes:
     if state.base_record and (state.facts.named_step or weights_id == state.base_weights_id):
         return state.base_record
     known = BaseRecord.from_json(state.base_record) if state.base_record else None
-    return BaseRecord(
-        weights=BlobId.parse(asked.weights),
-        outer_state=None,
-        step=first_step(state.facts),
-        e_b=known.e_b if known else None,
-        exchange=known.exchange if known else 0,
-    ).to_json()
-
-
-def first_step(facts: RunFacts) -> Mapping[str, str]:
-    """Step configuration of the first base record: the plan's, with t = 0; empty where the step is not plan-named."""
-    return {**step_config(facts), "t": "0"} if facts.named_step else {}
-
-
-def step_config(facts: RunFacts) -> dict[str, str]:
-    """The plan's outer step as `dure.model.outer.parse_step` takes it."""
-    step = facts.plan.outer_step
-    return {"name": step.name, **step.settings} if facts.named_step else {}
+    first = BaseRecord.first(BlobId.parse(asked.weights), state.facts.plan.outer_step.config)
+    return (replace(first, e_b=known.e_b, exchange=known.exchange) if known else first).to_json()
 
 
 def opened_scales(state: RunState, instruction: Instruction) -> ExchangeState | None:

@@ -48,4 +48,4 @@ class RunFacts:
     @property
     def named_step(self) -> bool:
         """True where members recompute the next base themselves."""
-        return self.plan.outer_step.name != "none"
+        return self.plan.outer_step.named

@@ -10,7 +10,6 @@ from dure.secagg.ids import InstanceId
 from dure.secagg.summing import shape_of
 from dure_coordinator.exchange.accept import needs_step
 from dure_coordinator.exchange.aggregate import dropout_statement
-from dure_coordinator.exchange.asking import step_config
 from dure_coordinator.exchange.common import gone_wakeups, in_flight
 from dure_coordinator.exchange.duties import Answer, Cosign, Duty, Sign, Step, Sum
 from dure_coordinator.exchange.share import elements_of
@@ -119,7 +118,7 @@ def step_of(state: RunState, exchange: ExchangeState) -> Step:
         e_bump=e_bump(exchange),
         cohort_size=len(instance.cohort),
         weight_sum=from_words(instance.trailer)[1],
-        outer_step=step_config(state.facts),
+        outer_step=state.facts.plan.outer_step.config,
         averaged=state.facts.plan.outer_step.averaged,
     )
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from dure.audit.bundle import Bundle
-from dure.audit.parts import ROUNDS, Opened, RunRecord, Step, first_step, sum_name
+from dure.audit.parts import ROUNDS, Opened, RunRecord, Step, sum_name
 from dure.blobs import BlobId, BlobStore
 from dure.charter.model import Charter
 from dure.charter.succession import signing_keys
@@ -131,7 +131,7 @@ def _first(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], layou
             _same(
                 name, weights_id(open_flat(store.path(weights), layout), layout), record.plan.base.weights_id, "is not what the plan names"
             )
-    return BaseRecord(weights, None, first_step(record.plan), None, 0), seed
+    return BaseRecord.first(weights, record.plan.outer_step.config), seed
 
 
 def _seed(bundle: Bundle, record: RunRecord, versions: Sequence[Charter]) -> bytes:
@@ -175,7 +175,7 @@ def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, 
             bump=0 if step.scales.where.exchange == step.update.where.exchange else 2,
             cohort_size=len(step.update.opened.cohort),
             weight_sum=from_words(step.update.said.trailer)[1],
-            outer_step=_configured(record),
+            outer_step=record.plan.outer_step.config,
             exchange=step.exchange,
             averaged=record.plan.outer_step.averaged,
         )
@@ -194,10 +194,6 @@ def _sum(bundle: Bundle, record: RunRecord, store: BlobStore, opened: Opened) ->
     found = store.put_file(bundle.existing(name), chunk_bytes=chunk_bytes)
     _same(name, found, opened.sum, "is not the sum the log names")
     return found
-
-
-def _configured(record: RunRecord) -> dict[str, str]:
-    return {name: value for name, value in first_step(record.plan).items() if name != "t"}
 
 
 def _same(where: str, got: object, wanted: object, why: str) -> None:

@@ -86,7 +86,7 @@ class RunRecord:
     @property
     def named_step(self) -> bool:
         """Whether bases follow from the sums; else the run's own ServerApp makes them, and nothing is recomputed."""
-        return self.plan.outer_step.name != "none"
+        return self.plan.outer_step.named
 
     @property
     def draw(self) -> Opened | None:
@@ -228,16 +228,10 @@ def sum_name(opened: Opened) -> str:
     return f"{opened.where.exchange:06d}.{opened.where.purpose.value}"
 
 
-def first_step(plan: kinds.RunPlan) -> dict[str, str]:
-    """Step configuration of a run's first base record."""
-    step = plan.outer_step
-    return {"name": step.name, **step.settings, "t": "0"} if step.name != "none" else {}
-
-
 def _first(store: BlobStore, record: RunRecord) -> BlobId | None:
     """The first weights, found by the id of the base record they make."""
-    step = first_step(record.plan)
-    return next((b for b in store.ids() if BaseRecord(b, None, step, None, 0).id == record.first_base_id), None)
+    config = record.plan.outer_step.config
+    return next((b for b in store.ids() if BaseRecord.first(b, config).id == record.first_base_id), None)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def barred(plan: RunPlan, charters: Sequence[Charter]) -> str:
         why = f"assumes {now.colluders} colluders, the run was approved for {plan.colluders}"
     elif plan.w_max > now.w_max:
         why = f"allows weights up to {now.w_max}, the run was approved for {plan.w_max}"
-    elif plan.outer_step.name == "none" and not now.allow_unrecomputed_bases:
+    elif not plan.outer_step.named and not now.allow_unrecomputed_bases:
         why = "does not allow bases that the ServerApp chooses"
     return f"charter version {newest.version} {why}" if why else ""
 

@@ -50,6 +50,15 @@ class BaseRecord:
             if not isinstance(value, str) or not _VALUE.fullmatch(value):
                 raise BaseRefused(f"step.{key}", "must be at most 128 printable ASCII characters of text")
 
+    @classmethod
+    def first(cls, weights: BlobId, config: Mapping[str, str]) -> BaseRecord:
+        """Of a run's first weights.
+
+        Args:
+            config: the plan's outer step (`statements.kinds.OuterStep.config`); empty where it names none.
+        """
+        return cls(weights, None, {**config, "t": "0"} if config else {}, None, 0)
+
     def to_json(self) -> bytes:
         """Canonical JSON: one record has one encoding."""
         record = {

@@ -49,6 +49,16 @@ class OuterStep:
     averaged: Annotated[tuple[TensorPattern, ...], Items(0, 32)] = ()
     """Tensors that are averaged whatever the step: running statistics, say, which a momentum could make negative. Integers always are."""
 
+    @property
+    def named(self) -> bool:
+        """Whether members compute every next base themselves; else the run's ServerApp makes them, and nobody recomputes them."""
+        return self.name != "none"
+
+    @property
+    def config(self) -> dict[str, str]:
+        """As `dure.model.outer.parse_step` takes it; empty where it is not named."""
+        return {"name": self.name, **self.settings} if self.named else {}
+
 
 @dataclass(frozen=True)
 class EarlierSum:

@@ -54,10 +54,10 @@ def judge_plan(turn: Turn, plan: RunPlan) -> None:
         raise Refused("roster", f"{len(roster)} members are too few, {needed} are needed")
     if plan.w_max > site.w_max:
         raise Refused("w_max", f"{plan.w_max} is above the charter's {site.w_max}")
-    if plan.outer_step.name == "none" and not (plan.allow_unrecomputed_bases and site.allow_unrecomputed_bases):
+    if not plan.outer_step.named and not (plan.allow_unrecomputed_bases and site.allow_unrecomputed_bases):
         raise Refused("outer_step", "none needs allow_unrecomputed_bases in charter and plan: the coordinator would pick every base")
-    if plan.outer_step.name != "none":
-        parse_step({"name": plan.outer_step.name, **plan.outer_step.settings})
+    if plan.outer_step.named:
+        parse_step(plan.outer_step.config)
     judge_base(site, turn.history, turn.state.run, plan)
 
 

@@ -134,21 +134,10 @@ def _judge(turn: Turn, directive: Directive, epoch: EpochWork) -> ExchangeWork:
     return replace(fresh, weights=str(record.weights), layout=layout, base_record=base, weights_id=arrays.weights_id)
 
 
-def first_step(plan: RunPlan) -> dict[str, str]:
-    """Step configuration of a run's first base record."""
-    return {**step_config(plan), "t": "0"} if plan.outer_step.name != "none" else {}
-
-
-def step_config(plan: RunPlan) -> dict[str, str]:
-    """The plan's outer step as `dure.model.outer.parse_step` takes it; empty where it is not plan-named."""
-    step = plan.outer_step
-    return {"name": step.name, **step.settings} if step.name != "none" else {}
-
-
 def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id: bytes, epoch: EpochWork) -> None:
     """The base must be the one this node computed; the first one as the plan says; or one that u_min others computed."""
     state, plan, raw = turn.state, turn.plan, record.to_json()
-    if plan.outer_step.name == "none":
+    if not plan.outer_step.named:
         same("base.step", dict(record.step), {}, "must be empty: the plan leaves the step to the ServerApp")
         same("base.outer_state", record.outer_state, None, "must be null: the plan leaves the step to the ServerApp")
         if record.exchange == 0:
@@ -164,7 +153,7 @@ def judge_base(turn: Turn, directive: Directive, record: BaseRecord, weights_id:
         return
     if not state.base_record and record.exchange == 0:
         same("weights_id", weights_id, first_weights(turn, weights_id), "are not the first weights this node contributed on in this run")
-        expected = BaseRecord(record.weights, None, first_step(plan), None, 0)
+        expected = BaseRecord.first(record.weights, plan.outer_step.config)
         same("base", raw, expected.to_json(), "is not the first base of this plan")
         _named(turn, weights_id)
         return

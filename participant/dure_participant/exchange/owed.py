@@ -12,7 +12,7 @@ from dure.secagg.ids import InstanceId, upload_id
 from dure.wire.messages import Report, ReportKind
 from dure_participant.exchange.actions import Action, AskOperator, Commit, Note, Send, Train, Upload, Verify
 from dure_participant.exchange.dispute import owed_disputes, recompute_first
-from dure_participant.exchange.execute import metrics_of, step_config
+from dure_participant.exchange.execute import metrics_of
 from dure_participant.exchange.site import Site
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
 from dure_participant.exchange.turn import plan_of, secret_of
@@ -174,6 +174,6 @@ def _verify(state: NodeRunState, exchange: ExchangeWork, work: InstanceWork) -> 
         e_cap=plan.e_cap,
         e_b=exchange.scales.e_b if update and exchange.scales else "",
         e_bump=e_bump(exchange) if update else 0,
-        outer_step=step_config(plan) if update else {},
+        outer_step=plan.outer_step.config if update else {},
         averaged=plan.outer_step.averaged if update else (),
     )

@@ -132,7 +132,7 @@ def _accept(turn: Turn, work: InstanceWork, facts: VerifyFacts) -> None:
     train = exchange.category == "train" and bool(exchange.layout)
     next_base, base_id = turn.state.base_record, None
     weights_id = turn.state.base_weights_id
-    if train and plan.outer_step.name != "none":
+    if train and plan.outer_step.named:
         next_base = _judge_next(turn, exchange, facts).to_json()
         base_id, weights_id = sha256(next_base).digest(), facts.next_weights_id
     elif train:
