@@ -9,6 +9,7 @@ C = elements of one chunk.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,9 +59,13 @@ class Difference:
         self._base_path, self._before = base, open_flat(base, layout)
         self._buffers = threading.local()
         try:
-            self._fd = os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            # Not blocking: where other people's code put a pipe, opening it would hold this thread for ever.
+            self._fd = os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             raise Refused("update", GONE) from None
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self.close()
+            raise Refused("update", GONE)
 
     @property
     def chunks(self) -> int:

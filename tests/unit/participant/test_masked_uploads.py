@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -141,6 +142,21 @@ def test_other_weights_than_those_promised_are_never_masked(tmp_path, changed):
 
     other = MaskedUpload(action, sources)
     assert other.chunk(0) and look_again(Difference(base, local, layout)).root != action.update_root
+
+
+def test_a_pipe_in_the_place_of_the_trained_weights_holds_up_nobody(tmp_path):
+    """The worker's code may put one there after the file was looked at. Opened as a file it would hold one of the agent's threads, which
+    all its runs share, for ever."""
+    layout, base, local, _action, _e_b = make(tmp_path, 1000)
+    local.unlink()
+    os.mkfifo(local)
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(Difference, base, local, layout)
+        try:
+            with pytest.raises(Refused, match="have changed since they were promised"):
+                opening.result(2)
+        finally:
+            os.close(os.open(local, os.O_RDWR | os.O_NONBLOCK))  # lets go of a thread that waits there
 
 
 def test_a_chunk_that_comes_out_otherwise_than_before_is_never_sent(tmp_path):
