@@ -31,6 +31,7 @@ from dure_participant.exchange.step import Step, begin, owed, step
 from dure_participant.hands import Hands
 from dure_participant.log.courier import Courier
 from dure_participant.log.mirror import carried
+from dure_participant.log.newest import Newest
 from dure_participant.recompute import Progress
 from dure_participant.running import Run
 from dure_participant.settings import NodeSettings
@@ -161,14 +162,11 @@ class Agent:
         async def answer(request: bytes, entries: tuple[bytes, ...]) -> tuple[int, bytes]:
             return await self._mirror.add_checkpoint(request, carried(entries, line.entries))
 
-        cosigned: asyncio.Queue[bytes] = asyncio.Queue()
+        cosigned = Newest()
 
         async def learn() -> None:
             while True:
-                head = await cosigned.get()
-                await asyncio.sleep(LEARN_S)
-                while not cosigned.empty():
-                    head = cosigned.get_nowait()
+                head = await cosigned.get(LEARN_S)
                 try:
                     await self._mirror.learn(head, line.entries)
                     await self._courier.flush()  # what was signed for a message that nobody waited for in the end
@@ -180,7 +178,7 @@ class Agent:
             while True:
                 try:
                     await self._courier.flush()
-                    await line.witness(answer, cosigned.put_nowait)
+                    await line.witness(answer, cosigned.put)
                 except DureError as error:
                     log.info("log.waits", reason=str(error)[:300])
                 await asyncio.sleep(AGAIN_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from support.tiny_charter import charter, key_of
 
 from dure.charter.log_keys import log_key
 from dure.errors import DureError
-from dure.statements.kinds import RunApproval
+from dure.statements.kinds import CharterVersion, RunApproval
 from dure.statements.statement import Chain, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import LogFiles
@@ -20,6 +21,7 @@ from dure.tlog.witness import AddCheckpoint
 from dure_participant.exchange.state import NodeRunState
 from dure_participant.log import mirror as mirrors
 from dure_participant.log.mirror import EVIDENCE, Mirror, carried
+from dure_participant.log.newest import Newest
 from dure_participant.store import NodeStore
 
 CHARTER = charter()
@@ -229,6 +231,36 @@ def test_a_tampered_mirror_does_not_open(mirror, tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DureError, match="do not give"):
         LogFiles(tmp_path / "other", LOG)
+
+
+async def test_a_charter_version_this_node_has_yet_to_hear_of_is_no_lie_of_the_log(mirror):
+    """It would be noted as one, and the operator told that the log was caught, until the node connects anew."""
+    mirror = replace(mirror, key=None)
+    newer, _ = seal(CharterVersion(2, bytes(32), bytes(32)), key_of("hub signing"), Chain(), 1_700_000_000)
+    log = Log([*THEIRS[:2], newer.to_bytes()])
+    text = Checkpoint(ORIGIN, 3, log.roots[3]).text()
+    cosigned = [cosign(text, f"{m}.titan/witness", key_of(f"{m} witness"), 1_700_000_000) for m in ("ara", "bora", "chan")]
+    head = Note(text, (sign(text, ORIGIN, LOG_KEY), *cosigned)).to_bytes()
+    assert not await mirror.learn(head, log.fetch) and mirror.seen.size == 0
+    assert evidence(mirror) == []
+
+
+async def test_a_log_that_lies_for_ever_does_not_fill_the_nodes_disk(mirror, monkeypatch):
+    monkeypatch.setattr(mirrors, "MOST_EVIDENCE", 3)
+    log = Log(THEIRS[:3])
+    for number in range(5):
+        mirror.clock = lambda number=number: 1_700_000_000.0 + number
+        assert (await mirror.add_checkpoint(log.request(0), Log(THEIRS[5:8]).fetch))[0] == 422
+    assert len(evidence(mirror)) == 3
+
+
+async def test_of_heads_told_faster_than_they_are_read_only_the_newest_is_held():
+    told = Newest()
+    for number in range(1000):
+        told.put(b"head %d" % number)
+    assert await told.get() == b"head 999"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(told.get(), 0.05)
 
 
 async def test_a_node_whose_members_witness_is_elsewhere_mirrors_what_was_cosigned_and_cosigns_nothing(mirror):

@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 FACT = "mirror"
 EVIDENCE = "log-evidence"
+MOST_EVIDENCE = 256
+"""Pieces that are kept: one convicts, and a log that lies for ever must not fill this disk."""
 UNDER_WAY_S = 60.0
 """Longer than a head is under way between being made and being asked about: what was acknowledged before must be under it."""
 Fetch = Callable[[int, int], AsyncIterator[bytes]]
@@ -114,7 +116,8 @@ class Mirror:
                 try:
                     await self._keep_head(head.checkpoint, head.note, fetch)
                 except WitnessRefused as refused:
-                    await asyncio.to_thread(self._keep, AddCheckpoint(self.seen.size, (), raw).to_bytes(), refused)
+                    if refused.evidence:  # not of a charter version that this node hears of when it connects anew
+                        await asyncio.to_thread(self._keep, AddCheckpoint(self.seen.size, (), raw).to_bytes(), refused)
                     return False
         if size > self.followed.size:
             return False
@@ -191,6 +194,8 @@ class Mirror:
     def _keep(self, raw: bytes, refused: WitnessRefused) -> None:
         """The log was caught: the request, which bears its signature, is kept beside the head cosigned before."""
         folder = self.folder / EVIDENCE / f"{int(self.clock() * 1000)}"
+        if folder.parent.is_dir() and sum(1 for _ in folder.parent.iterdir()) >= MOST_EVIDENCE:
+            return
         head = self.files.published
         write_atomic(folder / "add-checkpoint", raw)
         write_atomic(folder / "cosigned-before", head.note.to_bytes() if head else b"")
