@@ -25,7 +25,7 @@ def take_seen(state: RunState, event: Seen, now: float) -> Taken:
     if (word.member, word.node_key, word.generation) != (event.member, event.node_key, event.generation):
         return Taken(state, refuse("delegation", "names another member, key or generation"))
     if not word.not_before <= now < word.not_after:
-        return Taken(state, refuse("delegation", "has run out or is not yet valid; renew it with `dure member certify`"))
+        return Taken(state, refuse("delegation", "has run out or is not yet valid; make a new one with `dure node init` in a new folder"))
     known = state.present.get(event.member)
     if known and event.generation < known.generation:
         return Taken(state, refuse("generation", f"{known.generation} was seen already; a node with an older key must not come back"))

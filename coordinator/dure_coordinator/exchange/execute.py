@@ -79,7 +79,7 @@ def _differs(state: RunState, exchange: ExchangeState, member: str, ready: Ready
     if ready.layout_sha256 != layout_digest(exchange):
         return "layout", "the node's model has another layout"
     if ready.seq < state.seqs.get(state.present[member].node_key.hex(), 0):
-        return "seq", "went back: this node was restored from a backup and needs a new key (`dure member certify`)"
+        return "seq", "went back: this node was restored from a backup and needs a new key (`dure node init` in a new folder)"
     if exchange.metrics and ready.metrics != exchange.metrics:
         return "metrics", f"are {', '.join(ready.metrics) or 'none'}; this run sums {', '.join(exchange.metrics)}"
     return None

@@ -282,7 +282,7 @@ def _record_blobs(record: bytes) -> set[str]:
 
 
 def summary(state: RunState) -> dict[str, Any]:
-    """For `dure run status` and watch: plain JSON values; times in unix seconds."""
+    """For `dure run show` and watch: plain JSON values; times in unix seconds."""
     exchange = in_flight(state)
     instance = exchange.instance if exchange else None
     return {
