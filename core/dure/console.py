@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 from dure.errors import DureError, world_error
 
@@ -29,8 +32,32 @@ Metrics = Annotated[
 WIDE = 240
 """Characters of a line where there is no terminal."""
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""What steers a terminal or another line's reading order, and halves of characters, which cannot be written at all."""
+
+
+def plain(text: str) -> str:
+    """Text of others' files, as it may be shown: what would move the cursor, forge a line or hide itself is written as JSON writes it."""
+    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+class PlainConsole(Console):
+    """A console on which a file name from a hostile bundle is only a file name, brackets and all."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str("\n".join(map(plain, text.split("\n"))), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for part in super().render(renderable, options):
+            ours = part.control or part.text in ("\n", "\r")  # rich's own ends of lines, and a progress line's
+            yield part if ours else Segment(plain(part.text), part.style)
+
+
+out = PlainConsole(soft_wrap=True)
+err = PlainConsole(stderr=True, soft_wrap=True)
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -55,23 +82,23 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 def fail(message: str, exit_code: int = 1) -> NoReturn:
     """Print one line and leave."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {plain(' '.join(message.split()))}", file=sys.stderr)
     raise typer.Exit(exit_code)
 
 
 def show_json(value: object) -> None:
     """One JSON object on one line, last."""
-    print(json.dumps(value, ensure_ascii=False, sort_keys=True))
+    print(plain(json.dumps(value, ensure_ascii=False, sort_keys=True)))
 
 
 def say(line: str) -> None:
     """A line for people; markup-free, so a name in brackets stays as it is."""
-    out.print(line, markup=False)
+    out.print(plain(line), markup=False)
 
 
 def draw(picture: RenderableType) -> None:
     """A table for people: as wide as the terminal, and in a pipe or log as wide as it wants to be, so that no name is cut."""
-    (out if out.is_terminal else Console(highlight=False, width=WIDE)).print(picture)
+    (out if out.is_terminal else PlainConsole(width=WIDE)).print(picture)
 
 
 @contextlib.contextmanager

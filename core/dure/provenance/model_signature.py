@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -57,13 +58,15 @@ def file_names(folder: Path) -> list[str]:
     """Every file that a signature of this folder must cover, in bytewise order.
 
     Raises:
-        BadInput: there is something that is no plain file or folder.
+        BadInput: there is something that is no plain file or folder, or whose name is no text.
     """
     found = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise BadInput(f"{path}: is no plain file; a release has nothing else")
+        if name.encode(errors="replace") != os.fsencode(name):
+            raise BadInput(f"{path}: a file's name must be UTF-8; rename it, or do not use this copy")
         if path.is_file() and name.split("/")[0] not in UNSIGNED:
             found.append(name)
     return sorted(found, key=str.encode)

@@ -1,0 +1,40 @@
+"""What a hostile file is called, or says, steers no terminal, forges no line and ends no command with a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from rich.table import Table
+from support.commands import dure
+
+from dure import console
+from dure.console import PlainConsole, plain
+
+HOSTILE = "x\x1b[2J\x9b1A\u202ey\nall of level 1 holds \udcff"
+SHOWN = "x\\u001b[2J\\u009b1A\\u202ey\\nall of level 1 holds \\udcff"
+
+
+def test_what_steers_a_terminal_is_shown_and_letters_of_any_language_stay():
+    assert plain(HOSTILE) == SHOWN
+    assert plain("모델 1.0\u3000é — [bold]") == "모델 1.0\u3000é — [bold]"
+
+
+def test_lines_tables_and_json_show_it_likewise(capsys, monkeypatch):
+    monkeypatch.setattr(console, "out", PlainConsole(soft_wrap=True))
+    console.say(HOSTILE)
+    table = Table("what")
+    table.add_row(HOSTILE.replace("\n", " ") + "[/x] :bug:")
+    console.draw(table)
+    console.show_json({"name": HOSTILE})
+    line, *rows, body = capsys.readouterr().out.splitlines()
+    assert line == SHOWN
+    assert any(SHOWN.replace("\\n", " ") + "[/x] :bug:" in row for row in rows)
+    assert body.isprintable() and json.loads(body) == {"name": HOSTILE}
+
+
+def test_a_file_name_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / os.fsdecode(b"\x1b[2J\xff")).symlink_to("/")
+    for command in (("audit", "verify"), ("release", "verify")):
+        ran = dure(*command, tmp_path, "--root-sha256", "00" * 32)
+        assert ran.code == 2 and "\\u001b[2J\\udcff: is no plain file" in ran.err and ran.err.count("\n") == 1
