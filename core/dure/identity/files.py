@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,23 @@ def json_bytes(value: object) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-def read(path: Path, what: str) -> bytes:
+MAX_READ_BYTES = 1 << 28
+"""Of a file that is read whole: above what any kind of ours may have, below what would take a machine's memory."""
+
+
+def read(path: Path, what: str, most: int = MAX_READ_BYTES) -> bytes:
     """A file's bytes.
 
     Raises:
-        BadInput: it is not there or cannot be read; says what it should have been.
+        BadInput: it is not there, cannot be read, or has more than `most` bytes; says what it should have been.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            found = b"" if facts.st_size > most else file.read() if stat.S_ISREG(facts.st_mode) else file.read(most + 1)
+        if max(facts.st_size, len(found)) > most:
+            raise BadInput(f"{path} is larger than {most} bytes; expected {what}")
+        return found
     except FileNotFoundError:
         raise BadInput(f"{path} is not there; expected {what}") from None
     except OSError as error:

@@ -12,6 +12,7 @@ Making it twice from the same log, model and words gives the same files but for 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -73,7 +74,7 @@ def run_of_model(model: Path) -> tuple[str, int | None]:
     """(run id, round) that `dure run export` wrote into the weights; "" and None where it did not."""
     said = WeightFiles.open(model).metadata
     number = said.get("dure.round", "")
-    return said.get("dure.run", ""), int(number) if number.isdigit() else None
+    return said.get("dure.run", ""), int(number) if re.fullmatch(r"[0-9]{1,9}", number) else None
 
 
 def create(source: Source, ca: ReleaseCa, roots: Iterable[bytes], out: Path, now: datetime) -> Facts:

@@ -22,7 +22,7 @@ from dure.provenance.attestation import check_enough, check_published, envelope_
 from dure.provenance.candidate import ROOT, base_of
 from dure.provenance.errors import ContentDiffers, ExtraFiles, NotSigned
 from dure.provenance.facts import FACTS, Facts
-from dure.provenance.model_signature import EVIDENCE, SIGNATURE, SignedFiles, check_names, digests_of, open_signature
+from dure.provenance.model_signature import EVIDENCE, SIGNATURE, SignedFiles, check_names, digests_of, file_names, open_signature
 from dure.provenance.weight_files import SUFFIX, TENSORS, WeightFiles, describe, tensor_digests, what_changed
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import Release, ReleasePublished
@@ -69,8 +69,9 @@ def roots_of(folder: Path) -> list[bytes]:
     """The charter versions beside the release, 1 first; nothing is believed of them yet.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or the folder has a link, a pipe or a device in it, which is not to be read.
     """
+    file_names(folder)
     trust = folder / EVIDENCE / TRUST
     numbers = sorted(int(found[1]) for p in trust.glob("*") if (found := re.fullmatch(r"([1-9][0-9]{0,5})\.root\.json", p.name)))
     return [read(trust / f"{n}.root.json", "a charter version of the release") for n in range(1, max(numbers, default=1) + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +45,7 @@ def load(folder: MemberFolder, name: str) -> Manifest:
     """Raises BadInput: no data set of that name is registered here, or its file is damaged."""
     path = manifest_path(folder, name)
     try:
-        return schema.decode(Manifest, parse_canonical("manifest", read(path, WHAT)), "manifest")
+        return schema.decode(Manifest, parse_canonical("manifest", read(path, WHAT, sys.maxsize)), "manifest")
     except Refused as error:
         raise BadInput(f"{path} is damaged ({error}); expected {WHAT}") from None
 

@@ -25,7 +25,7 @@ from dure.provenance.attestation import check_enough, merge, published, read_sig
 from dure.provenance.candidate import ReleaseCa, create, run_of_model
 from dure.provenance.documents.words import flop, said, when
 from dure.provenance.facts import FACTS, Facts
-from dure.provenance.model_signature import EVIDENCE
+from dure.provenance.model_signature import EVIDENCE, file_names
 from dure.provenance.own_log import same_facts, source_of
 from dure.statements.dsse import Envelope
 
@@ -208,9 +208,10 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
 
     Example: dure release show titan-1.0
     """
+    file_names(folder)  # links, pipes and devices are not read
     facts = Facts.from_json(read(folder / FACTS, "a release's facts; is this a release?"))
     attested = folder / EVIDENCE / check.ATTESTATION
-    count = len(Envelope.from_bytes(attested.read_bytes()).signatures) if attested.exists() else 0
+    count = len(Envelope.from_bytes(read(attested, "the members' signatures")).signatures) if attested.exists() else 0
     if as_json:
         from dure.statements import schema
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from dure.audit.places import log_of
 from dure.errors import DureError
 from dure.provenance import check
 from dure.provenance.attestation import check_enough, merge, sign, signers_of
-from dure.provenance.candidate import ReleaseCa, create
+from dure.provenance.candidate import ReleaseCa, create, run_of_model
 from dure.provenance.errors import ContentDiffers, ExtraFiles, MissingFiles, NotSigned, OtherDtype, OtherShape
 from dure.provenance.own_log import same_facts, source_of
 
@@ -88,6 +89,37 @@ def test_a_tampered_twin_is_refused_by_name(made, tmp_path, what):
     with pytest.raises(refusal) as refused:
         check.check_release(twin, made.pin)
     assert words in str(refused.value)
+
+
+def terabyte(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+HOSTILE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "model.sig": ("verify", lambda path: path.symlink_to("/dev/zero")),
+    "evidence/release.tlog-proof": ("verify", terabyte),
+    "evidence/trust/1.root.json": ("verify", os.mkfifo),
+    "evidence/release.dsse.json": ("show", lambda path: path.symlink_to("/dev/zero")),
+    "release.json": ("show", terabyte),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_without_an_end_is_refused_before_it_is_read(made, tmp_path, name):
+    """Devices, pipes and sparse files of a terabyte travel in archives; each is one line, and takes neither the memory nor the evening."""
+    command, make = HOSTILE[name]
+    twin = made.twin(tmp_path / "m-1")
+    (twin / name).unlink()
+    make(twin / name)
+    ran = dure("release", command, twin, *(("--root-sha256", made.pin.hex()) if command == "verify" else ()))
+    assert ran.code == 2 and name in ran.err
+
+
+def test_a_round_that_is_no_number_is_no_round(tmp_path):
+    for number in ("\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", ""):
+        save_file({"w": np.ones(2, "<f4")}, tmp_path / "model.safetensors", {"dure.run": "ab", "dure.round": number})
+        assert run_of_model(tmp_path) == ("ab", None)
 
 
 def test_each_kind_of_refusal_has_an_exit_code_of_its_own():
