@@ -85,7 +85,14 @@ def _entries(header: bytes, data_bytes: int) -> list[tuple[str, str, tuple[int, 
     if not isinstance(table, dict) or len(table) > MAX_TENSORS + 1:
         raise SafetensorsRefused("header", f"must be an object of at most {MAX_TENSORS} tensors")
     found = [_entry(name, said, data_bytes) for name, said in table.items() if name != "__metadata__"]
-    return sorted(found, key=lambda e: e[3])
+    found.sort(key=lambda e: (e[3], e[4]))
+    at = 0
+    # What no tensor covers would be carried along unseen by every weights id; what two cover is read twice over.
+    for *_, begin, end in [*found, ("", "", (), data_bytes, data_bytes)]:
+        if begin != at:
+            raise SafetensorsRefused("header", f"its tensors leave a gap or overlap at byte {min(begin, at)} of the data")
+        at = end
+    return [e[:4] for e in found]
 
 
 def _metadata(header: bytes) -> dict[str, str]:
@@ -93,7 +100,8 @@ def _metadata(header: bytes) -> dict[str, str]:
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
-def _entry(name: str, said: Any, data_bytes: int) -> tuple[str, str, tuple[int, ...], int]:
+def _entry(name: str, said: Any, data_bytes: int) -> tuple[str, str, tuple[int, ...], int, int]:
+    """(name, dtype, shape, first byte, byte after its last)"""
     what = f"tensor {name[:80]!r}"
     if not isinstance(said, dict) or not {"dtype", "shape", "data_offsets"} <= set(said):
         raise SafetensorsRefused(what, "must have dtype, shape and data_offsets")
@@ -107,7 +115,7 @@ def _entry(name: str, said: Any, data_bytes: int) -> tuple[str, str, tuple[int, 
     begin, end = offsets
     if not 0 <= begin <= end <= data_bytes or end - begin != prod(shape) * DTYPES[_DTYPES[kind]].bytes:
         raise SafetensorsRefused(what, f"its bytes {begin} to {end} do not fit its shape or the file")
-    return name, _DTYPES[kind], tuple(shape), begin
+    return name, _DTYPES[kind], tuple(shape), begin, end
 
 
 def write_safetensors(path: Path, flat_D: Floats, layout: Layout, metadata: Mapping[str, str]) -> None:

@@ -86,6 +86,25 @@ def test_a_header_that_does_not_hold_is_refused_by_name(tmp_path, header, field)
     assert refused.value.field == field
 
 
+TWO_FLOATS = {"dtype": "F32", "shape": [2]}
+
+
+@pytest.mark.parametrize(
+    ("header", "byte"),
+    [
+        ({"w": {**TWO_FLOATS, "data_offsets": [4, 12]}}, 0),
+        ({"w": {**TWO_FLOATS, "data_offsets": [0, 8]}}, 8),
+        ({"w": {**TWO_FLOATS, "data_offsets": [0, 8]}, "v": {**TWO_FLOATS, "data_offsets": [12, 20]}}, 8),
+        ({"w": {**TWO_FLOATS, "data_offsets": [0, 8]}, "v": {**TWO_FLOATS, "data_offsets": [4, 12]}}, 4),
+    ],
+)
+def test_bytes_that_no_tensor_covers_or_two_cover_are_refused(tmp_path, header, byte):
+    """Hidden bytes would pass as the same weights; a thousand names for one tensor would fill the disk. The format allows neither."""
+    put(tmp_path / "m", header, bytes(max(12, max(t["data_offsets"][1] for t in header.values()))))
+    with pytest.raises(SafetensorsRefused, match=f"gap or overlap at byte {byte} "):
+        SafetensorsFile(tmp_path / "m")
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200), cut=st.integers(0, 120))
 def test_no_bytes_make_it_fail_otherwise_than_by_refusing(tmp_path, data, cut):
