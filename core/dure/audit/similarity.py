@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dure.errors import BadInput
 from dure.model.dtypes import flat_values
 
 F64 = NDArray[np.float64]
@@ -99,7 +100,11 @@ class Prepared:
 
 
 def prepare(tensor: Tensor) -> Prepared:
-    """Reads a tensor two or three times, memory O(chunk) and O(min(rows, columns)^2)."""
+    """Reads a tensor two or three times, memory O(chunk) and O(min(rows, columns)^2).
+
+    Raises:
+        BadInput: it holds NaN or infinity, or numbers whose squares have no sum; of such a tensor no measure says anything.
+    """
     rows, columns = tensor.shape
     row_mean, column_mean = _means(tensor)
     empty = np.zeros((0, 0), np.float32)
@@ -110,6 +115,8 @@ def prepare(tensor: Tensor) -> Prepared:
         squares += float((block * block).sum())
         picked = block[:, picked_columns]
         columns_gram += picked.T @ picked
+    if not np.isfinite(squares):
+        raise BadInput(f"tensor {tensor.name!r}: holds NaN, infinity or numbers too large to compare; look at who made it")
     chosen = np.concatenate(list(bare.centred(_spread(rows))))
     return replace(
         bare,

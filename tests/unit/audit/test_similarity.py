@@ -93,3 +93,10 @@ def test_the_command_names_the_layer_and_each_bad_input_has_its_exit_code(tmp_pa
     eight = dure("audit", "similarity", mine, tmp_path / "eight.safetensors")
     assert eight.code == 11 and "eight.safetensors: tensor 'w' is F8_E4M3" in eight.err
     assert dure("audit", "similarity", mine, tmp_path / "none").code == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_tensor_that_holds_no_numbers_is_named(tmp_path, value):
+    save_file({"good": OWN, "broken": np.full((8, 8), value, "<f4")}, tmp_path / "model.safetensors")
+    ran = dure("audit", "similarity", tmp_path, tmp_path / "model.safetensors")
+    assert ran.code == 2 and "tensor 'broken': holds NaN" in ran.err
