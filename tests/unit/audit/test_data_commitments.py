@@ -177,7 +177,8 @@ def test_no_path_of_an_opening_leads_out_of_the_folder(world, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "secret").write_text("x")
     (tmp_path / "in" / "link").symlink_to(tmp_path)
-    for path in ("../secret", f"{tmp_path}/secret", "link/secret", "a/../../secret"):
+    (tmp_path / "in" / "loop").symlink_to("loop")
+    for path in ("../secret", f"{tmp_path}/secret", "link/secret", "a/../../secret", "loop/secret"):
         with pytest.raises(Refused, match="leads out of the folder"):
             compare(tmp_path / "in", OpenedFile(0, DataFile(path, 1, sha256(b"x").digest()), SALT, ()))
 
