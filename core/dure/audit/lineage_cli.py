@@ -14,8 +14,7 @@ from dure.audit.parts import Exported, RunRecord, chosen, export_run, records
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
 from dure.blobs import BlobStore
-from dure.console import AsJson, err, one_line_errors, say, show_json
-from dure.errors import BadInput, NotAuthorised
+from dure.console import AsJson, err, fail, one_line_errors, say, show_json
 
 
 def add_run(place: LogPlace, wanted: str, level: int, scratch: Path) -> Exported:
@@ -36,7 +35,8 @@ def lineage(
 ) -> None:
     """Recompute a run's weights: from the seed its members drew, or the weights its plan names, sum by sum.
 
-    The log is checked first, as `dure audit verify --level 1` does. Exit codes as there; 9: the model is none of the recomputed weights.
+    The log is checked first, as `dure audit verify --level 1` does. Exit codes as there; 9: the model is none of the recomputed
+    weights.
 
     Example: dure audit lineage bundle --root-sha256 3f9a… --model release/model.safetensors
     """
@@ -51,12 +51,11 @@ def _lineage(folder: Path, pin: str, run: str | None, model: Path | None, work: 
     if not result.holds:
         first = [*result.findings, *result.unknown, None][0]
         what = f"{first.where}: {first.why}" if first else f"{len(result.missing)} files are missing, {result.missing[0]} among them"
-        raise NotAuthorised(f"the log does not hold, so nothing is recomputed from it: {what}")
+        fail(f"the log does not hold, so nothing is recomputed from it: {what}", result.exit_code)
     traced = trace(bundle, result, run=run, work=work, watching=bars())
-    if traced.findings:
-        raise NotAuthorised("; ".join(f"{f.where}: {f.why}" for f in traced.findings[:5]))
-    if traced.missing:
-        raise BadInput("; ".join(traced.missing[:5]))
+    if traced.exit_code:
+        wrong = [f"{f.where}: {f.why}" for f in traced.findings] or traced.missing
+        fail("; ".join(wrong[:5]), traced.exit_code)
     matched = None if model is None else match(model, traced.lineages)
     if as_json:
         show_json({"runs": [in_json(one, traced.records[one.run]) for one in traced.lineages], "model": matched})

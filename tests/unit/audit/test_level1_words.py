@@ -64,6 +64,16 @@ def test_a_missing_tile_of_hashes_takes_no_check_away(made, copy):
     assert (result.exit_code, result.missing, how["one"], how["every"]) == (INCOMPLETE, ["log/tile/0/000"], "signed", "proved")
 
 
+def test_lineage_ends_as_verify_does_where_the_log_is_incomplete_or_does_not_hold(made, copy):
+    """A script that asks for the model must not take a missing file for a forgery: both ended with 3 once."""
+    ask = [str(copy), "--root-sha256", made[0].pin.hex()]
+    entries = copy / "log/tile/entries/001"
+    whole = entries.read_bytes()
+    for damaged, code in ((None, 2), (whole[:-1] + bytes([whole[-1] ^ 1]), 1)):
+        entries.unlink() if damaged is None else entries.write_bytes(damaged)
+        assert [CliRunner().invoke(app, [command, *ask]).exit_code for command in ("verify", "lineage")] == [code, code]
+
+
 def test_the_command_prints_the_table_names_what_is_missing_and_ends_with_2(made, copy):
     (copy / "log/tile/entries/001").unlink()
     done = CliRunner().invoke(app, ["verify", str(copy), "--root-sha256", made[0].pin.hex()])
