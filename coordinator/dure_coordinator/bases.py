@@ -56,7 +56,7 @@ async def start_from(fleet: Fleet, source: str, round_number: int | None, collud
         raise BadInput(f"--from {source}: no such file; the coordinator reads it, under the user it runs as")
     engine = await fleet.find(source)
     found: Found = await model_of(engine, fleet.store, fleet.blobs, round_number)
-    await engine.performer.restored(engine, str(found.blob), KEEP_S)
+    await engine.performer.restored(engine, str(found.blob), KEEP_S, check=True)
     row = fleet.rows[engine.run]
     origin = f"run {engine.run.hex()[:12]} ({row.name}), {found.what}"
     return await _start(fleet, found.blob, found.layout, origin, colluders, run=engine.run)

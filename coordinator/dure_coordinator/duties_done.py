@@ -16,7 +16,8 @@ from typing import Any
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dure.blobs import BlobId, BlobStore
+from dure.blobs import BlobDamaged, BlobId, BlobStore
+from dure.errors import Refused
 from dure.failpoints import Point, reach
 from dure.model.advance import mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
@@ -161,12 +162,17 @@ class Duties:
         reach(Point.STEP_STORED)
         await run.done(duty, result, With(blobs=rows_of(run.run, duty, result)))
 
-    async def restored(self, run: RunEngine, weights: str, keep_s: float = READ_S) -> None:
+    async def restored(self, run: RunEngine, weights: str, keep_s: float = READ_S, *, check: bool = False) -> None:
         """These weights (a blob id text) of a run are on the disk, and stay for so long; where they were let go of, the steps to them are
         taken again.
 
+        Args:
+            check: they are read, too, and made anew where they are damaged: a ServerApp has the same file under another name, read-only,
+                which root and whoever means harm may write to.
+
         Raises:
             Refused: they cannot be recomputed.
+            BlobDamaged: they are other bytes than their name says, and follow from nothing that is kept.
         """
 
         def here(blob: str) -> bool:
@@ -174,14 +180,30 @@ class Duties:
 
         self._want((weights,), keep_s)
         async with self.shelf:  # what is being let go of this moment is not here
-            if await asyncio.to_thread(here, weights):
-                return
+            there = await asyncio.to_thread(here, weights)
+        if there and not (check and await asyncio.to_thread(self._drop_damaged, run, weights)):
+            return
         for step in await asyncio.to_thread(steps_to, run.state, weights, here):
             log.info("weights.recomputed", run=run.run.hex()[:12], exchange=step.exchange)
             result = await self._apart(self._advance, step)
             rows = rows_of(run.run, step, result)
             self._want((row.blob for row in rows), keep_s)  # the next step reads them
             await self.store.write(run.run, With(blobs=rows))
+
+    def _drop_damaged(self, run: RunEngine, weights: str) -> bool:
+        """Whether these weights were damaged, and are gone, since they can be made again."""
+        blob = BlobId.parse(weights)
+        try:
+            self.blobs.verify(blob)
+            return False
+        except BlobDamaged as error:
+            try:
+                steps_to(run.state, weights, lambda other: other != weights and self.blobs.has(BlobId.parse(other)))
+            except Refused:
+                raise error from None
+            log.error("weights.damaged", run=run.run.hex()[:12], reason=str(error))
+            self.blobs.remove(blob)
+            return True
 
     def _want(self, weights: Iterable[str], keep_s: float) -> None:
         now = self.clock()

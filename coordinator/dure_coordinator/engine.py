@@ -97,9 +97,9 @@ class Performer(Protocol):
         """Does it and hands the result to `run.done`. May be called again for the same duty after a crash or failure."""
         ...
 
-    async def restored(self, run: RunEngine, weights: str, keep_s: float = ...) -> None:
-        """Weights of the run that were let go of (blob id text) are on the disk again, and stay for so long; `Refused` if they cannot be
-        recomputed."""
+    async def restored(self, run: RunEngine, weights: str, keep_s: float = ..., *, check: bool = ...) -> None:
+        """Weights of the run that were let go of (blob id text), or, with `check`, damaged, are on the disk again, and stay for so long;
+        `Refused` if they cannot be recomputed."""
         ...
 
 

@@ -291,7 +291,7 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         engine = await self._c.fleet.find(str(arguments.get("run", "")))
         wanted = arguments.get("round")
         found = await model_of(engine, self._c.store, self._c.blobs, None if wanted is None else int(wanted))
-        await engine.performer.restored(engine, str(found.blob))
+        await engine.performer.restored(engine, str(found.blob), check=True)
         out = Path(str(arguments["out"]))
         await asyncio.to_thread(write_model, self._c.blobs, found, out, engine.run)
         facts = {"model": str(out / "model.safetensors"), "parameters": found.layout.parameters}

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sim.exchange_world import World
 
-from dure.blobs import BlobId, BlobStore
+from dure.blobs import BlobDamaged, BlobId, BlobStore
 from dure.errors import Refused
 from dure.forecast import forecast
 from dure.model.base import BaseRecord
@@ -147,3 +147,18 @@ async def test_what_somebody_asked_for_is_not_let_go_of_before_it_is_read(disk):
         disk.retention._thinned.clear()
         await disk.retention.thin()
         assert disk.has(old) is there
+
+
+async def test_weights_that_somebody_wrote_to_are_not_exported_and_made_again_where_they_follow_from_sums(disk):
+    """A ServerApp has the file under a name of its own, and root may write to what is read-only."""
+    world = played("nesterov")
+    for text in (made(world)[-1], all_exchanges(world.state)[0].asked.weights):
+        path = disk.blobs.path(BlobId.parse(text))
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.write(b"\x07")
+    await disk.duties.restored(disk.engine, made(world)[-1], check=True)
+    disk.blobs.verify(BlobId.parse(made(world)[-1]))
+    with pytest.raises(BlobDamaged):
+        await disk.duties.restored(disk.engine, all_exchanges(world.state)[0].asked.weights, check=True)
+    assert disk.has(all_exchanges(world.state)[0].asked.weights), "nothing gives the first weights back"
