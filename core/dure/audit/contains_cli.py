@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from dure.audit import bundle as bundles
-from dure.audit.contributions_cli import versions_of
 from dure.audit.places import log_of
 from dure.audit.reading import verified
 from dure.charter import root as charter_root
@@ -72,7 +71,7 @@ def contains(
 def _here(directory: Path) -> Source:
     place = log_of(directory)
     head = place.head()
-    return Source(place.tree(), head.checkpoint.size, head.note.to_bytes(), versions_of(place))
+    return Source(place.tree(), head.checkpoint.size, head.note.to_bytes(), place.charters)
 
 
 def of_bundle(folder: Path, pin: str) -> Source:
@@ -84,8 +83,7 @@ def of_bundle(folder: Path, pin: str) -> Source:
     bundle, wanted = bundles.Bundle.open(folder), pin_of(pin)
     result = verify(bundle, wanted)
     must_hold(result)
-    roots = bundle.roots()
-    versions = [charter_root.walk(roots[:n], wanted) for n in range(1, len(roots) + 1)]
+    versions = charter_root.walk_all(bundle.roots(), wanted)
     tree = TiledTree(lambda path: bundle.read(f"{bundles.LOG}/{path}"), result.size)
     return Source(tree, result.size, bundle.read(f"{bundles.LOG}/checkpoint"), versions)
 

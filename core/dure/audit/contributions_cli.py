@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 
 from dure.audit.bundle import PartMissing
 from dure.audit.level1 import Result
-from dure.audit.places import LogPlace, log_of
+from dure.audit.places import log_of
 from dure.audit.reading import verified
 from dure.charter import root as charter_root
 from dure.charter.model import Charter
@@ -61,15 +62,10 @@ def main(
     """
     place = log_of(directory)
     tree = place.tree()
-    show(found(tree, versions_of(place), run, since, until), "json" if as_json else form, tree.size)
+    show(found(tree, place.charters, run, since, until), "json" if as_json else form, tree.size)
 
 
-def versions_of(place: LogPlace) -> list[Charter]:
-    """The charter as it was, version by version."""
-    return list(charter_root.walk_all(place.roots, place.pin))
-
-
-def found(tree: TiledTree, versions: list[Charter], run: str, since: str, until: str) -> tuple[Row, ...]:
+def found(tree: TiledTree, versions: Sequence[Charter], run: str, since: str, until: str) -> tuple[Row, ...]:
     """The rows asked for.
 
     Raises:
@@ -217,7 +213,6 @@ def of_bundle(
     bundle, wanted = bundles.Bundle.open(folder), pin_of(pin)
     result = verify(bundle, wanted)
     must_hold(result)
-    roots = bundle.roots()
-    versions = list(charter_root.walk_all(roots, wanted))
+    versions = charter_root.walk_all(bundle.roots(), wanted)
     tree = TiledTree(lambda path: bundle.read(f"{bundles.LOG}/{path}"), result.size)
     show(found(tree, versions, run, since, until), "json" if as_json else form, result.size)

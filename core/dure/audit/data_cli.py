@@ -189,7 +189,7 @@ def _head(where: Path, folder: MemberFolder) -> Head:
         raise NotAuthorised(f"{folder.directory} has pinned no charter; `dure member trust DIGEST` first")
     bundle = bundles.Bundle.open(where)
     roots, raw = bundle.roots(), bundle.read(f"{bundles.LOG}/checkpoint")
-    return judging([charter_root.walk(roots[:n], folder.pin) for n in range(1, len(roots) + 1)], raw).open(raw)
+    return judging(charter_root.walk_all(roots, folder.pin), raw).open(raw)
 
 
 @app.command()

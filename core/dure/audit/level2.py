@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Traced:
 
     records: dict[bytes, RunRecord]
     """Every run of the log."""
-    versions: list[Charter]
+    versions: Sequence[Charter]
     touched: set[bytes]
     """Runs the bundle has parts of."""
     lineages: list[Lineage] = field(default_factory=list)
@@ -55,12 +55,6 @@ class Traced:
         return [r for r in self.records.values() if r.run not in self.touched and r.named_step]
 
 
-def versions_of(roots: list[bytes]) -> list[Charter]:
-    """Every charter version, verified from the first, whose digest the caller has compared with the pin."""
-    pin = charter_root.digest(charter_root.parse(roots[0]))
-    return list(charter_root.walk_all(roots, pin))
-
-
 def trace(
     bundle: Bundle, result: Result, *, run: str | None = None, work: Path | None = None, watching: Watching = lambda _r, _d, _a: None
 ) -> Traced:
@@ -74,7 +68,7 @@ def trace(
         BadInput: no such run, or parts of none.
     """
     assert result.holds, "nothing is recomputed from a log that does not hold"
-    versions = versions_of(bundle.roots())
+    versions = charter_root.walk_all(bundle.roots(), None)  # level 1 has compared the first with the pin
     tree = TiledTree(lambda path: bundle.read(f"{LOG}/{path}"), result.size)
     there = {name.split("/")[1] for name in bundle.names() if name.startswith("rounds/")}
     found = records(verified(tree.entries(), versions))
@@ -88,7 +82,7 @@ def trace(
     return traced
 
 
-def _trace(bundle: Bundle, record: RunRecord, versions: list[Charter], traced: Traced, work: Path | None, watching: Watching) -> None:
+def _trace(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], traced: Traced, work: Path | None, watching: Watching) -> None:
     with tempfile.TemporaryDirectory(prefix="dure-lineage-", dir=work) as scratch:
         try:
             found = recompute(bundle, record, versions, Path(scratch), progress=lambda done, total: watching(record, done, total))

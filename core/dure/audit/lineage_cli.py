@@ -9,7 +9,7 @@ import typer
 
 from dure.audit.bundle import Bundle
 from dure.audit.level1 import verify
-from dure.audit.level2 import Watching, in_json, lines, match, trace, versions_of
+from dure.audit.level2 import Watching, in_json, lines, match, trace
 from dure.audit.parts import Exported, RunRecord, chosen, export_run, records
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
@@ -20,7 +20,7 @@ from dure.console import AsJson, err, fail, one_line_errors, say, show_json
 def add_run(place: LogPlace, wanted: str, level: int, scratch: Path) -> Exported:
     """Puts a run's parts into a bundle that is being made from this place; at level 3 with the uploads that are still there."""
     size = place.head().checkpoint.size
-    found = records(verified(place.tree().entries(0, size), versions_of(list(place.roots))))
+    found = records(verified(place.tree().entries(0, size), place.charters))
     spools = place.directory / "spools" if level > 2 else None
     return export_run(BlobStore(place.directory / "blobs"), chosen(found, wanted), scratch, spools)
 

@@ -174,7 +174,7 @@ def walk_all(roots: Sequence[bytes], pin: bytes | None) -> tuple[Charter, ...]:
 
     Args:
         roots: every version's file, 1 first.
-        pin: SHA-256 of version 1's signed bytes; None only where the caller made version 1 itself.
+        pin: SHA-256 of version 1's signed bytes; None only where the caller made version 1 itself, or has compared it already.
 
     Raises:
         NotAuthorised: the pin does not match, a version is missing, or too few signed.

@@ -86,8 +86,8 @@ def check_candidate(folder: Path, roots: list[bytes], pin: bytes, progress: Prog
     Raises:
         DureError: what does not hold, by name.
     """
-    newest = charter_root.walk(roots, pin)
-    root_pem = newest.terms.coordinator.release_ca_pem.encode()
+    versions = charter_root.walk_all(roots, pin)
+    root_pem = versions[-1].terms.coordinator.release_ca_pem.encode()
     signed = open_signature(read(folder / SIGNATURE, "the release's signature"), tls.load_certificate(root_pem, ROOT))
     check_names(signed, folder)
     _check_content(signed, folder, progress)
@@ -97,7 +97,7 @@ def check_candidate(folder: Path, roots: list[bytes], pin: bytes, progress: Prog
     _check_facts(facts, folder, signed)
     if not 1 <= facts.charter_version <= len(roots):
         raise NotSigned(f"{FACTS}: names charter version {facts.charter_version}, which is not in {EVIDENCE}/{TRUST}")
-    charter = charter_root.walk(roots[: facts.charter_version], pin)
+    charter = versions[facts.charter_version - 1]
     if (facts.charter_sha256, facts.consortium_id) != (charter.digest, charter.terms.consortium_id):
         raise NotSigned(f"{FACTS}: is of another consortium or charter than the pinned one")
     return Candidate(folder, facts, signed, charter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dure.audit.contributions_cli import versions_of
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
 from dure.charter.log_keys import origin_of
@@ -29,7 +28,7 @@ def source_of(place: LogPlace, model: Path, run: str, name: str, number: int | N
         Refused: names the first entry that does not hold.
     """
     tree = place.tree()
-    log = run_in(verified(tree.entries(0, size), versions_of(place)), run)
+    log = run_in(verified(tree.entries(0, size), place.charters), run)
     point = LogPoint(origin_of(place.charter.terms), size, root_at(tree.node, size), log.time)
     return Source(model, log, point, place.charter, name, number, about)
 
