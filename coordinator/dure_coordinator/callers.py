@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,10 +10,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from dure.errors import NotAuthorised
-from dure.identity.tls import BACKDATE
+from dure.identity.tls import BACKDATE, named_by
 from dure.statements.kinds import NodeRevocation
-
-_SPIFFE = re.compile(r"spiffe://(?P<host>[a-z0-9-]{1,32}\.[a-z0-9.-]{1,200})/node/(?P<node>[A-Za-z0-9._-]{1,64})")
 
 
 @dataclass(frozen=True)
@@ -97,22 +94,17 @@ def read_papers(pem: bytes | None, roster: Roster) -> Papers:
         raise NotAuthorised("no client certificate; a node calls with the TLS certificate its member issued")
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
-        raise NotAuthorised("certificate: has no readable subject alternative name") from None
-    if len(names) != 1 or not isinstance(next(iter(names)), x509.UniformResourceIdentifier):
-        raise NotAuthorised(f"certificate: must have exactly one name, a SPIFFE URI; has {len(names)}")
-    found = _SPIFFE.fullmatch(next(iter(names)).value)
-    if found is None:
-        raise NotAuthorised("certificate: its name is not spiffe://<member>.<consortium>/node/<name>")
-    member = roster.by_host(found["host"])
+    except ValueError:
+        raise NotAuthorised("certificate: is not PEM") from None
+    host, node = named_by(certificate)
+    member = roster.by_host(host)
     if member is None:
-        raise NotAuthorised(f"{found['host']} is no member of charter version {roster.version}")
+        raise NotAuthorised(f"{host} is no member of charter version {roster.version}")
     try:
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(member.ca_pem))
     except (ValueError, TypeError, InvalidSignature):
-        raise NotAuthorised(f"certificate: names {found['host']} and was not issued by that member's CA") from None
-    caller, issued = Caller(member.member, found["node"]), certificate.not_valid_before_utc + BACKDATE
+        raise NotAuthorised(f"certificate: names {host} and was not issued by that member's CA") from None
+    caller, issued = Caller(member.member, node), certificate.not_valid_before_utc + BACKDATE
     for word in roster.revoked:
         if (word.member, word.node) == (caller.member, caller.node) and issued.timestamp() < word.certificates_before:
             raise NotAuthorised(f"node {caller.node} was revoked by {caller.member}{': ' if word.reason else ''}{word.reason}")

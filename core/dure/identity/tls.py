@@ -26,7 +26,7 @@ RELEASE_SIGNER_DAYS = 1
 """Nothing is signed with it later."""
 BACKDATE = timedelta(hours=1)
 """Clocks of different companies differ; a fresh certificate must not be \"not yet valid\" next door."""
-SPIFFE = re.compile(r"spiffe://(?P<host>[a-z0-9-]{1,32}\.[a-z0-9.-]{1,200})/node/(?P<node>[A-Za-z0-9._-]{1,64})")
+_SPIFFE = re.compile(r"spiffe://(?P<host>[a-z0-9-]{1,32}\.[a-z0-9.-]{1,200})/node/(?P<node>[A-Za-z0-9._-]{1,64})")
 
 
 def _name(common: str) -> x509.Name:
@@ -161,20 +161,19 @@ def load_certificate(raw: bytes, what: str) -> x509.Certificate:
         raise BadInput(f"{what}: not a PEM certificate") from None
 
 
-def parse_peer_spiffe(raw: bytes) -> tuple[str, str]:
+def named_by(certificate: x509.Certificate) -> tuple[str, str]:
     """(host, node) of a node's certificate.
 
     Raises:
         NotAuthorised: it has not exactly one name, or the name is no node's SPIFFE id.
     """
     try:
-        certificate = x509.load_pem_x509_certificate(raw)
         names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         raise NotAuthorised("certificate: has no readable subject alternative name") from None
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise NotAuthorised(f"certificate: must have exactly one name, a SPIFFE URI; has {len(names)}")
-    found = SPIFFE.fullmatch(names[0].value)
+    found = _SPIFFE.fullmatch(names[0].value)
     if found is None:
         raise NotAuthorised("certificate: its name is not spiffe://<member>.<consortium>/node/<name>")
     return found["host"], found["node"]
