@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from dure.errors import DureError
 from dure.identity import tls
+from dure.provenance.check import check_content
 from dure.provenance.errors import ContentDiffers, ExtraFiles, MissingFiles, NotSigned
-from dure.provenance.model_signature import check_content, check_names, digests_of, file_names, open_signature, sign_files
+from dure.provenance.model_signature import check_names, digests_of, file_names, open_signature, sign_files
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 

@@ -22,8 +22,6 @@ from dure.secagg.scales import combine, raised, summed_exponents
 
 I8 = NDArray[np.int8]
 U16 = NDArray[np.uint16]
-RING_CHUNK_BYTES = 2 * CHUNK_ELEMENTS
-FIELD_CHUNK_BYTES = 4096 * 24 * 8
 
 
 def exponents(store: BlobStore, e_b: BlobId, bump: int) -> I8:

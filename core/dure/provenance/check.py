@@ -90,7 +90,7 @@ def check_candidate(folder: Path, roots: list[bytes], pin: bytes, progress: Prog
     root_pem = versions[-1].terms.coordinator.release_ca_pem.encode()
     signed = open_signature(read(folder / SIGNATURE, "the release's signature"), tls.load_certificate(root_pem, ROOT))
     check_names(signed, folder)
-    _check_content(signed, folder, progress)
+    check_content(signed, folder, progress)
     if read(folder / ROOT, "the release CA's root") != root_pem:
         raise NotSigned(f"{ROOT}: is not the release CA that the charter names")
     facts = Facts.from_json(read(folder / FACTS, "the release's facts"))
@@ -103,8 +103,12 @@ def check_candidate(folder: Path, roots: list[bytes], pin: bytes, progress: Prog
     return Candidate(folder, facts, signed, charter)
 
 
-def _check_content(signed: SignedFiles, folder: Path, progress: Progress) -> None:
-    """Every file byte for byte; of weights that differ, which tensor and how, if the list of tensors can be believed."""
+def check_content(signed: SignedFiles, folder: Path, progress: Progress = lambda _name: None) -> None:
+    """Every file byte for byte; of weights that differ, which tensor and how, if the list of tensors can be believed.
+
+    Raises:
+        ContentDiffers, OtherDtype, OtherShape: name the first file that is not what was signed.
+    """
     listed = folder / TENSORS
     known = TENSORS in signed.files and digests_of(folder, [TENSORS])[TENSORS] == signed.files[TENSORS]
     for name, wanted in sorted(signed.files.items()):

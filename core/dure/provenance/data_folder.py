@@ -12,7 +12,7 @@ from typing import Annotated
 from dure.errors import BadInput, Conflict, Refused
 from dure.identity.files import read
 from dure.identity.member import MemberFolder
-from dure.provenance.data_set import DataFile, root_of
+from dure.provenance.data_set import SALT_BYTES, DataFile, root_of
 from dure.statements import schema
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope, canonical_json, parse_canonical
@@ -53,7 +53,7 @@ def load(folder: MemberFolder, name: str) -> Manifest:
 def manifest_of(folder: MemberFolder, name: str, files: tuple[DataFile, ...]) -> Manifest:
     """Under the salt that this name has here already, or a new one: who comes back after a crash gets the same root."""
     known = manifest_path(folder, name).exists()
-    return Manifest(name, load(folder, name).salt if known else secrets.token_bytes(32), files)
+    return Manifest(name, load(folder, name).salt if known else secrets.token_bytes(SALT_BYTES), files)
 
 
 def registered(folder: MemberFolder) -> dict[str, tuple[DataCommitment, Envelope, int]]:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from dure.errors import BadInput, Refused
-from dure.provenance.errors import ContentDiffers, ExtraFiles, MissingFiles, NotSigned
+from dure.provenance.errors import ExtraFiles, MissingFiles, NotSigned
 from dure.statements.dsse import IN_TOTO, canonical_json, pae
 
 SIGNATURE = "model.sig"
@@ -206,15 +206,3 @@ def check_names(signed: SignedFiles, folder: Path) -> None:
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more are" if len(names) > 3 else " is" if len(names) == 1 else " are"
     return ", ".join(names[:3]) + more
-
-
-def check_content(signed: SignedFiles, folder: Path, progress: Progress = lambda _name: None) -> None:
-    """That every file is what was signed, byte for byte.
-
-    Raises:
-        ContentDiffers: names the first that is not.
-    """
-    for name, wanted in sorted(signed.files.items()):
-        found = digests_of(folder, [name], progress)[name]
-        if found != wanted:
-            raise ContentDiffers(f"{name}: is not what was signed (SHA-256 {found.hex()[:16]}…, signed {wanted.hex()[:16]}…)")

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -384,8 +383,3 @@ def void(secret: InstanceSecret) -> InstanceSecret:
     if secret.phase in (Phase.REVEALED, Phase.VERIFIED):
         raise Refused(2, "this member has revealed in this instance and signs no void of it")
     return _erased(secret, Phase.VOIDED)
-
-
-def open_payload_hash(payload: bytes) -> bytes:
-    """SHA-256 of the `instance-open` payload, for `context`."""
-    return sha256(payload).digest()

@@ -31,13 +31,6 @@ from dure.secagg.shares import (
 from dure.secagg.thresholds import share_threshold
 
 
-def check_share_messages(
-    instance: InstanceId, cohort: tuple[str, ...], shares: Mapping[str, bytes], node_keys: Mapping[str, bytes]
-) -> dict[str, ShareMessage]:
-    """What the coordinator can see of the share phase before it opens the instance; raises as `shares.read_shares`."""
-    return read_shares(instance, cohort, shares, node_keys)
-
-
 @dataclass(frozen=True)
 class Reveal:
     """One member's reveal, taken apart."""

@@ -14,8 +14,9 @@ from dure.secagg.encode import decode_mean_chunk, decode_trailer, encode_update_
 from dure.secagg.errors import BelowThreshold, Malformed, Refused, TagMismatch
 from dure.secagg.ids import Purpose
 from dure.secagg.instance import InstanceSecret
-from dure.secagg.recover import Recovered, check_recovered, check_share_messages
+from dure.secagg.recover import Recovered, check_recovered
 from dure.secagg.scales import encode_scales_chunk, level_streams, summed_exponents
+from dure.secagg.shares import read_shares
 from dure.secagg.tag import check_totals
 
 
@@ -193,5 +194,5 @@ def test_share_messages_have_the_size_the_specification_allows_for(sim):
     s.deal()
     assert len(s.shares[s.members[0]]) < 2600  # key commitments add 32 bytes a peer to the 2.2 kB of the design
     with pytest.raises(Malformed):
-        check_share_messages(s.instance, s.members, {m: s.shares[m] for m in s.members[1:]}, s.public)
-    assert set(check_share_messages(s.instance, s.members, s.shares, s.public)) == set(s.members)
+        read_shares(s.instance, s.members, {m: s.shares[m] for m in s.members[1:]}, s.public)
+    assert set(read_shares(s.instance, s.members, s.shares, s.public)) == set(s.members)
