@@ -24,9 +24,10 @@ from dure.wire.messages import Report, ReportKind
 from dure_coordinator.exchange import view
 from dure_coordinator.exchange.events import Abort
 from dure_coordinator.log.intake import Intake
+from dure_coordinator.rpc import log as log_service
 from dure_coordinator.rpc.server import MOST_UP_BYTES, Limits
 from dure_participant.exchange import actions as act
-from dure_pb.v1 import members_pb2
+from dure_pb.v1 import log_pb2, log_pb2_grpc, members_pb2
 
 # -- another member's sender id ------------------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ async def test_a_member_that_comes_and_goes_is_slowed_down_and_the_others_are_no
 
 
 async def test_a_node_that_takes_no_directive_loses_its_stream_and_holds_nothing(tmp_path):
-    """Slow loris on Follow: it answers pings and takes nothing; without the time in Members._write it would hold directives for ever."""
+    """Slow loris on Follow: it answers pings and takes nothing; without the time in rpc.status.taken it would hold directives for ever."""
     async with serving(tmp_path, Limits(follow_write_s=1.0)) as port:
         fleet = port.coordinator.fleet
         async with hands(port, "ara", narrow=True) as (ara,):
@@ -218,6 +219,23 @@ async def test_a_node_that_takes_no_directive_loses_its_stream_and_holds_nothing
             await fleet.changes.bump()
             await until(lambda: not fleet.here)
             call.cancel()
+
+
+async def test_a_node_that_takes_no_entries_loses_their_stream(tmp_path, monkeypatch):
+    """Each of a member's streams would hold a batch of the log, up to 2 MiB, for as long as its connection lives."""
+    monkeypatch.setattr(log_service, "WRITE_S", 0.3)
+    async with serving(tmp_path) as port, hands(port, "ara", narrow=True) as (ara,):
+
+        async def much(start: int, end: int) -> list[bytes]:
+            return [bytes(8_000)] * (end - start)
+
+        monkeypatch.setattr(port.coordinator.store, "log_entries", much)
+        monkeypatch.setattr(log_service.wire, "decode_span", lambda message, _size: (message.start, message.end))
+        call = log_pb2_grpc.LogServiceStub(ara.channel).Entries(log_pb2.EntriesRequest(start=0, end=64_000))
+        authorise = port.coordinator.door.port.authorise
+        await until(lambda: authorise._calls["ara"])
+        await until(lambda: not authorise._calls["ara"])
+        call.cancel()
 
 
 async def until(done) -> None:

@@ -13,9 +13,12 @@ from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.log.witnesses import Cosigned, StreamWitness, Witnesses
 from dure_coordinator.rpc.interceptor import CALLER
-from dure_coordinator.rpc.status import answering
+from dure_coordinator.rpc.status import answering, taken
 from dure_pb.v1 import log_pb2 as pb
 from dure_pb.v1 import log_pb2_grpc as rpc
+
+WRITE_S = 60.0
+"""A node that takes no entries for so long loses their stream; it may ask again from where it stands."""
 
 
 class Log(rpc.LogServiceServicer):
@@ -71,11 +74,12 @@ class Log(rpc.LogServiceServicer):
             last = answer.number
             witness.answer(answer.number, answer.status, answer.body)
 
-    async def Entries(self, request: pb.EntriesRequest, context: Any) -> AsyncIterator[pb.EntriesResponse]:
+    async def Entries(self, request: pb.EntriesRequest, context: Any) -> None:
         async with answering(context):
             first, end = wire.decode_span(request, self._publisher.files.size)
             for start in range(first, end, wire.BATCH):
-                yield wire.encode_entries(await self._publisher.store.log_entries(start, min(end, start + wire.BATCH)))
+                entries = await self._publisher.store.log_entries(start, min(end, start + wire.BATCH))
+                await taken(context, wire.encode_entries(entries), WRITE_S, "entries")
 
     async def File(self, request: pb.FileRequest, context: Any) -> pb.FileResponse:
         async with answering(context):

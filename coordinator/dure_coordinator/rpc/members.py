@@ -28,7 +28,7 @@ from dure_coordinator.exchange.view import UploadSlot
 from dure_coordinator.fleet import ACCEPTED, Fleet
 from dure_coordinator.rpc.bulk import ChunkSource
 from dure_coordinator.rpc.interceptor import CALLER
-from dure_coordinator.rpc.status import answering
+from dure_coordinator.rpc.status import answering, taken
 from dure_coordinator.spool import Spool
 from dure_pb.v1 import members_pb2 as pb
 from dure_pb.v1 import members_pb2_grpc as rpc
@@ -83,19 +83,11 @@ class Members(rpc.MembersServiceServicer):
                 for run, directive in self._fleet.directives(caller.member).items():
                     if sent.get(run) != directive:
                         sent[run] = directive
-                        await self._write(encode_directive(directive), context)
+                        await taken(context, encode_directive(directive), self._write_s, "directive")
                 await self._fleet.changes.wait(seen, FOLLOW_IDLE_S)
         finally:
             # The stream may end by cancellation; that the member left must be noted all the same.
             await asyncio.shield(asyncio.ensure_future(self._fleet.leave(caller.member, token)))
-
-    async def _write(self, message: pb.FollowResponse, context: Any) -> None:
-        """One that takes nothing, though its connection lives, holds its directives in our memory for so long and no longer."""
-        try:
-            async with asyncio.timeout(self._write_s):
-                await context.write(message)
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no directive taken for {self._write_s:g} s")
 
     async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
         async with answering(context):

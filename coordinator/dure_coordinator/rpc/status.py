@@ -52,3 +52,13 @@ async def answering(context: Any, *, outside: bool = True) -> AsyncIterator[None
     except Exception as e:
         log.exception("rpc.failed")
         await context.abort(grpc.StatusCode.INTERNAL, f"a fault of the coordinator ({type(e).__name__}); its log has more")
+
+
+async def taken(context: Any, message: Any, limit_s: float, what: str) -> None:
+    """Sends one message of a stream. A peer that takes nothing, though its connection lives, holds it in our memory for so long and no
+    longer: then the call ends."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await context.write(message)
+    except TimeoutError:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no {what} taken for {limit_s:g} s")
