@@ -166,7 +166,7 @@ def _tell(found: Found) -> None:
     if max(wrong, len(found.missing)) > LISTED:
         say("  … (--json lists more)")
     asked = 1 if traced is None else found.level
-    say(_verdict(asked, wrong, len(found.missing)))
+    say(_verdict(asked, wrong, len(found.missing), found.left))
 
 
 def _beyond(found: Found) -> list[str]:
@@ -182,9 +182,9 @@ def _beyond(found: Found) -> list[str]:
     return told
 
 
-def _verdict(level: int, wrong: int, missing: int) -> str:
+def _verdict(level: int, wrong: int, missing: int, left: str) -> str:
     if wrong:
         return f"{wrong} things do not hold"
     if missing:
         return f"nothing contradicts, and {missing} files are missing: the table says what could be checked without them; export anew"
-    return f"all of level {level} holds"
+    return f"all of level {level} holds" if not left else f"what is here of level {level} holds; not shown to it: {left}"

@@ -34,6 +34,8 @@ class Page:
     """(where, why)"""
     command: str
     """What makes this very report again."""
+    left: str = ""
+    """What the level could not be asked of; "" where it reached everything."""
 
 
 HOW = {PROVED: "증명됨", SIGNED: "서명됨", DECLARED: "자기 신고", UNCHECKED: "확인 안 됨"}
@@ -81,8 +83,11 @@ tr { break-inside: avoid } code { font: 9pt ui-monospace, monospace; overflow-wr
 
 def page(found: Page) -> str:
     """The whole document; the same findings give the same bytes."""
-    good = "all checks hold" if found.holds else f"{len(found.findings)} things do not hold"
-    korean = "모든 검사를 통과함" if found.holds else f"{len(found.findings)}가지가 성립하지 않음"
+    passed = f"what is here holds; not shown to level {found.level}: {found.left}" if found.left else "all checks hold"
+    good = passed if found.holds else f"{len(found.findings)} things do not hold"
+    korean = (
+        ("가능한 검사를 통과함" if found.left else "모든 검사를 통과함") if found.holds else f"{len(found.findings)}가지가 성립하지 않음"
+    )
     facts = "".join(f"<tr><th>{escape(name)}</th><td><code>{escape(value)}</code></td></tr>" for name, value in found.facts)
     return (
         '<!doctype html>\n<html lang="ko"><head><meta charset="utf-8">'

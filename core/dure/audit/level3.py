@@ -20,7 +20,7 @@ import numpy as np
 
 from dure.audit.bundle import Bundle
 from dure.audit.cores import available
-from dure.audit.level1 import BROKEN, Finding
+from dure.audit.level1 import BROKEN, INCOMPLETE, Finding
 from dure.audit.level2 import Traced
 from dure.audit.lineage import trust_of
 from dure.audit.parts import ROUNDS, Opened, RunRecord, sum_name
@@ -50,10 +50,12 @@ class Summed:
     findings: list[Finding] = field(default_factory=list)
     bytes: int = 0
     """Of uploads, read and added."""
+    missing: list[str] = field(default_factory=list)
+    """Sums of runs that keep their uploads for good, which are not here all the same: leaving them out would hide a wrong sum."""
 
     @property
     def exit_code(self) -> int:
-        return BROKEN if self.findings else 0
+        return BROKEN if self.findings else INCOMPLETE if self.missing else 0
 
 
 def add_up(bundle: Bundle, traced: Traced, *, threads: int | None = None, progress: Progress = lambda _done, _all: None) -> Summed:
@@ -69,9 +71,13 @@ def add_up(bundle: Bundle, traced: Traced, *, threads: int | None = None, progre
     with ThreadPoolExecutor(threads or available(), thread_name_prefix="sum") as pool:
         for done, (record, trust, opened) in enumerate(jobs):
             progress(done, len(jobs))
-            key = record.run, opened.where.exchange
+            key, wrong = (record.run, opened.where.exchange), len(found.findings)
             level = _one(bundle, record, trust, opened, pool, found, threads or available())
             found.levels[key] = min(found.levels.get(key, 3), level)
+            if level < 3 and record.plan.keep_uploads == "all" and wrong == len(found.findings):
+                found.missing.append(
+                    f"uploads, evidence or seeds of {ROUNDS}/{record.run.hex()}/{sum_name(opened)}, kept by the run's plan"
+                )
     progress(len(jobs), len(jobs))
     return found
 

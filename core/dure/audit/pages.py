@@ -32,7 +32,16 @@ class Found:
 
     @property
     def missing(self) -> list[str]:
-        return [*self.result.missing, *(self.traced.missing if self.traced else [])]
+        return [*self.result.missing, *(self.traced.missing if self.traced else []), *(self.summed.missing if self.summed else [])]
+
+    @property
+    def left(self) -> str:
+        """In words: what this level could not be asked of, for lack of its parts in the bundle; "" where it reached everything."""
+        runs = len(self.traced.untouched) if self.traced else 0
+        lower = sum(level < 3 for level in self.summed.levels.values()) if self.summed else 0
+        words = [f"{runs} runs without parts here"] if runs else []
+        words += [f"{lower} of {len(self.summed.levels)} exchanges"] if self.summed and lower else []
+        return ", ".join(words)
 
     @property
     def exit_code(self) -> int:
@@ -53,6 +62,7 @@ def found_in_json(found: Found) -> dict[str, Any]:
         return said
     said |= {"holds": found.exit_code == 0, "exit_code": found.exit_code, "model": found.matched, "lineage": [], "missing": found.missing}
     said["findings"] = [{"where": f.where, "why": f.why} for f in found.findings]
+    said["not_shown"] = found.left
     if found.traced is not None:
         said["lineage"] = [in_json(one, found.traced.records[one.run]) for one in found.traced.lineages]
     if found.summed is not None:
@@ -79,6 +89,7 @@ def page_of(found: Found, pin: str) -> str:
             consortium=f"{result.charter.terms.name} ({result.charter.terms.consortium_id.hex()})",
             level=found.level,
             holds=found.exit_code == 0,
+            left=found.left,
             facts=facts,
             rows=found.rows,
             sections=[*_runs(result), *(_lineages(found.traced) if found.traced is not None else [])],

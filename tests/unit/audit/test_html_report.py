@@ -64,3 +64,9 @@ def test_every_claim_and_label_has_its_korean():
     assert len(wanted) >= 11
     assert wanted <= set(CLAIMS)
     assert set(HOW) == {report.PROVED, report.SIGNED, report.DECLARED, report.UNCHECKED}
+
+
+def test_a_verdict_never_covers_what_the_bundle_has_no_parts_for():
+    assert "모든 검사를 통과함 · all checks hold<" in page(made())
+    text = page(made(left="1 of 2 exchanges"))
+    assert "what is here holds; not shown to level 2: 1 of 2 exchanges" in text and "all checks hold" not in text

@@ -1,0 +1,33 @@
+"""Whoever leaves parts out of a bundle gets no verdict over them, and where the run keeps its uploads no success either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.synthetic_log import SyntheticLog
+
+from dure.audit import cli
+from dure.audit.bundle import Bundle
+from dure.audit.level1 import verify
+from dure.audit.level2 import Traced, versions_of
+from dure.audit.level3 import add_up
+from dure.audit.pages import Found
+from dure.audit.parts import records
+from dure.audit.reading import verified
+
+
+@pytest.mark.parametrize(("kept", "code"), [("none", 0), ("all", 2)])
+def test_sums_without_uploads_are_named_and_missing_where_the_plan_keeps_them(tmp_path, kept, code):
+    log = SyntheticLog(members=4, exchanges_per_run=2, seed=3)
+    entries = list(log.entries(80))
+    bundle, versions = Bundle.open(log.write(tmp_path / "bundle", entries)), versions_of(log.roots)
+    runs = {run: replace(r, plan=replace(r.plan, keep_uploads=kept)) for run, r in records(verified(entries, versions)).items()}
+    traced = Traced(runs, versions, {run for run in runs if runs[run].aggregates})
+    summed = add_up(bundle, traced, threads=1)
+    found = Found(verify(bundle, log.pin), 3, traced, summed)
+    assert summed.levels and found.exit_code == code
+    assert len(found.missing) == (sum(len(r.aggregates) for r in runs.values()) if code else 0)
+    assert f"{len(summed.levels)} of {len(summed.levels)} exchanges" in found.left
+    words = cli._verdict(3, 0, 0, found.left)
+    assert words.startswith("what is here of level 3 holds; not shown to it: ") and found.left in words
