@@ -34,6 +34,7 @@ from dure.wire.bulk import (
     push_chunk,
 )
 from dure.wire.control import WireRefused
+from dure_participant.calls import begun, cancelled_itself
 
 Progress = Callable[[int, int], None]
 """Called on the event loop as progress(chunks moved so far, chunks in all)."""
@@ -74,12 +75,6 @@ class Retry:
 
 
 _LINE_CUT = "the connection was closed under it; it can be taken up again on the next one"
-
-
-def _cancelled_itself() -> bool:
-    """Whether it is this task that was cancelled, and not only the call it waits for, as when the channel is closed."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 class _Broken(Exception):
@@ -202,7 +197,7 @@ async def pull_through(
                 yield manifest, k, frame.payload
                 k += 1
         except asyncio.CancelledError as e:
-            if _cancelled_itself():
+            if cancelled_itself():
                 raise
             raise Unavailable(f"{what}: {_LINE_CUT}") from e
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, _Broken) as e:
@@ -229,7 +224,7 @@ async def pull_chunks(
                 yield k, frame.payload
                 k += 1
         except asyncio.CancelledError as e:
-            if _cancelled_itself():
+            if cancelled_itself():
                 raise
             raise Unavailable(f"{what}: {_LINE_CUT}") from e
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, _Broken) as e:
@@ -296,6 +291,7 @@ async def _push_once(
     call = _multi(channel.stream_stream, PUSH_METHOD)()
     answer: asyncio.Task[Frame] | None = None
     try:
+        await begun(call)
         await _write(call, encode_frame(FrameKind.RESUME, upload), None)
         frame = expect(await _next(call), FrameKind.RESUME, FrameKind.DONE, id=upload)
         if frame.kind is FrameKind.DONE:
@@ -417,7 +413,7 @@ async def _persist(once: Callable[[Progress], Awaitable[T]], progress: Progress 
         try:
             return await once(count)
         except asyncio.CancelledError as e:
-            if _cancelled_itself():
+            if cancelled_itself():
                 raise
             raise Unavailable(f"{what}: {_LINE_CUT}") from e
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, _Broken) as e:

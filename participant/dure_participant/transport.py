@@ -1,10 +1,11 @@
-"""The node's line to the coordinator: dials out, mutual TLS, reconnects for ever. The only grpc import here besides bulk.py."""
+"""The node's line to the coordinator: dials out, mutual TLS, reconnects for ever. Besides bulk.py and calls.py nothing here knows grpc."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import grpc
@@ -33,6 +34,7 @@ from dure.wire.messages import (
     ReportReply,
     SumEvidence,
 )
+from dure_participant.calls import begun, cancelled_itself
 from dure_pb.v1 import log_pb2_grpc as log_rpc
 from dure_pb.v1 import members_pb2 as pb
 from dure_pb.v1 import members_pb2_grpc as rpc
@@ -60,6 +62,14 @@ def back_off(attempt: int) -> float:
     return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt, 16)) * (0.5 + random.random() / 2))  # noqa: S311  # jitter, not a secret
 
 
+class _Refused(Exception):
+    """The coordinator refuses a call for good; its own words."""
+
+    def __init__(self, code: grpc.StatusCode, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
 class Line:
     """One channel to the coordinator; made anew after every break."""
 
@@ -73,6 +83,28 @@ class Line:
     async def close(self) -> None:
         await self.channel.close(None)
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around one call: whatever breaks it is `Unavailable`, and a refusal `_Refused`.
+
+        A channel that is closed under a call cancels the call, and with it whoever waits: of that, only what was meant for the task passes.
+        """
+        address = self._identity.address
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            if error.code() in REFUSED:
+                raise _Refused(error.code(), error.details() or "refused") from None
+            raise Unavailable(f"{address}: {error.details()}") from None
+        except grpc.aio.UsageError:
+            raise Unavailable(f"{address}: the connection is being made anew") from None
+        except asyncio.CancelledError:
+            if cancelled_itself():
+                raise
+            raise Unavailable(f"{address}: the connection is being made anew") from None
+        except WireRefused as error:
+            raise Unavailable(f"{address}: an answer is out of form: {error}") from None
+
     async def hello(self) -> HelloReply:
         """Greet the coordinator.
 
@@ -82,12 +114,12 @@ class Line:
         """
         hello = Hello(PROTOCOL_VERSION, self._identity.charter.digest, self._identity.delegation, f"dure {version('dure')}")
         try:
-            answer = await self._members.Hello(encode_hello(hello), timeout=CALL_DEADLINE_S)
+            with self._asking():
+                answer = await self._members.Hello(encode_hello(hello), timeout=CALL_DEADLINE_S)
+        except _Refused as error:
+            raise NotAuthorised(f"the coordinator refuses this node: {error}") from None
+        try:
             reply = decode_hello_reply(answer)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in REFUSED:
-                raise NotAuthorised(f"the coordinator refuses this node: {error.details()}") from None
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
         except WireRefused as error:
             raise BadInput(f"the coordinator's greeting is out of form: {error}") from None
         if reply.protocol_version < PROTOCOL_VERSION - 1:
@@ -97,16 +129,17 @@ class Line:
         return reply
 
     async def follow(self) -> AsyncIterator[Directive]:
-        """Directives as they change, until the stream breaks (`Unavailable`). One out of form is skipped and raised to nobody: the next
-        one stands on its own."""
-        try:
-            async for message in self._members.Follow(pb.FollowRequest()):
-                try:
-                    yield decode_directive(message)
-                except WireRefused as error:
-                    raise Unavailable(f"a directive is out of form: {error}") from None
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
+        """Directives as they change, until the stream breaks or one is out of form (`Unavailable`)."""
+        stream = aiter(self._members.Follow(pb.FollowRequest()))
+        while True:
+            try:
+                with self._asking():
+                    directive = decode_directive(await anext(stream))
+            except StopAsyncIteration:
+                return
+            except _Refused as error:
+                raise Unavailable(f"{self._identity.address}: {error}") from None
+            yield directive
 
     async def append(self, envelopes: Sequence[bytes]) -> log_wire.Appended:
         """Hand statements to the log, at most `wire.log.BATCH`.
@@ -115,39 +148,34 @@ class Line:
             Unavailable: no answer; send them again, it is idempotent.
         """
         try:
-            answer = await self._log.Append(log_wire.encode_append(envelopes), timeout=CALL_DEADLINE_S)
-            return log_wire.decode_appended(answer, len(envelopes))
-        except grpc.aio.AioRpcError as error:
-            if error.code() in REFUSED:
-                return log_wire.Appended(0, (error.details() or "refused")[:500])
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
-        except grpc.aio.UsageError:
-            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
-        except WireRefused as error:
-            raise Unavailable(f"an answer is out of form: {error}") from None
+            with self._asking():
+                return log_wire.decode_appended(
+                    await self._log.Append(log_wire.encode_append(envelopes), timeout=CALL_DEADLINE_S), len(envelopes)
+                )
+        except _Refused as error:
+            return log_wire.Appended(0, str(error)[:500])
 
     async def entries(self, start: int, end: int) -> AsyncIterator[bytes]:
         """Entries [start, end) of the log, as the coordinator gives them; fewer if it ends early."""
-        try:
-            async for answer in self._log.Entries(log_wire.encode_span(start, end)):
-                for entry in log_wire.decode_entries(answer):
-                    yield entry
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
-        except WireRefused as error:
-            raise Unavailable(f"entries are out of form: {error}") from None
+        stream = aiter(self._log.Entries(log_wire.encode_span(start, end)))
+        while True:
+            try:
+                with self._asking():
+                    found = list(log_wire.decode_entries(await anext(stream)))
+            except StopAsyncIteration:
+                return
+            except _Refused as error:
+                raise Unavailable(f"{self._identity.address}: {error}") from None
+            for entry in found:
+                yield entry
 
     async def log_file(self, path: str) -> bytes:
         """A file of the log as the coordinator has it; `Unavailable` if there is none now."""
         try:
-            answer = await self._log.File(log_wire.encode_path(path), timeout=CALL_DEADLINE_S)
-            return log_wire.decode_file(answer, path)
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
-        except grpc.aio.UsageError:
-            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
-        except WireRefused as error:
-            raise Unavailable(f"a file of the log is out of form: {error}") from None
+            with self._asking():
+                return log_wire.decode_file(await self._log.File(log_wire.encode_path(path), timeout=CALL_DEADLINE_S), path)
+        except _Refused as error:
+            raise Unavailable(f"{self._identity.address}: {error}") from None
 
     async def witness(
         self, answer: Callable[[bytes, tuple[bytes, ...]], Awaitable[tuple[int, bytes]]], told: Callable[[bytes], None]
@@ -159,18 +187,19 @@ class Line:
         """
         call, last = self._log.Witness(), 0
         try:
-            await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer()))
-            while (message := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in grpc-stubs
-                if (head := log_wire.decode_cosigned(message)) is not None:
-                    told(head)
-                    continue
-                asked = log_wire.decode_head_asked(message, last)
-                last = asked.number
-                await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer(last, *await answer(asked.request, asked.entries))))
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
-        except WireRefused as error:
-            raise Unavailable(f"a head is out of form: {error}") from None
+            with self._asking():
+                await begun(call)
+                await call.write(log_wire.encode_head_answer(log_wire.HeadAnswer()))
+                while (message := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in grpc-stubs
+                    if (head := log_wire.decode_cosigned(message)) is not None:
+                        told(head)
+                        continue
+                    asked = log_wire.decode_head_asked(message, last)
+                    last = asked.number
+                    said = log_wire.HeadAnswer(last, *await answer(asked.request, asked.entries))
+                    await call.write(log_wire.encode_head_answer(said))
+        except _Refused as error:
+            raise Unavailable(f"{self._identity.address}: {error}") from None
         finally:
             call.cancel()
         raise Unavailable(f"{self._identity.address}: the stream of heads ended")
@@ -182,15 +211,10 @@ class Line:
             Unavailable: no answer; send it again, it is idempotent.
         """
         try:
-            return decode_report_reply(await self._members.Report(encode_report(report), timeout=CALL_DEADLINE_S))
-        except grpc.aio.AioRpcError as error:
-            if error.code() in REFUSED:
-                return ReportReply(False, "call", error.details() or "refused")
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
-        except grpc.aio.UsageError:  # the line was closed under this call; the next one takes it up
-            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
-        except WireRefused as error:
-            raise Unavailable(f"an answer is out of form: {error}") from None
+            with self._asking():
+                return decode_report_reply(await self._members.Report(encode_report(report), timeout=CALL_DEADLINE_S))
+        except _Refused as error:
+            return ReportReply(False, "call", str(error))
 
     async def evidence(self, query: EvidenceQuery) -> tuple[SumEvidence, ...]:
         """Where to find what the sums of an exchange were opened from.
@@ -201,13 +225,13 @@ class Line:
             Unavailable: no answer.
         """
         try:
-            return decode_evidence(await self._members.Evidence(encode_evidence_query(query), timeout=CALL_DEADLINE_S))
-        except grpc.aio.AioRpcError as error:
-            if error.code() in REFUSED - {grpc.StatusCode.UNAUTHENTICATED}:
-                raise NotAuthorised(f"the coordinator shows nothing: {error.details()}") from None
-            raise Unavailable(f"{self._identity.address}: {error.details()}") from None
-        except grpc.aio.UsageError:
-            raise Unavailable(f"{self._identity.address}: the connection is being made anew") from None
+            with self._asking():
+                answer = await self._members.Evidence(encode_evidence_query(query), timeout=CALL_DEADLINE_S)
+        except _Refused as error:
+            if error.code is grpc.StatusCode.UNAUTHENTICATED:  # about this node, not about what it asks for
+                raise Unavailable(f"{self._identity.address}: {error}") from None
+            raise NotAuthorised(f"the coordinator shows nothing: {error}") from None
+        return decode_evidence(answer)
 
 
 async def pause(attempt: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +14,7 @@ from attacks.ports import serving
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from dure.errors import NotAuthorised
+from dure.errors import NotAuthorised, Unavailable
 from dure.identity import keys, tls
 from dure.identity.member import MemberFolder
 from dure.wire.control import encode_evidence_query, encode_hello, encode_report
@@ -128,6 +130,29 @@ async def test_a_node_of_an_unknown_protocol_version_is_refused_and_hears_who_mu
     with pytest.raises(NotAuthorised, match=f"the coordinator refuses this node: protocol_version: {said}"):
         await line.hello()
     await line.close()
+
+
+@pytest.mark.parametrize("call", ["hello", "append", "log_file", "evidence", "witness", "follow", "entries"])
+async def test_a_call_whose_line_is_closed_under_it_is_taken_up_again_and_does_not_end_its_task_in_silence(port, call):
+    """Closing a channel cancels its calls, and grpc.aio cancels with them whoever waits."""
+    _, _, nodes, _ = port
+    server = socket.create_server(("127.0.0.1", 0))  # takes connections and says nothing
+    line = transport.Line(replace(nodes["ara"], address=f"127.0.0.1:{server.getsockname()[1]}"))
+    calls = {
+        "hello": line.hello,
+        "append": lambda: line.append([b"{}"]),
+        "log_file": lambda: line.log_file("checkpoint"),
+        "evidence": lambda: line.evidence(EvidenceQuery(bytes(32), 1)),
+        "witness": lambda: line.witness(lambda _r, _e: None, lambda _h: None),
+        "follow": lambda: anext(line.follow()),
+        "entries": lambda: anext(line.entries(0, 1)),
+    }
+    asking = asyncio.ensure_future(calls[call]())
+    await asyncio.sleep(0.05)
+    await line.close()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(asking, 5)
+    server.close()
 
 
 def test_a_coordinator_speaks_its_own_protocol_version_and_the_one_before_it():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -487,6 +488,20 @@ async def test_a_stream_whose_channel_is_closed_under_it_may_be_taken_up_again_o
             await push_upload(channel, UPLOAD, lambda k: chunks[k], len(chunks), lambda: root, retry=QUICK)
         async with grpc.aio.insecure_channel(site.address) as fresh:
             assert await push_upload(fresh, UPLOAD, lambda k: chunks[k], len(chunks), lambda: root) == b"answer to " + root
+
+
+@pytest.mark.parametrize("turns", [1, 3, 20])
+async def test_a_push_whose_channel_is_closed_before_the_first_frame_may_be_taken_up_again(turns):
+    """As when the coordinator is gone for a moment just as an upload begins. grpc.aio's own write would wait for ever."""
+    server = socket.create_server(("127.0.0.1", 0))  # takes connections and says nothing
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.getsockname()[1]}")
+    pushing = asyncio.ensure_future(push_upload(channel, UPLOAD, lambda _k: b"", 1, lambda: b""))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await channel.close()
+    with pytest.raises(Unavailable, match="the next one"):
+        await asyncio.wait_for(pushing, 5)
+    server.close()
 
 
 async def test_a_push_that_is_cancelled_itself_ends_cancelled(tmp_path):
