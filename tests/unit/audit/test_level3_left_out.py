@@ -10,18 +10,19 @@ from support.synthetic_log import SyntheticLog
 from dure.audit import cli
 from dure.audit.bundle import Bundle
 from dure.audit.level1 import verify
-from dure.audit.level2 import Traced, versions_of
+from dure.audit.level2 import Traced
 from dure.audit.level3 import add_up
 from dure.audit.pages import Found
 from dure.audit.parts import records
 from dure.audit.reading import verified
+from dure.charter.root import walk_all
 
 
 @pytest.mark.parametrize(("kept", "code"), [("none", 0), ("all", 2)])
 def test_sums_without_uploads_are_named_and_missing_where_the_plan_keeps_them(tmp_path, kept, code):
     log = SyntheticLog(members=4, exchanges_per_run=2, seed=3)
     entries = list(log.entries(80))
-    bundle, versions = Bundle.open(log.write(tmp_path / "bundle", entries)), versions_of(log.roots)
+    bundle, versions = Bundle.open(log.write(tmp_path / "bundle", entries)), walk_all(log.roots, None)
     runs = {run: replace(r, plan=replace(r.plan, keep_uploads=kept)) for run, r in records(verified(entries, versions)).items()}
     traced = Traced(runs, versions, {run for run in runs if runs[run].aggregates})
     summed = add_up(bundle, traced, threads=1)
