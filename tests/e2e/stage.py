@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+from support.founded import Founded
 
 from dure.errors import DureError
 from dure.failpoints import VARIABLE, Point
@@ -49,7 +50,7 @@ class Stage:
 
     @classmethod
     def set_up(cls, folder: Path, members: tuple[str, ...] = ("ara", "bora", "chan", "dan")) -> Stage:
-        made = Consortium(folder / "c", members)
+        made = Founded(folder / "c", members)
         made.found(edit_charter=lambda text: text.replace("allow_unrecomputed_bases = false", "allow_unrecomputed_bases = true"))
         (made.dir_of("coordinator") / "coordinator.toml").write_text(SETTINGS)
         return cls(made)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.founded import Founded
 
 from dure.apps import pack_app
 from dure_coordinator.admin_client import call
@@ -25,7 +26,7 @@ LIMIT_S = 120.0
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory):
-    made = Consortium(tmp_path_factory.mktemp("any") / "c", MEMBERS)
+    made = Founded(tmp_path_factory.mktemp("any") / "c", MEMBERS)
     made.found(edit_charter=lambda text: text.replace("allow_unrecomputed_bases = false", "allow_unrecomputed_bases = true"))
     made.serve()
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.founded import Founded
 
 from dure.audit.bundle import Bundle, PartMissing
 from dure.audit.level1 import ClockOff, WrongPin, verify
@@ -23,7 +24,7 @@ from dure.statements.statement import Chain, read_verified, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.note import Note, cosign, sign
 from dure.tlog.tiles import TileBuilder, TiledTree
-from dure_demo.consortium import Consortium, dure_command, node_environment
+from dure_demo.consortium import dure_command, node_environment
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "digits"
 MEMBERS = ("ara", "bora", "chan", "dan")
@@ -34,7 +35,7 @@ def played(tmp_path_factory):
     """(consortium after one round, a member's bundle, the pin)."""
     from e2e.test_digits_consortium import wait_for
 
-    consortium = Consortium(tmp_path_factory.mktemp("audit") / "c", MEMBERS)
+    consortium = Founded(tmp_path_factory.mktemp("audit") / "c", MEMBERS)
     consortium.found()
     try:
         consortium.serve()

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from support.commands import Ran, files, founded, refused, shifted
 from support.echo_app import echo_app
+from support.founded import Founded
 
 from dure.charter.root import LIFE
 from dure_demo import consortium as consortium_module
-from dure_demo.consortium import Consortium, dure_command, node_environment
+from dure_demo.consortium import dure_command, node_environment
 
 MEMBERS = ("ara", "bora", "chan")
 LIMIT_S = 90.0
@@ -40,7 +41,7 @@ def until(what, found):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A coordinator that serves, and three founded nodes that do not run."""
-    made = Consortium(tmp_path_factory.mktemp("daemons") / "c", MEMBERS)
+    made = Founded(tmp_path_factory.mktemp("daemons") / "c", MEMBERS)
     made.found()
     made.serve()
     try:
@@ -135,7 +136,7 @@ def end_of(made, run):
 @pytest.mark.timeout(180)
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted over the spools, which takes root")
 def test_a_disk_that_fills_up_during_a_spool_is_said_and_the_run_goes_on_once_there_is_room(tmp_path):
-    made = Consortium(tmp_path / "c", MEMBERS)
+    made = Founded(tmp_path / "c", MEMBERS)
     made.found()
     spools = made.dir_of("coordinator") / "spools"
     spools.mkdir(mode=0o700)
@@ -164,7 +165,7 @@ def test_a_disk_that_fills_up_during_a_spool_is_said_and_the_run_goes_on_once_th
 @pytest.mark.timeout(240)
 def test_an_expired_charter_blocks_new_runs_and_approvals_and_none_that_began(tmp_path, monkeypatch):
     """The charter lives for another hour; then every clock goes on by two, in the middle of a run."""
-    made = Consortium(tmp_path / "c", MEMBERS)
+    made = Founded(tmp_path / "c", MEMBERS)
     hub, app = made.dir_of("coordinator"), echo_app(tmp_path / "app")
     monkeypatch.setattr(made, "dure", proposing(made.dure, shifted(3600.0 - LIFE.total_seconds())))
     made.found()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.echo_app import echo_app
+from support.founded import Founded
 
 from dure_demo.consortium import Consortium
 
@@ -26,7 +27,7 @@ def peak_mb(consortium: Consortium) -> float:
 
 def peak_of(folder: Path, members: tuple[str, ...], elements: int) -> float:
     """Peak of a fresh coordinator over a run of two rounds."""
-    made = Consortium(folder / "c", members)
+    made = Founded(folder / "c", members)
     made.found()
     try:
         made.serve()

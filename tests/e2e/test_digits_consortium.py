@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.founded import Founded
 
 from dure_demo.consortium import Consortium
 from dure_participant.store import NodeStore
@@ -31,7 +32,7 @@ def wait_for(consortium: Consortium, run: str, until) -> dict:
 
 @pytest.fixture
 def consortium(tmp_path):
-    made = Consortium(tmp_path / "c", ("ara", "bora", "chan", "dan", "eun"))
+    made = Founded(tmp_path / "c", ("ara", "bora", "chan", "dan", "eun"))
     made.found()
     try:
         yield made

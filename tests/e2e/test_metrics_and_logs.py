@@ -10,15 +10,16 @@ import time
 import urllib.request
 
 import pytest
+from support.founded import Founded
 
-from dure_demo.consortium import Consortium, dure_command, free_port, node_environment
+from dure_demo.consortium import dure_command, free_port, node_environment
 
 LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory):
-    made = Consortium(tmp_path_factory.mktemp("metrics") / "c", ("ara", "bora", "chan"))
+    made = Founded(tmp_path_factory.mktemp("metrics") / "c", ("ara", "bora", "chan"))
     made.found()
     return made
 

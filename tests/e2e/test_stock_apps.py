@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.echo_app import ADDED, echo_app
+from support.founded import Founded
 
 from dure.model.content import flower_run_id
-from dure_demo.consortium import Consortium
 
 MEMBERS = ("ara", "bora", "chan", "dan")
 LIMIT_S = 90.0
@@ -21,7 +21,7 @@ MEAN = ADDED * np.mean([1, 2, 3, 4])
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory):
     """Four members whose charter lets a ServerApp choose the bases; one of them may drop out."""
-    made = Consortium(tmp_path_factory.mktemp("stock") / "c", MEMBERS)
+    made = Founded(tmp_path_factory.mktemp("stock") / "c", MEMBERS)
     made.found(edit_charter=lambda text: text.replace("allow_unrecomputed_bases = false", "allow_unrecomputed_bases = true"))
     made.serve()
     try:
