@@ -55,6 +55,7 @@ from dure_coordinator.flower.probe import probe
 from dure_coordinator.forecasting import key_of, no_room
 from dure_coordinator.journals import Journals
 from dure_coordinator.log.charter import Charters
+from dure_coordinator.log.heads import NamedHeads
 from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.log.witnesses import HttpWitness, Witnesses
@@ -256,6 +257,7 @@ class Coordinator:
             logic_of=exchange_logic,
             facts_of=facts_of,
             performer=duties,
+            heads=NamedHeads(publisher),
             changes=changes,
             taken_up=TakenUp(*(int(s * 1000) for s in (settings.gone_grace_s, settings.return_grace_s, settings.join_grace_s))),
         )
@@ -420,7 +422,7 @@ class Coordinator:
     async def enter_charter(self) -> None:
         """Every version published is an entry when this returns; before anything else is signed or taken in."""
         async with self.duties.chain_lock:
-            await self.charters.enter()
+            await self.charters.enter(self.publisher.seen)
         await self.fleet.changes.bump()
 
     def roster_changed(self) -> None:

@@ -100,7 +100,7 @@ class Duties:
         await self.publisher.may_sign()
         party = key_id(self.signing_key.public_key().public_bytes_raw())
         async with self.chain_lock:  # one chain, one writer; the chain moves in the transaction that keeps the envelope
-            chain = await self.store.chain_of(party)
+            chain = (await self.store.chain_of(party)).having_seen(self.publisher.seen)
             envelope, after = seal(duty.statement, self.signing_key, chain, self.clock())
             raw = envelope.to_bytes()
             if isinstance(duty.statement, InstanceAggregate):

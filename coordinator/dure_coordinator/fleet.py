@@ -40,6 +40,7 @@ from dure_coordinator.exchange.events import Dismissed, Gone, Reported, Seen, Ta
 from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunState
 from dure_coordinator.gate import Gate
+from dure_coordinator.log.heads import NamedHeads
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, With, upload_row
 
@@ -93,6 +94,8 @@ class Fleet:
     logic_of: Callable[[RunFacts], Logic]
     facts_of: Callable[[RunRow, RunPlan], RunFacts]
     performer: Performer
+    heads: NamedHeads
+    """What members' statements name is looked at by it before they are taken in."""
     taken_up: TakenUp
     """What every open run is told when this process takes it up."""
     clock: Callable[[], float] = time.time
@@ -346,13 +349,17 @@ class Fleet:
         engine = await self.engine(report.run)
         if engine is None or caller.member not in engine.state.facts.roster:
             return ReportReply(False, "run", "no run of this member; it may belong to another coordinator")
+        try:
+            bodies = envelopes_in(report)
+            await self.heads.check(*bodies)
+        except Refused as refused:
+            return ReportReply(False, refused.field, refused.why)
 
         def also(decision: Decided) -> With:
-            if report.kind not in ENVELOPES or not decision.reply.accepted:  # a refused one may still have let the clock move the run
+            if not bodies or not decision.reply.accepted:  # a refused one may still have let the clock move the run
                 return NOTHING
-            bodies = split_accept(report.body) if report.kind is ReportKind.ACCEPT else (report.body,)
             pin = read_verified(report.body, Dispute).instance if report.kind is ReportKind.DISPUTE else None
-            return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies if body), pin=pin)
+            return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies), pin=pin)
 
         reply = await self._submit(engine, Reported(caller.member, report), also)
         if report.kind in POINTS:
@@ -453,6 +460,7 @@ class Fleet:
             raise Refused("commit", "is of another member or instance than this upload")
         if fact.length != slot.length:
             raise Refused("length", f"says {fact.length}, this upload has {slot.length} bytes")
+        await self.heads.check(commit)
         if slot.length:
             spool = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes, run=engine.run)
             await asyncio.to_thread(spool.finish, fact.root)
@@ -471,6 +479,14 @@ class Fleet:
                 if slot.upload == upload and slot.member == member:
                     return engine, slot
         raise NotAuthorised("no run takes this upload from this member now; follow the directives")
+
+
+def envelopes_in(report: Report) -> tuple[bytes, ...]:
+    """The statements that a report brings. Raises Refused: an acceptance that is no pair of them."""
+    if report.kind not in ENVELOPES:
+        return ()
+    bodies = split_accept(report.body) if report.kind is ReportKind.ACCEPT else (report.body,)
+    return tuple(body for body in bodies if body)
 
 
 ACCEPTED = b"accepted"

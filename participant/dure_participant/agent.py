@@ -333,10 +333,11 @@ class Agent:
 
     def _decide(self, run: Run, given: inputs.Input) -> tuple[Step, tuple[act.Action, ...]]:
         """The step and what is owed after it, persisted. One visit to a thread: the way there costs more than most steps."""
-        result = step(self._site(run), self._history, self._chain, run.state, given, self._clock(), os.urandom)
+        chain = self._chain.having_seen(self._mirror.known)
+        result = step(self._site(run), self._history, chain, run.state, given, self._clock(), os.urandom)
         due = owed(self._site(run), result.state)
-        if result.state != run.state or result.chain != self._chain or result.records or (result.note and run.state.plan_envelope):
-            if only_told(run.state, result) and result.chain == self._chain:
+        if result.state != run.state or result.chain != chain or result.records or (result.note and run.state.plan_envelope):
+            if only_told(run.state, result) and result.chain == chain:
                 run.unsaved = True
                 return result, due
             self._commit(run, result)

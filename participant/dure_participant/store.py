@@ -213,7 +213,10 @@ class NodeStore:
     def chain(self) -> Chain:
         """Where the node key's statement chain stands."""
         rows = self._rows("SELECT seq, prev FROM chain")
-        return Chain(rows[0][0], bytes(rows[0][1]) if rows[0][1] is not None else None) if rows else Chain()
+        if not rows:
+            return Chain()
+        latest = self.statement(rows[0][0] - 1)
+        return Chain.after(latest) if latest else Chain(rows[0][0], bytes(rows[0][1]) if rows[0][1] is not None else None)
 
     def history(self) -> History:
         """Every instance this node sent bytes in, oldest first."""

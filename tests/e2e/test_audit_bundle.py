@@ -77,6 +77,7 @@ def test_an_auditor_verifies_a_bundle(played):
     assert told["runs"][0]["exchanges_summed"] == 2
     assert set(told["runs"][0]["counted"]) == set(MEMBERS)
     assert told["entries"]["exchange-accept"] >= 6
+    assert told["heads_named"] >= sum(told["entries"][kind] for kind in ("instance-aggregate", "exchange-accept", "instance-survivors"))
     words = audit(bundle, pin).stdout
     assert all(label in words for label in ("proved", "signed", "self-declared", "not checked", "all of level 1 holds"))
 

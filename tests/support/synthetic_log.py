@@ -26,8 +26,9 @@ from dure.secagg.ids import InstanceId, Purpose
 from dure.secagg.thresholds import default_colluders, share_threshold, u_min, voids_needed
 from dure.statements import kinds
 from dure.statements.dsse import Envelope
-from dure.statements.statement import Chain, seal
+from dure.statements.statement import Chain, SeenHead, seal
 from dure.tlog.checkpoint import Checkpoint
+from dure.tlog.merkle import Frontier, leaf_hash
 from dure.tlog.note import Note, cosign, sign
 from dure.tlog.tiles import TileBuilder
 
@@ -87,7 +88,9 @@ class SyntheticLog:
         self.exchanges_per_run, self.versions_at = exchanges_per_run, versions_at
         self.log, self.coordinator = self._key(), Signer(self._key())
         self.members = [self._member(name) for name in NAMES[:members]]
-        self.now, self.size = BEGAN, 0
+        self.now, self.size, self.frontier = BEGAN, 0, Frontier()
+        self.news = random.Random(seed)
+        """Who hears of a head in time; apart, so that the story does not depend on it."""
         self.signatures = 0
         """Made for the entries so far: one each, and those in certificates."""
         n = len(self.members)
@@ -148,7 +151,15 @@ class SyntheticLog:
                 return
             self.size += 1
             self.signatures += 1
-            yield envelope.to_bytes()
+            entry = envelope.to_bytes()
+            self.frontier.extend([leaf_hash(entry)])
+            yield entry
+
+    def _published(self) -> None:
+        """The head over all so far is cosigned: the coordinator knows it, and of the nodes those that are quick."""
+        head = SeenHead(self.frontier.size, self.frontier.root())
+        for signer in (self.coordinator, *(m.node for m in self.members if self.news.random() < 0.7)):
+            signer.chain = signer.chain.having_seen(head)
 
     def _story(self) -> Iterator[Envelope]:
         changes = list(self.versions_at)
@@ -196,6 +207,7 @@ class SyntheticLog:
         for number in range(1, self.exchanges_per_run + 1):
             self.now += 60
             yield from self._exchange(run, plan, number, late)
+            self._published()
 
     def _plan(self, roster: tuple[str, ...]) -> kinds.RunPlan:
         digest = self.rng.randbytes(32)
@@ -262,6 +274,7 @@ class SyntheticLog:
                 return
             survivors = self._survivors(where, ctx, commits, len(cohort), plan)
             yield survivors
+            self._published()  # before anything is revealed
             length = LENGTH[purpose]
             aggregate = self._aggregate(where, ctx, survivors, length)
             yield aggregate

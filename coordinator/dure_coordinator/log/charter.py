@@ -15,7 +15,7 @@ from dure.errors import BadInput, NotAuthorised
 from dure.identity.keys import public_bytes
 from dure.statements.dsse import key_id
 from dure.statements.kinds import CharterVersion
-from dure.statements.statement import read_verified, seal
+from dure.statements.statement import SeenHead, read_verified, seal
 from dure_coordinator.storage.store import StatementRow, Store, With
 
 
@@ -80,10 +80,13 @@ class Charters:
         """These count, and no others: what `take` added could not be made entries."""
         self.roots, self.all = roots, root.walk_all(roots, None)
 
-    async def enter(self) -> None:
+    async def enter(self, seen: SeenHead | None) -> None:
         """Makes every version that is no entry yet one, in order. Nothing else may be signed with this coordinator's key meanwhile.
 
         The versions' own signatures, by k members, are in their files; the entry binds each file byte for byte.
+
+        Args:
+            seen: the newest head there is here.
         """
         key = self._folder.signing_key
         party = key_id(public_bytes(key))
@@ -91,7 +94,7 @@ class Charters:
         for version, raw in enumerate(self.roots, 1):
             if version not in entered:
                 fact = CharterVersion(version, root.digest(root.parse(raw)), sha256(raw).digest())
-                envelope, after = seal(fact, key, await self._store.chain_of(party), time.time())
+                envelope, after = seal(fact, key, (await self._store.chain_of(party)).having_seen(seen), time.time())
                 entered[version] = StatementRow.of(envelope.to_bytes())
                 await self._store.write(b"", With(statements=(entered[version],), chain=(party, after)))
         await self._find(entered)

@@ -72,6 +72,7 @@ class Intake:
         if signed.seq > following:
             return f"statement {following} is missing before it"
         if not known:
+            await self.fleet.heads.check(raw)
             await self._check_prev(party, signed)
             await self._check_room(party, signed)
             await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))

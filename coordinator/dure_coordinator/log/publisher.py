@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.charter.log_keys import Witnessing
 from dure.errors import DureError, Unavailable
+from dure.statements.statement import SeenHead
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import LogFiles
 from dure.tlog.merkle import consistency_proof, inclusion_proof
@@ -108,6 +109,12 @@ class Publisher:
     def size(self) -> int:
         """Entries under a published, cosigned head."""
         return self.files.published.checkpoint.size if self.files.published else 0
+
+    @property
+    def seen(self) -> SeenHead | None:
+        """The published head, as this coordinator's statements name it."""
+        head = self.files.published
+        return SeenHead(head.checkpoint.size, head.checkpoint.root) if head and head.checkpoint.size else None
 
     async def run(self) -> None:
         """Publishes as entries come, until cancelled. What stands in the way is logged, shown by `status`, and tried again."""

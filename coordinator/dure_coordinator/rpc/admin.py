@@ -244,7 +244,8 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         performer: Any = self._c.fleet.performer
         async with performer.chain_lock:
             party = key_id(public_bytes(key))
-            envelope, after = seal(plan, key, await self._c.store.chain_of(party), time.time())
+            chain = (await self._c.store.chain_of(party)).having_seen(self._c.publisher.seen)
+            envelope, after = seal(plan, key, chain, time.time())
             raw = envelope.to_bytes()
             read_verified(raw, RunPlan)  # what nobody could read back is not kept
             run = envelope.payload_sha256

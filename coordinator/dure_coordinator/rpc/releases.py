@@ -54,7 +54,8 @@ async def _entered(coordinator: Coordinator, entry: ReleasePublished) -> bytes:
         for row in await store.statements(kind=ReleasePublished.kind):
             if read_verified(row.envelope, ReleasePublished).statement == entry.statement:
                 return row.envelope
-        envelope, after = seal(entry, key, await store.chain_of(party), time.time())
+        chain = (await store.chain_of(party)).having_seen(coordinator.publisher.seen)
+        envelope, after = seal(entry, key, chain, time.time())
         raw = envelope.to_bytes()
         read_verified(raw, ReleasePublished)  # what nobody could read back is not kept
         await store.write(b"", With(statements=(StatementRow.of(raw),), chain=(party, after)))

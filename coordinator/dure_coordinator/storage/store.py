@@ -338,7 +338,9 @@ class Store:
     async def chain_of(self, party: str) -> Chain:
         """Where a signing key's chain stands; a new one starts at 0."""
         row = await self._read(lambda c: c.execute(_CHAIN_OF, {"party": party}).first())
-        return Chain() if row is None else Chain(row.seq, row.prev)
+        if row is None:
+            return Chain()
+        return Chain.after(row.envelope) if row.envelope is not None else Chain(row.seq, row.prev)
 
     async def signers(self) -> set[str]:
         """Key ids that have signed as this database's coordinator."""
@@ -510,7 +512,11 @@ _EXISTS = {
     table: sa.select(sa.literal(1)).select_from(table).where(*(c == sa.bindparam(c.name) for c in table.primary_key.columns))
     for table in t.metadata.sorted_tables
 }
-_CHAIN_OF = sa.select(t.chain.c.seq, t.chain.c.prev).where(t.chain.c.party == sa.bindparam("party"))
+_CHAIN_OF = (
+    sa.select(t.chain.c.seq, t.chain.c.prev, t.statements.c.envelope)
+    .outerjoin(t.statements, t.statements.c.digest == t.chain.c.prev)
+    .where(t.chain.c.party == sa.bindparam("party"))
+)
 _CHAIN_GONE = sa.delete(t.chain).where(t.chain.c.party == sa.bindparam("its_party"))
 _RUNS_OF_BLOB = sa.select(t.blobs.c.run, t.blobs.c.purpose).where(t.blobs.c.blob == sa.bindparam("blob"))
 _UPLOAD = sa.select(t.uploads).where(t.uploads.c.upload == sa.bindparam("upload"))

@@ -6,20 +6,21 @@ or a delegation names can be tried before anybody has said whether it is valid t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dure import ed25519
 from dure.audit.bundle import LOG, Bundle, PartMissing
 from dure.audit.entry import Entry, read_entry
+from dure.audit.heads import prefixes
 from dure.errors import DureError
 from dure.secagg.certificate import survivors_message
 from dure.secagg.ids import InstanceId
 from dure.statements.dsse import key_id
 from dure.statements.kinds import InstanceSurvivors, NodeDelegation
-from dure.tlog.merkle import Frontier, leaf_hash
+from dure.statements.statement import SeenHead
+from dure.tlog.merkle import leaf_hash
 from dure.tlog.tiles import ENTRIES, WIDTH, Tile, decode_entries, decode_hashes
 
 TILES = 4
@@ -56,6 +57,8 @@ class TileRead:
     """Leaf hashes; only of the last tile, where it is not full."""
     root: bytes = b""
     """Head of the subtree over it; of a full tile."""
+    heads: Mapping[int, bytes] = field(default_factory=dict)
+    """For sizes within it that statements of this stretch name (heads.prefixes)."""
     missing: str = ""
     """The entry bundle's name where it is not there. Leaves and root then come from the tile of hashes, if that is."""
     findings: tuple[tuple[str, str], ...] = ()
@@ -70,6 +73,8 @@ class _Keys:
     by_member: dict[str, list[bytes]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     """One string for each key id, so that a stretch is small when it travels to the judging process."""
+    seen: dict[SeenHead, SeenHead] = field(default_factory=dict)
+    """One object for each head that statements name, likewise."""
 
     def learn(self, fact: NodeDelegation) -> None:
         self.by_id[key_id(fact.node_key)] = fact.node_key
@@ -83,10 +88,13 @@ def read_stretch(stretch: Stretch) -> list[TileRead]:
         keys.by_member.setdefault(member, []).append(key)
         keys.by_id[key_id(key)] = key
     bundle = Bundle(stretch.folder)
-    return [_tile(bundle, tile, keys) for tile in stretch.tiles]
+    read = [(tile, *_tile(bundle, tile, keys)) for tile in stretch.tiles]
+    sizes = [head.size for head in keys.seen]
+    return [_hashed(tile, leaves, sizes, found) for tile, leaves, found in read]
 
 
-def _tile(bundle: Bundle, tile: Tile, keys: _Keys) -> TileRead:
+def _tile(bundle: Bundle, tile: Tile, keys: _Keys) -> tuple[list[bytes], TileRead]:
+    """Its leaf hashes, none where nothing gives them; and what else can be said of it."""
     hashes = Tile(0, tile.index, tile.width)
     name = f"{LOG}/{hashes.path}"
     try:
@@ -94,26 +102,25 @@ def _tile(bundle: Bundle, tile: Tile, keys: _Keys) -> TileRead:
     except DureError as error:
         gone = "" if not isinstance(error, PartMissing) else f"{LOG}/{tile.path}"
         findings = () if gone else ((f"{LOG}/{tile.path}", str(error).removeprefix(f"{tile.path}: ")),)
+        without = TileRead(tile.first, missing=gone or f"{LOG}/{tile.path}", findings=findings)
         try:
-            leaves = decode_hashes(hashes, bundle.read(name))
+            return decode_hashes(hashes, bundle.read(name)), without
         except DureError:
-            return TileRead(tile.first, missing=gone or f"{LOG}/{tile.path}", findings=findings)
-        return _hashed(tile, leaves, TileRead(tile.first, missing=gone or f"{LOG}/{tile.path}", findings=findings))
+            return [], without
     leaves = [leaf_hash(entry) for entry in raw]
     try:
         same = bundle.read(name) == b"".join(leaves)
         findings = () if same else ((name, "does not follow from the entries"),)
     except PartMissing:
         findings = ()  # named with the other missing files
-    entries = tuple(_entries(raw, keys))
-    return _hashed(tile, leaves, TileRead(tile.first, entries, findings=findings))
+    return leaves, TileRead(tile.first, tuple(_entries(raw, keys)), findings=findings)
 
 
-def _hashed(tile: Tile, leaves: list[bytes], read: TileRead) -> TileRead:
-    done = partial(TileRead, read.first, read.entries, missing=read.missing, findings=read.findings)
-    if tile.width < WIDTH:
-        return done(leaves=tuple(leaves))
-    return done(root=Frontier().extend(leaves).root())
+def _hashed(tile: Tile, leaves: list[bytes], sizes: list[int], read: TileRead) -> TileRead:
+    if not leaves:
+        return read
+    tree, heads = prefixes(tile.first, leaves, sizes)
+    return replace(read, heads=heads, **({"leaves": tuple(leaves)} if tile.width < WIDTH else {"root": tree.root()}))
 
 
 def _entries(raw: list[bytes], keys: _Keys) -> Iterator[Read]:
@@ -137,6 +144,8 @@ def _read(raw: bytes, keys: _Keys) -> Entry | str:
     except DureError as error:
         return str(error)
     entry.key_id = keys.names.setdefault(entry.key_id, entry.key_id)
+    if entry.seen is not None:
+        entry.seen = keys.seen.setdefault(entry.seen, entry.seen)
     if entry.kind == NodeDelegation.kind:
         keys.learn(entry.fact)
     return entry

@@ -13,7 +13,7 @@ from dure.statements.anykind import UnknownKind, kind_of
 from dure.statements.dsse import IN_TOTO, MAX_ENVELOPE_BYTES, Envelope, pae
 from dure.statements.flat import fact_of, read_flat
 from dure.statements.kinds import KINDS
-from dure.statements.statement import read_payload, read_place
+from dure.statements.statement import SeenHead, read_payload, read_place
 
 _HEAD = b'{"payload":"'
 _TAIL = re.compile(
@@ -34,6 +34,8 @@ class Entry:
     seq: int
     prev: bytes | None
     time: int
+    seen: SeenHead | None
+    """The head of the log that its signer names."""
     payload_sha256: bytes
     sha256: bytes
     """Of the envelope: `prev` of the signer's next statement."""
@@ -55,6 +57,7 @@ class Entry:
             self.seq,
             self.prev,
             self.time,
+            self.seen,
             self.payload_sha256,
             self.sha256,
             self.signature,
@@ -81,14 +84,13 @@ def read_entry(raw: bytes) -> Entry:
     message = pae(IN_TOTO, payload)
     heard = read_flat(payload)
     if heard is not None:
-        return Entry(heard.kind, heard.values, key_id, heard.seq, heard.prev, heard.time, *digests, signature, message)
+        return Entry(heard.kind, heard.values, key_id, heard.seq, heard.prev, heard.time, heard.seen, *digests, signature, message)
     try:
         kind = kind_of(payload)
     except UnknownKind as unknown:
-        seq, prev, time = read_place(payload)
-        return Entry("", None, key_id, seq, prev, time, *digests, signature, message, unknown=str(unknown))
-    fact, seq, prev, time = read_payload(payload, cast(type[Any], KINDS[kind]))
-    return Entry(kind, fact, key_id, seq, prev, time, *digests, signature, message)
+        return Entry("", None, key_id, *read_place(payload), *digests, signature, message, unknown=str(unknown))
+    fact, place = read_payload(payload, cast(type[Any], KINDS[kind]))
+    return Entry(kind, fact, key_id, *place, *digests, signature, message)
 
 
 def _opened(raw: bytes) -> tuple[bytes, str, bytes]:

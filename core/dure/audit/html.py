@@ -51,6 +51,7 @@ MEANING = {
 CLAIMS = {
     "the charter descends from the pinned version": "규약이 고정된 첫 판에서 정당하게 이어짐",
     "one history": "하나의 기록",
+    "what signers had seen of the log is this history": "서명자들이 서명할 때 본 기록은 바로 이 기록임",
     "every entry is by a key valid at its index, no chain has a gap": "모든 항목은 그 시점에 유효한 키로 서명되었고, 빠진 항목이 없음",
     "runs opened with their members' approval": "학습은 회원사의 승인을 받아 시작됨",
     "each sum is over one survivor set that a quorum signed": "각 합계는 정족수가 서명한 하나의 참여자 집합에 대한 것임",

@@ -20,6 +20,7 @@ from dure.audit.chunk import TILES, Stretch, TileRead, read_stretch
 from dure.audit.cores import available, in_order
 from dure.audit.coverage import Coverage, cover
 from dure.audit.entry import Entry
+from dure.audit.heads import NamedHeads
 from dure.audit.history import Expired, History
 from dure.audit.keys import DAY_S, ClockBack, Keys
 from dure.charter import root as charter_root
@@ -87,6 +88,10 @@ class Result:
     """Entries before this index were judged; the next ones are missing, and what comes after refers to them."""
     rooted: bool = True
     """The head could be computed from what is there."""
+    heads_named: int = 0
+    """Statements that name a head of the log."""
+    heads_unchecked: int = 0
+    """Of them, those whose head could not be computed from what is there."""
     versions: int = 1
 
     @property
@@ -129,7 +134,8 @@ def verify(
     result.missing = list(covered.missing)
     for name in covered.unexpected:
         result.note(Finding(name, "is no part of this bundle: nothing covers it"))
-    judging = _Judging(result, bundle, [sha256(raw).digest() for raw in roots])
+    heads = NamedHeads(lambda path: bundle.read(f"{LOG}/{path}"), size)
+    judging = _Judging(result, bundle, [sha256(raw).digest() for raw in roots], heads)
     judging.latest = max(result.cosigned.values(), default=math.inf)
     workers = (available() if cores is None else cores) if size > SMALL else 1
     for reads in in_order(read_stretch, judging.stretches(covered), workers):
@@ -176,6 +182,7 @@ class _Judging:
     result: Result
     bundle: Bundle
     roots_sha256: list[bytes]
+    heads: NamedHeads
     above: HashTiles = field(default_factory=partial(HashTiles, 1))
     """Tiles of hashes over the full leaf tiles."""
     latest: float = math.inf
@@ -198,6 +205,7 @@ class _Judging:
         """Takes in the next entry bundle."""
         if read.missing and not self.gap:
             self.gap, self.result.checked_to = True, read.first
+        self.heads.begin_tile(read.first, self.above.frontier.peaks, read.heads)
         for index, entry in enumerate(read.entries if not self.gap else (), read.first):
             if isinstance(entry, str):
                 self.result.note(Finding(f"entry {index}", entry))
@@ -213,6 +221,7 @@ class _Judging:
     def end(self) -> None:
         """What can be said only of the whole."""
         result, keys = self.result, self.result.history.keys
+        result.heads_named, result.heads_unchecked = self.heads.named, self.heads.unchecked
         if not self.gap:
             result.checked_to = result.size
         if result.rooted:
@@ -259,6 +268,8 @@ class _Judging:
             keys.follow(entry, party)
         except ClockBack as error:
             trouble = error  # what it says is judged all the same
+        if wrong := self.heads.judge(index, entry):
+            self.result.note(Finding(f"entry {index}", wrong))  # and what it says is judged all the same
         if not entry.unknown:
             self.result.history.take(index, entry, party)
         if entry.time >= self.latest + DAY_S:

@@ -35,6 +35,7 @@ def rows(result: Result, weights: Row | None = None, sums: Row | None = None) ->
     return [
         Row("the charter descends from the pinned version", PROVED, _charter(result)),
         _one_history(result),
+        _heads(result),
         _whole(result, "every entry is by a key valid at its index, no chain has a gap", PROVED, f"{judged} entries"),
         _whole(result, "runs opened with their members' approval", PROVED, f"{len(history.runs)} runs"),
         _whole(result, "each sum is over one survivor set that a quorum signed", PROVED, f"{summed} of {opened} instances opened"),
@@ -70,6 +71,13 @@ def _one_history(result: Result) -> Row:
     if not result.rooted:
         return Row("one history", UNCHECKED, f"{who}; that these entries are those: entries and hashes of them are missing")
     return Row("one history", SIGNED, who)
+
+
+def _heads(result: Result) -> Row:
+    claim, named = "what signers had seen of the log is this history", f"{result.heads_named} statements name a head of it"
+    if result.heads_unchecked:
+        return Row(claim, UNCHECKED, f"{named}; {result.heads_unchecked} of these heads cannot be computed: hashes are missing")
+    return _whole(result, claim, SIGNED, named)
 
 
 def _whole(result: Result, claim: str, how: str, detail: str) -> Row:
@@ -118,6 +126,7 @@ def as_json(result: Result, weights: Row | None = None, sums: Row | None = None)
         "table": [{"claim": r.claim, "how": r.how, "detail": r.detail} for r in rows(result, weights, sums)],
         "runs": run_rows(result.history),
         "entries": result.history.counts,
+        "heads_named": result.heads_named,
         "findings": [{"where": f.where, "why": f.why} for f in result.findings],
         "unlisted_findings": result.unlisted,
         "missing": result.missing,

@@ -61,8 +61,8 @@ def registered(folder: MemberFolder) -> dict[str, tuple[DataCommitment, Envelope
     found = {}
     for envelope in map(Envelope.from_bytes, folder.statements()):
         if kind_of(envelope.payload) == DataCommitment.kind:
-            fact, seq, _, _ = read_payload(envelope.payload, DataCommitment)
-            found[fact.name] = fact, envelope, seq
+            fact, place = read_payload(envelope.payload, DataCommitment)
+            found[fact.name] = fact, envelope, place.seq
     return found
 
 

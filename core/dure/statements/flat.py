@@ -17,10 +17,11 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 from dure.statements.kinds import KINDS
 from dure.statements.schema import Hex, Items, Pattern, Range
+from dure.statements.statement import SeenHead
 
 _HEAD = re.escape('{"_type":"https://in-toto.io/Statement/v1","predicate":{')
 _CHAIN = {
-    "checkpoint": "null",
+    "checkpoint": r'(?:null|\{"root":"(?P<seen_root>[0-9a-f]{64})","size":(?P<seen_size>[1-9][0-9]{0,13})\})',  # below 2^48
     "prev": '(?:null|"(?P<prev>[0-9a-f]{64})")',
     "seq": "(?P<seq>0|[1-9][0-9]{0,13})",  # below 2^48
     "time": "(?P<time>0|[1-9][0-9]{0,13})",
@@ -39,6 +40,7 @@ class Heard(NamedTuple):
     seq: int
     prev: bytes | None
     time: int
+    seen: SeenHead | None
 
 
 class _Otherwise(Exception):
@@ -75,7 +77,7 @@ class _Reader:
     rows: int
 
 
-_PLACE = ("seq", "prev", "time", "subject")
+_PLACE = ("seq", "prev", "time", "seen_size", "seen_root", "subject")
 
 
 def read_flat(payload: bytes) -> Heard | None:
@@ -89,7 +91,7 @@ def read_flat(payload: bytes) -> Heard | None:
     found = reader.matches(text) if reader is not None else None
     if named is None or reader is None or found is None:
         return None
-    seq, prev, time, subject, *texts = found.group(*reader.groups)
+    seq, prev, time, size, root, subject, *texts = found.group(*reader.groups)
     try:
         values = tuple([None if raw is None else take(raw) for raw, take in zip(texts[reader.rows :], reader.takes, strict=True)])
     except (_Otherwise, ValueError):
@@ -97,7 +99,8 @@ def read_flat(payload: bytes) -> Heard | None:
     fact = "{" + ",".join(texts[: reader.rows]) + "}"
     if sha256(fact.encode()).hexdigest() != subject:
         return None
-    return Heard(named[1], values, int(seq), bytes.fromhex(prev) if prev is not None else None, int(time))
+    seen = SeenHead(int(size), bytes.fromhex(root)) if size is not None else None
+    return Heard(named[1], values, int(seq), bytes.fromhex(prev) if prev is not None else None, int(time), seen)
 
 
 def fact_of(kind: str, values: tuple[Any, ...]) -> Any:

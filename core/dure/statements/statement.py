@@ -1,15 +1,16 @@
 """in-toto Statements in a chain per signing key: sealing one, and reading one back with its signature checked.
 
-Every predicate carries `seq`, `prev` (digest of the party's previous envelope), `time` and `checkpoint` (null until the log exists),
-so gaps, order and causality are visible. Source: in-toto Statement v1; ledger.md §1 "Entries".
+Every predicate carries `seq`, `prev` (digest of the party's previous envelope), `time` and `checkpoint` (the log's head that its signer
+had seen), so gaps, order and causality are visible. Source: in-toto Statement v1; ledger.md §1 "Entries"; docs/spec/ledger.md, "Heads in
+statements".
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,6 +22,14 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 S = TypeVar("S")
 
 
+class SeenHead(NamedTuple):
+    """A head of the log that a quorum cosigned, as a statement names it."""
+
+    size: int
+    """Entries below it; 1 or more."""
+    root: bytes
+
+
 @dataclass(frozen=True)
 class Chain:
     """Where a signing key's chain of statements stands; persisted with whatever the statement describes."""
@@ -29,6 +38,29 @@ class Chain:
     """Number of the next statement."""
     prev: bytes | None = None
     """Envelope digest of the latest one."""
+    seen: SeenHead | None = None
+    """The newest head its holder has seen, which the next statement names; never an older one than a statement before named."""
+
+    @staticmethod
+    def after(envelope: bytes) -> Chain:
+        """Where a chain stands whose latest statement this is; kept bytes of one's own, which are not judged again."""
+        latest = Envelope.from_bytes(envelope)
+        place = read_place(latest.payload)
+        return Chain(place.seq + 1, latest.sha256, place.seen)
+
+    def having_seen(self, head: SeenHead | None) -> Chain:
+        """The same place, its holder having seen this head too."""
+        newer = head is not None and (self.seen is None or head.size > self.seen.size)
+        return replace(self, seen=head) if newer else self
+
+
+class Place(NamedTuple):
+    """What a statement says besides its fact."""
+
+    seq: int
+    prev: bytes | None
+    time: int
+    seen: SeenHead | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +73,7 @@ class Signed(Generic[S]):
     seq: int
     prev: bytes | None
     time: int
+    seen: SeenHead | None = None
 
 
 def seal(fact: Any, key: Ed25519PrivateKey, chain: Chain, now: float) -> tuple[Envelope, Chain]:
@@ -50,7 +83,7 @@ def seal(fact: Any, key: Ed25519PrivateKey, chain: Chain, now: float) -> tuple[E
         "seq": chain.seq,
         "prev": chain.prev.hex() if chain.prev else None,
         "time": int(now),
-        "checkpoint": None,
+        "checkpoint": {"root": chain.seen.root.hex(), "size": chain.seen.size} if chain.seen else None,
     }
     payload = canonical_json(
         {
@@ -61,7 +94,7 @@ def seal(fact: Any, key: Ed25519PrivateKey, chain: Chain, now: float) -> tuple[E
         }
     )
     envelope = seal_payload(payload, key)
-    return envelope, Chain(chain.seq + 1, envelope.sha256)
+    return envelope, Chain(chain.seq + 1, envelope.sha256, chain.seen)
 
 
 def _subject(fact: Any) -> bytes:
@@ -84,8 +117,8 @@ def open_statement(raw: bytes | Envelope, kind: type[S], keys: Iterable[bytes], 
     signers = envelope.signed_by(keys)
     if not signers:
         raise Refused("signatures", "not signed by a key that may sign this")
-    fact, seq, prev, time = read_payload(envelope.payload, kind)
-    return Signed(fact, envelope, next(iter(signers)), seq, prev, time)
+    fact, place = read_payload(envelope.payload, kind)
+    return Signed(fact, envelope, next(iter(signers)), *place)
 
 
 def read_verified(raw: bytes, kind: type[S]) -> S:
@@ -93,8 +126,8 @@ def read_verified(raw: bytes, kind: type[S]) -> S:
     return read_payload(Envelope.from_bytes(raw).payload, kind)[0]
 
 
-def read_payload(payload: bytes, kind: type[S]) -> tuple[S, int, bytes | None, int]:
-    """(fact, seq, prev, time) of a statement of this kind; nothing is verified but the form.
+def read_payload(payload: bytes, kind: type[S]) -> tuple[S, Place]:
+    """The fact, and its place, of a statement of this kind; nothing is verified but the form.
 
     Raises:
         Refused: out of form, or of another kind; names the field.
@@ -103,17 +136,15 @@ def read_payload(payload: bytes, kind: type[S]) -> tuple[S, int, bytes | None, i
     body, predicate = _statement(payload)
     if body["predicateType"] != f"urn:dure:{name}:v1":
         raise Refused("predicateType", f"must be urn:dure:{name}:v1")
-    seq, prev, time = _place(predicate)
-    if _take(predicate, "checkpoint") is not None:
-        raise Refused("checkpoint", "must be null until the log exists")
+    place = _place(predicate)
     fact = schema.decode(kind, predicate)  # so the rest of the predicate is the fact's own canonical JSON
     if body["subject"] != [{"name": name, "digest": {"sha256": hashlib.sha256(encode_parsed(predicate)).hexdigest()}}]:
         raise Refused("subject", "does not name what the predicate states")
-    return fact, seq, prev, time
+    return fact, place
 
 
-def read_place(payload: bytes) -> tuple[int, bytes | None, int]:
-    """(seq, prev, time) of a statement of any kind, known here or not. Raises Refused."""
+def read_place(payload: bytes) -> Place:
+    """The place of a statement of any kind, known here or not. Raises Refused."""
     return _place(_statement(payload)[1])
 
 
@@ -129,16 +160,27 @@ def _statement(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return body, dict(body["predicate"])
 
 
-def _place(predicate: dict[str, Any]) -> tuple[int, bytes | None, int]:
-    """Takes a statement's place in its signer's chain out of its predicate."""
-    seq, prev, time = (_take(predicate, field) for field in ("seq", "prev", "time"))
+def _place(predicate: dict[str, Any]) -> Place:
+    """Takes a statement's place in its signer's chain, and in the log, out of its predicate."""
+    seq, prev, time, seen = (_take(predicate, field) for field in ("seq", "prev", "time", "checkpoint"))
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**48:
         raise Refused("seq", "must be a number in 0..2^48")
     if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time < 2**48:
         raise Refused("time", "must be unix seconds")
     if prev is not None and (not isinstance(prev, str) or len(prev) != 64):
         raise Refused("prev", "must be 64 hex digits or null")
-    return seq, schema.decode_digest(prev, "prev") if prev is not None else None, time
+    return Place(seq, schema.decode_digest(prev, "prev") if prev is not None else None, time, _seen(seen))
+
+
+def _seen(said: Any) -> SeenHead | None:
+    if said is None:
+        return None
+    if not isinstance(said, dict) or set(said) != {"root", "size"}:
+        raise Refused("checkpoint", "must be null, or the root and size of a head")
+    size = said["size"]
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size < 2**48:
+        raise Refused("checkpoint.size", "must be a number in 1..2^48")
+    return SeenHead(size, schema.decode_digest(said["root"], "checkpoint.root"))
 
 
 def _take(predicate: dict[str, Any], field: str) -> Any:

@@ -19,8 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.charter.log_keys import in_force, judging, witnessing
 from dure.charter.model import Charter
+from dure.errors import DureError
 from dure.identity.files import write_atomic
-from dure.tlog.checkpoint import Checkpoint
+from dure.statements.statement import SeenHead
+from dure.tlog.checkpoint import Checkpoint, open_checkpoint
 from dure.tlog.files import COSIGNED, LogFiles
 from dure.tlog.merkle import Frontier, frontier_at, leaf_hash, root_at
 from dure.tlog.note import Note, NoteKey, SignatureLine
@@ -81,6 +83,8 @@ class Mirror:
         self._follower = Follower(self.own, self.store.statement, lambda: self.charters)
         self.followed = self._noted()
         """What the mirror says, as far as it was read."""
+        self.known = self._known()
+        """The newest head of this history that a quorum cosigned: what this node's statements name."""
 
     @property
     def seen(self) -> Seen:
@@ -124,8 +128,18 @@ class Mirror:
         head = witnessing(in_force(self.charters, self.followed.versions, size).terms).open(raw)
         if await asyncio.to_thread(self._root_at, size) != head.checkpoint.root:
             return False
-        await asyncio.to_thread(write_atomic, self.files.folder / COSIGNED, raw)
+        if self.known is None or size >= self.known.size:  # an older one says nothing new, whoever tells of it
+            await asyncio.to_thread(write_atomic, self.files.folder / COSIGNED, raw)
+            self.known = SeenHead(size, head.checkpoint.root) if size else None
         return True
+
+    def _known(self) -> SeenHead | None:
+        """As `learn` kept it; None where nothing is there that can be read: the next one it hears of is kept."""
+        try:
+            head = open_checkpoint((self.files.folder / COSIGNED).read_bytes(), self.log).checkpoint
+        except (OSError, DureError):
+            return None
+        return SeenHead(head.size, head.root) if head.size else None
 
     def _root_at(self, size: int) -> bytes:
         return root_at(self.files.tree(self.seen.size).node, size)

@@ -12,7 +12,7 @@ from support.postgres import Postgres, found_or_skip
 from dure.errors import Conflict
 from dure.settings_cli import without_password
 from dure.statements.kinds import RunApproval
-from dure.statements.statement import Chain, seal
+from dure.statements.statement import Chain, SeenHead, seal
 from dure_coordinator.storage.store import (
     BlobRow,
     EventsMissing,
@@ -99,7 +99,8 @@ async def test_a_second_event_at_one_position_is_a_conflict_and_changes_nothing(
 
 
 async def test_what_belongs_to_an_event_is_committed_with_it(store):
-    envelope, chain = seal(RunApproval(RUN, "asan", "n1"), Ed25519PrivateKey.generate(), Chain(), 7.0)
+    seen = Chain().having_seen(SeenHead(40, b"\x08" * 32))
+    envelope, chain = seal(RunApproval(RUN, "asan", "n1"), Ed25519PrivateKey.generate(), seen, 7.0)
     row = StatementRow.of(envelope.to_bytes(), RUN)
     upload = UploadRow(bytes(32), RUN, b"i", "asan", 10, 5)
     await store.begin_upload(upload)

@@ -10,9 +10,11 @@ import sys
 import time
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.errors import BadInput
-from dure.statements.statement import Chain
+from dure.statements.kinds import RunApproval
+from dure.statements.statement import Chain, SeenHead, seal
 from dure_participant.exchange.site import Sent
 from dure_participant.store import NodeStore
 
@@ -29,14 +31,16 @@ def path(tmp_path):
 
 
 def test_a_step_is_found_whole_after_the_process_is_gone(path):
+    before = Chain(6, b"\x09" * 32, SeenHead(40, b"\x08" * 32))
+    envelope, chain = seal(RunApproval(RUN, "ara", "node1"), Ed25519PrivateKey.generate(), before, 7.0)
     store = NodeStore(path)
-    store.commit(RUN, b"state", Chain(7, b"\x09" * 32), (sent(1), sent(2)), "said", (b"envelope",))
+    store.commit(RUN, b"state", chain, (sent(1), sent(2)), "said", (envelope.to_bytes(),))
     store.close()
     again = NodeStore(path)
     assert again.states() == {RUN: b"state"}
-    assert again.chain() == Chain(7, b"\x09" * 32)
+    assert again.chain() == chain  # with the head that was named last: it never goes back to an older one
     assert again.history().sent == (sent(1), sent(2))
-    assert again.statements(RUN) == [b"envelope"]
+    assert again.statements(RUN) == [envelope.to_bytes()]
     assert again.notes()[-1][2] == "said"
 
 

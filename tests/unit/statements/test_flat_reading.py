@@ -34,7 +34,7 @@ def both_agree(payload: bytes) -> bool:
     heard = read_flat(payload)
     if heard is None:
         return False
-    assert long_way(payload) == (fact_of(heard.kind, heard.values), heard.seq, heard.prev, heard.time)
+    assert long_way(payload) == (fact_of(heard.kind, heard.values), (heard.seq, heard.prev, heard.time, heard.seen))
     return True
 
 

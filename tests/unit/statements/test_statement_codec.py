@@ -38,7 +38,7 @@ from dure.statements.kinds import (
     SurvivorSignature,
     Usage,
 )
-from dure.statements.statement import Chain, open_statement, seal
+from dure.statements.statement import Chain, SeenHead, open_statement, seal
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -236,6 +236,37 @@ def test_a_bad_signature_under_a_known_key_is_refused_beside_a_good_one():
     twice = Envelope(envelope.payload, (*envelope.signatures, (envelope.signatures[0][0], bytes(64))))
     with pytest.raises(Refused, match="does not verify"):
         open_statement(twice, RunApproval, [PUBLIC])
+
+
+def test_a_statement_names_the_newest_head_its_signer_has_seen_and_never_an_older_one():
+    chain = Chain().having_seen(None)
+    first, chain = seal(RunApproval(D, "a", "node1"), KEY, chain, 10)
+    second, chain = seal(RunApproval(D, "a", "node1"), KEY, chain.having_seen(SeenHead(7, D)), 11)
+    third, chain = seal(RunApproval(D, "a", "node1"), KEY, chain.having_seen(SeenHead(5, D)).having_seen(None), 12)
+    assert [open_statement(e, RunApproval, [PUBLIC]).seen for e in (first, second, third)] == [None, SeenHead(7, D), SeenHead(7, D)]
+    assert Chain.after(third.to_bytes()) == chain
+
+
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        ({"root": "00" * 32, "size": 0}, "checkpoint.size"),
+        ({"root": "00" * 32, "size": True}, "checkpoint.size"),
+        ({"root": "00" * 32, "size": 2**48}, "checkpoint.size"),
+        ({"root": "00" * 31, "size": 1}, "checkpoint.root"),
+        ({"root": "AB" * 32, "size": 1}, "checkpoint.root"),
+        ({"root": None, "size": 1}, "checkpoint.root"),
+        ({"root": "00" * 32, "size": 1, "origin": ""}, "checkpoint"),
+        ({"size": 1}, "checkpoint"),
+        (7, "checkpoint"),
+    ],
+)
+def test_a_head_out_of_form_is_refused_by_field(head, named):
+    body = json.loads(seal(RunApproval(D, "a", "node1"), KEY, Chain(), 0)[0].payload)
+    body["predicate"]["checkpoint"] = head
+    with pytest.raises(Refused) as refused:
+        open_statement(seal_payload(canonical_json(body), KEY), RunApproval, [PUBLIC])
+    assert refused.value.field == named
 
 
 def test_a_chain_links_each_envelope_to_the_one_before():
