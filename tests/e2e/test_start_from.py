@@ -91,6 +91,21 @@ def test_a_run_from_a_final_model_needs_no_consent_and_adds_to_it(stage, trained
     assert f"taken part in run {trained[:12]} before, on a model of the same shape" in out
     stage.wait(run)
     assert np.abs(model_of(stage, run) - (model_of(stage, trained) + one_round())).max() < 1e-3
+    audited(stage, run, trained)
+
+
+def audited(stage, run, ancestor):
+    """The bundle of a run brings the run it began with, and an auditor follows its first weights into that run's last base."""
+    hub, bundle = stage.consortium.dir_of("coordinator"), stage.consortium.root / "bundle"
+    code, out, said = dure(hub, "audit", "export", "--run", run[:16], "--out", bundle, "--json")
+    made = json.loads(out)
+    assert code == 0 and made["missing"] == [], said
+    assert [(one["run"], one["ancestor_of"]) for one in made["runs"]] == [(run, None), (ancestor, run)]
+    ask = ("audit", "lineage", bundle, "--root-sha256", made["root_sha256"])
+    found = {one["run"]: one for one in json.loads(stage.consortium.dure(*ask, "--json"))["runs"]}
+    last = found[ancestor]["exchanges"][-1]
+    assert found[run]["from"] == {"run": ancestor, "exchange": last, "how": "recomputed"} and found[ancestor]["from"] is None
+    assert f"first weights from run {ancestor[:12]}, exchange {last}, recomputed: proved" in stage.consortium.dure(*ask)
 
 
 @pytest.mark.timeout(240)

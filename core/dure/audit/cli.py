@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from dure.audit.contributions_cli import of_bundle
 from dure.audit.level1 import verify
 from dure.audit.level2 import lines, match, trace
 from dure.audit.level3 import add_up
-from dure.audit.lineage_cli import add_run, bars, lineage
+from dure.audit.lineage_cli import add_runs, bars, lineage
 from dure.audit.pages import Found, found_in_json, page_of
 from dure.audit.parts import Exported
 from dure.audit.places import log_of
@@ -42,8 +42,15 @@ def group() -> None:
 @one_line_errors
 def export(
     target: Annotated[Path, typer.Option("--out", help="The bundle's folder; must not be there yet.")],
-    run: Annotated[str | None, typer.Option(help="With what this run's models are recomputed from (level 2); a unique beginning.")] = None,
-    level: Annotated[int, typer.Option(min=2, max=3, help="With --run. 3: also the masked uploads that were kept.")] = 2,
+    run: Annotated[
+        list[str] | None, typer.Option(help="With what this run's models are recomputed from (level 2); a unique beginning. Repeatable.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="With the parts of every run of the log.")] = False,
+    ancestors: Annotated[
+        bool,
+        typer.Option("--ancestors/--without-ancestors", help="Also the runs whose models those runs began with. Leave out if too large."),
+    ] = True,
+    level: Annotated[int, typer.Option(min=2, max=3, help="With --run or --all. 3: also the masked uploads that were kept.")] = 2,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -54,20 +61,45 @@ def export(
     Example: dure audit export --dir /var/lib/dure/node --out bundle
 
     Example: dure audit export --dir /var/lib/dure/coordinator --run 3f9a --out bundle     also the sums, for `dure audit lineage`
+
+    A run that began with an earlier run's model (`dure run start --from`) brings that run's parts along, and so on to the oldest.
     """
+    if run and every:
+        raise BadInput("--all takes every run; leave --run out")
     place = log_of(directory)
     parts: list[Exported] = []
-    more = (lambda scratch: parts.append(add_run(place, run, level, scratch))) if run is not None else (lambda _scratch: None)
+    wanted = None if every else run
+    more = (lambda scratch: parts.extend(add_runs(place, wanted, level, scratch, ancestors=ancestors))) if run or every else _nothing
     size = bundles.export(place.tree(), place.head(), place.roots, target, more)
-    missing = [name for part in parts for name in part.missing]
     if as_json:
-        found = {"parts": sum(p.files for p in parts), "uploads": sum(p.uploads for p in parts), "missing": missing}
-        show_json({"bundle": str(target), "entries": size, "root_sha256": place.pin.hex(), **(found if run is not None else {})})
+        show_json({"bundle": str(target), "entries": size, "root_sha256": place.pin.hex(), **(_in_json(parts) if run or every else {})})
         return
-    say(f"{target}: {size} entries" + (f", {sum(part.files for part in parts)} parts of the run" if run is not None else ""))
-    if missing:
-        say(f"  not here: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}; only the coordinator's folder has a run's sums")
+    say(f"{target}: {size} entries" + (f", {sum(part.files for part in parts)} parts of {len(parts)} runs" if run or every else ""))
+    for line in (line for part in parts for line in _exported(part)):
+        say(line)
     say(f"next: dure audit verify {target} --root-sha256 {place.pin.hex()}")
+
+
+def _nothing(_scratch: Path) -> None:
+    """No run's parts."""
+
+
+def _in_json(parts: Sequence[Exported]) -> dict[str, object]:
+    runs = [
+        {"run": p.run.hex(), "ancestor_of": p.ancestor_of.hex() or None, "parts": p.files, "uploads": p.uploads, "missing": list(p.missing)}
+        for p in parts
+    ]
+    missing = [f"{p.run.hex()[:12]}/{name}" for p in parts for name in p.missing]
+    return {"parts": sum(p.files for p in parts), "uploads": sum(p.uploads for p in parts), "missing": missing, "runs": runs}
+
+
+def _exported(part: Exported) -> list[str]:
+    why = f", whose model run {part.ancestor_of.hex()[:12]} goes back to" if part.ancestor_of else ""
+    lines = [f"  run {part.run.hex()[:12]}{why}: {part.files} parts" + (f", {part.uploads} uploads" if part.uploads else "")]
+    if part.missing:
+        names = f"{', '.join(part.missing[:5])}{' …' if len(part.missing) > 5 else ''}"
+        lines.append(f"    not here: {names}; only the coordinator's folder has a run's sums")
+    return lines
 
 
 @app.command("verify")
@@ -173,7 +205,7 @@ def _beyond(found: Found) -> list[str]:
     """What levels 2 and 3 found, run by run."""
     told: list[str] = []
     if found.traced is not None:
-        told += [line for one in found.traced.lineages for line in lines(one, found.traced.records[one.run])]
+        told += [line for one in found.traced.lineages for line in lines(one, found.traced)]
     if found.summed is not None:
         lower = [f"{run.hex()[:12]} exchange {number}" for (run, number), level in sorted(found.summed.levels.items()) if level < 3]
         told += [f"  shown to level 2 only: {', '.join(lower[:20])}{' …' if len(lower) > 20 else ''}"] if lower else []

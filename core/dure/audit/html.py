@@ -57,6 +57,9 @@ CLAIMS = {
     "each sum is over one survivor set that a quorum signed": "각 합계는 정족수가 서명한 하나의 참여자 집합에 대한 것임",
     "each sum in the log is the sum of the committed uploads": "기록된 합계는 확약된 업로드들의 합임",
     "the released weights follow from the sums": "공개된 가중치는 합계들로부터 나옴",
+    "the first weights follow from a joint seed, or from an earlier run recomputed here": (
+        "첫 가중치는 공동 시드, 또는 여기서 다시 계산한 이전 학습에서 나옴"
+    ),
     "the sums follow from the uploads": "합계는 업로드들로부터 나옴",
     "tokens, steps, seconds, bytes": "토큰, 스텝, 초, 바이트",
     "what data was trained on": "어떤 데이터로 학습하였는가",

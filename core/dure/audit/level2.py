@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dure.audit.bundle import LOG, Bundle, PartMissing
+from dure.audit.descent import RECOMPUTED, Descent, descent
+from dure.audit.descent import row as beginnings
 from dure.audit.level1 import BROKEN, INCOMPLETE, Finding, Result
 from dure.audit.lineage import Lineage, recompute, unreferenced
 from dure.audit.parts import RunRecord, chosen, records
@@ -19,6 +21,7 @@ from dure.charter.model import Charter
 from dure.errors import BadInput, DureError, NotAuthorised
 from dure.model.safetensors_file import SafetensorsFile
 from dure.model.weights import flatten, open_flat, weights_id
+from dure.provenance.ancestry import Ancestry
 from dure.tlog.tiles import TiledTree
 
 Watching = Callable[[RunRecord, int, int], None]
@@ -44,10 +47,18 @@ class Traced:
     findings: list[Finding] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     """In words: parts without which a run could not be recomputed."""
+    ancestry: Ancestry = field(default_factory=Ancestry)
+    """Which run began with which other run's weights, as the log tells it."""
+    descents: dict[bytes, Descent] = field(default_factory=dict)
+    """By run: where first weights come from that were there before it."""
 
     @property
     def exit_code(self) -> int:
         return BROKEN if self.findings else INCOMPLETE if self.missing else 0
+
+    @property
+    def by_run(self) -> dict[bytes, Lineage]:
+        return {one.run: one for one in self.lineages}
 
     @property
     def untouched(self) -> list[RunRecord]:
@@ -58,7 +69,7 @@ class Traced:
 def trace(
     bundle: Bundle, result: Result, *, run: str | None = None, work: Path | None = None, watching: Watching = lambda _r, _d, _a: None
 ) -> Traced:
-    """Recomputes one run, or every run the bundle has parts of.
+    """Recomputes one run and those it descends from, or every run, of those that the bundle has parts of; in the order of the log.
 
     Args:
         result: of level 1, which must hold.
@@ -71,10 +82,13 @@ def trace(
     versions = charter_root.walk_all(bundle.roots(), None)  # level 1 has compared the first with the pin
     tree = TiledTree(lambda path: bundle.read(f"{LOG}/{path}"), result.size)
     there = {name.split("/")[1] for name in bundle.names() if name.startswith("rounds/")}
-    found = records(verified(tree.entries(), versions))
-    traced = Traced(found, versions, {run for run in found if run.hex() in there})
+    ancestry = Ancestry()
+    found = records(ancestry.following(verified(tree.entries(), versions)))
+    traced = Traced(found, versions, {run for run in found if run.hex() in there}, ancestry=ancestry)
     traced.findings += [Finding(name, "is no part of this bundle: nothing covers it") for name in unreferenced(bundle, found)]
-    wanted = [chosen(found, run)] if run is not None else [r for r in found.values() if r.run in traced.touched or not r.named_step]
+    asked = chosen(found, run).run if run is not None else b""
+    line = {asked, *ancestry.chain(asked)} if asked else set(found)
+    wanted = [r for r in found.values() if r.run == asked or (r.run in line and (r.run in traced.touched or not r.named_step))]
     if not wanted:
         raise BadInput(f"{bundle.folder} has no parts of any run: it was exported without --run, and shows level 1 only")
     for record in wanted:
@@ -85,6 +99,7 @@ def trace(
 def _trace(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], traced: Traced, work: Path | None, watching: Watching) -> None:
     with tempfile.TemporaryDirectory(prefix="dure-lineage-", dir=work) as scratch:
         try:
+            came = descent(record, traced.ancestry, traced.by_run)
             found = recompute(bundle, record, versions, Path(scratch), progress=lambda done, total: watching(record, done, total))
         except PartMissing as missing:
             traced.missing.append(str(missing))
@@ -92,6 +107,8 @@ def _trace(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], trace
             traced.findings.append(Finding(f"run {record.run.hex()[:12]}", str(broken)))
         else:
             traced.lineages.append(found)
+            if came is not None:
+                traced.descents[record.run] = came
 
 
 def match(model: Path, lineages: list[Lineage]) -> dict[str, Any]:
@@ -131,23 +148,32 @@ def row(traced: Traced) -> Row:
     return Row(claim, how, "; ".join(words) or "does not hold, see below")
 
 
-def lines(one: Lineage, record: RunRecord) -> list[str]:
+def first_row(traced: Traced) -> Row | None:
+    """The line about where weights begin."""
+    return beginnings(traced.by_run, traced.descents)
+
+
+def lines(one: Lineage, traced: Traced) -> list[str]:
     """What was recomputed of a run, for a person."""
+    record, came = traced.records[one.run], traced.descents.get(one.run)
     head = f"run {one.run.hex()[:12]} {record.plan.app_name}: first weights {one.begins} ({one.origin})"
+    before = [] if came is None else [f"  first weights {came.words()}{': proved' if came.how == RECOMPUTED else ''}"]
     if not one.recomputable:
-        return [head, "  its ServerApp makes the bases: signed, not recomputed"]
+        return [head, *before, "  its ServerApp makes the bases: signed, not recomputed"]
     seed = [f"  seed {one.seed.hex()}, put together from what each member committed to before any was opened: proved"] if one.seed else []
     many = f"  {len(one.exchanges)} exchanges recomputed, each base as its members accepted it: proved"
-    return [head, *seed, many, f"  newest weights {one.weights_id.hex()}"]
+    return [head, *before, *seed, many, f"  newest weights {one.weights_id.hex()}"]
 
 
-def in_json(one: Lineage, record: RunRecord) -> dict[str, Any]:
+def in_json(one: Lineage, traced: Traced) -> dict[str, Any]:
     """The same for scripts."""
+    came = traced.descents.get(one.run)
     return {
         "run": one.run.hex(),
-        "app": record.plan.app_name,
+        "app": traced.records[one.run].plan.app_name,
         "first_weights": one.begins,
         "origin": one.origin,
+        "from": None if came is None else came.in_json(),
         "seed": one.seed.hex(),
         "recomputed": one.recomputable,
         "exchanges": list(one.exchanges),

@@ -79,7 +79,19 @@ def add_up(bundle: Bundle, traced: Traced, *, threads: int | None = None, progre
                     f"uploads, evidence or seeds of {ROUNDS}/{record.run.hex()}/{sum_name(opened)}, kept by the run's plan"
                 )
     progress(len(jobs), len(jobs))
+    found.missing += _left_out(traced)
     return found
+
+
+def _left_out(traced: Traced) -> list[str]:
+    """Ancestors of runs in the bundle whose plans keep uploads, and of which it has no part."""
+    line = {ancestor: run for run in traced.records if run in traced.touched for ancestor in traced.ancestry.chain(run)}
+    gone = [traced.records[a] for a in line if a not in traced.touched and a in traced.records]
+    return [
+        f"all of {ROUNDS}/{record.run.hex()}, kept by the run's plan: run {line[record.run].hex()[:12]} descends from it; export it, too"
+        for record in gone
+        if record.plan.keep_uploads == "all" and record.aggregates
+    ]
 
 
 def _one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,19 +11,29 @@ import typer
 from dure.audit.bundle import Bundle
 from dure.audit.level1 import verify
 from dure.audit.level2 import Watching, in_json, lines, match, trace
-from dure.audit.parts import Exported, RunRecord, chosen, export_run, records
+from dure.audit.parts import Exported, RunRecord, chosen, export_runs, records
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
 from dure.blobs import BlobStore
 from dure.console import AsJson, err, fail, one_line_errors, say, show_json
+from dure.provenance.ancestry import Ancestry
 
 
-def add_run(place: LogPlace, wanted: str, level: int, scratch: Path) -> Exported:
-    """Puts a run's parts into a bundle that is being made from this place; at level 3 with the uploads that are still there."""
-    size = place.head().checkpoint.size
-    found = records(verified(place.tree().entries(0, size), place.charters))
+def add_runs(place: LogPlace, wanted: Sequence[str] | None, level: int, scratch: Path, *, ancestors: bool = True) -> list[Exported]:
+    """Puts runs' parts into a bundle that is being made from this place; at level 3 with the uploads that are still there.
+
+    Args:
+        wanted: beginnings of their ids; None: every run of the log.
+        ancestors: also the runs whose models they began with, and theirs.
+    """
+    size, ancestry = place.head().checkpoint.size, Ancestry()
+    found = records(ancestry.following(verified(place.tree().entries(0, size), place.charters)))
+    taken = dict.fromkeys([chosen(found, name).run for name in wanted] if wanted is not None else found, b"")
+    for run in [*taken] if ancestors else []:
+        for ancestor in ancestry.chain(run):
+            taken.setdefault(ancestor, run)
     spools = place.directory / "spools" if level > 2 else None
-    return export_run(BlobStore(place.directory / "blobs"), chosen(found, wanted), scratch, spools)
+    return list(export_runs(BlobStore(place.directory / "blobs"), ((found[run], child) for run, child in taken.items()), scratch, spools))
 
 
 def lineage(
@@ -35,6 +46,7 @@ def lineage(
 ) -> None:
     """Recompute a run's weights: from the seed its members drew, or the weights its plan names, sum by sum.
 
+    Weights of an earlier run are followed into it: it is recomputed first, from its own seed and sums, if its parts are in the bundle.
     The log is checked first, as `dure audit verify --level 1` does. Exit codes as there; 9: the model is none of the recomputed
     weights.
 
@@ -58,10 +70,10 @@ def _lineage(folder: Path, pin: str, run: str | None, model: Path | None, work: 
         fail("; ".join(wrong[:5]), traced.exit_code)
     matched = None if model is None else match(model, traced.lineages)
     if as_json:
-        show_json({"runs": [in_json(one, traced.records[one.run]) for one in traced.lineages], "model": matched})
+        show_json({"runs": [in_json(one, traced) for one in traced.lineages], "model": matched})
         return
     for one in traced.lineages:
-        for line in lines(one, traced.records[one.run]):
+        for line in lines(one, traced):
             say(line)
     if matched is not None:
         say(f"{model}: the weights of run {matched['run'][:12]} after exchange {matched['exchange']}, recomputed")

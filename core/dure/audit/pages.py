@@ -9,7 +9,7 @@ from typing import Any
 from dure.audit import report
 from dure.audit.html import Page, Section, page
 from dure.audit.level1 import Finding, Result
-from dure.audit.level2 import Traced, in_json, row
+from dure.audit.level2 import Traced, first_row, in_json, row
 from dure.audit.level3 import Summed
 from dure.audit.level3 import row as sums_row
 
@@ -51,7 +51,8 @@ class Found:
     @property
     def rows(self) -> list[report.Row]:
         weights = None if self.traced is None else row(self.traced)
-        return report.rows(self.result, weights, None if self.summed is None else sums_row(self.summed))
+        first = None if self.traced is None else first_row(self.traced)
+        return report.rows(self.result, weights, None if self.summed is None else sums_row(self.summed), first)
 
 
 def found_in_json(found: Found) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def found_in_json(found: Found) -> dict[str, Any]:
     said["findings"] = [{"where": f.where, "why": f.why} for f in found.findings]
     said["not_shown"] = found.left
     if found.traced is not None:
-        said["lineage"] = [in_json(one, found.traced.records[one.run]) for one in found.traced.lineages]
+        said["lineage"] = [in_json(one, found.traced) for one in found.traced.lineages]
     if found.summed is not None:
         levels = sorted(found.summed.levels.items())
         said["exchanges"] = [{"run": run.hex(), "exchange": number, "level": level} for (run, number), level in levels]
@@ -112,8 +113,9 @@ def _runs(result: Result) -> list[Section]:
 def _lineages(traced: Traced) -> list[Section]:
     lines = []
     for one in traced.lineages:
-        said = in_json(one, traced.records[one.run])
+        said = in_json(one, traced)
         start = f"{one.begins}: {one.origin}" + (f"; seed {one.seed.hex()}" if one.seed else "")
+        start += f"; {traced.descents[one.run].words()}" if one.run in traced.descents else ""
         lines.append(
             (said["run"][:16], start, str(len(one.exchanges)), one.weights_id.hex() if one.recomputable else "signed, not recomputed")
         )

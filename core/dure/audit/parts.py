@@ -168,6 +168,9 @@ def chosen(all_runs: dict[bytes, RunRecord], wanted: str) -> RunRecord:
 class Exported:
     """What of a run could be put into a bundle."""
 
+    run: bytes
+    ancestor_of: bytes
+    """The run that was asked for and descends from this one; nothing where this one was asked for."""
     files: int
     missing: tuple[str, ...]
     """Parts that are not in this folder any more."""
@@ -175,13 +178,20 @@ class Exported:
     """Masked uploads, at level 3."""
 
 
-def export_run(store: BlobStore, record: RunRecord, out: Path, spools: Path | None = None) -> Exported:
-    """Writes a run's parts below a bundle's folder; the same store and log give the same bytes.
+def export_runs(store: BlobStore, wanted: Iterable[tuple[RunRecord, bytes]], out: Path, spools: Path | None = None) -> Iterator[Exported]:
+    """Writes runs' parts below a bundle's folder; the same store and log give the same bytes.
 
     Args:
+        wanted: each run, and the one that it is taken for as an ancestor, if any.
         spools: the coordinator's folder of uploads, for level 3: what each sum was opened from, and the uploads that are still there.
     """
-    home, missing, small = out / ROUNDS / record.run.hex(), [], _index(store)
+    small = _index(store)
+    for record, child in wanted:
+        yield _export(store, small, record, child, out, spools)
+
+
+def _export(store: BlobStore, small: _Small, record: RunRecord, child: bytes, out: Path, spools: Path | None) -> Exported:
+    home, missing = out / ROUNDS / record.run.hex(), []
     home.mkdir(parents=True)
     for name, blob in _wanted(store, record, small):
         if blob is None:
@@ -189,7 +199,9 @@ def export_run(store: BlobStore, record: RunRecord, out: Path, spools: Path | No
         else:
             _copy(store.path(blob), home / name)
     uploads = 0 if spools is None else sum(_export_opened(store, spools, opened, small, home) for opened in record.aggregates.values())
-    return Exported(sum(1 for _ in home.iterdir()), tuple(missing), uploads)
+    if not (files := sum(1 for _ in home.iterdir())):
+        home.rmdir()
+    return Exported(record.run, child, files, tuple(missing), uploads)
 
 
 def _wanted(store: BlobStore, record: RunRecord, small: _Small) -> Iterator[tuple[str, BlobId | None]]:

@@ -10,6 +10,7 @@ from dure.audit.history import History, Run
 from dure.audit.level1 import Result
 
 PROVED, SIGNED, DECLARED, UNCHECKED = "proved", "signed", "self-declared", "not checked"
+FIRST = "the first weights follow from a joint seed, or from an earlier run recomputed here"
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,12 @@ class Row:
     detail: str
 
 
-def rows(result: Result, weights: Row | None = None, sums: Row | None = None) -> list[Row]:
+def rows(result: Result, weights: Row | None = None, sums: Row | None = None, first: Row | None = None) -> list[Row]:
     """The table of an audit. What a missing part would have shown is *not checked*, and says which part.
 
     Args:
         weights, sums: what level 2 says of the released weights (level2.row), and level 3 of the sums (level3.row); None: not asked.
+        first: what level 2 says of where weights begin (descent.row).
     """
     history = result.history
     totals = [sum(numbers) for numbers in zip(*((r.opened, r.aggregates, r.accepted) for r in history.runs.values()), strict=True)]
@@ -47,6 +49,7 @@ def rows(result: Result, weights: Row | None = None, sums: Row | None = None) ->
         ),
         weights
         or Row("the released weights follow from the sums", UNCHECKED, "needs the sums (--level 2, and a bundle exported with --run)"),
+        first or Row(FIRST, UNCHECKED, "needs the sums (--level 2, and a bundle exported with --run)"),
         sums or Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (--level 3, and a bundle exported with it)"),
         Row("tokens, steps, seconds, bytes", DECLARED, f"{history.counts.get('usage', 0)} usage statements"),
         Row("what data was trained on", DECLARED if history.counts.get("data-commitment") else UNCHECKED, _data(history)),
