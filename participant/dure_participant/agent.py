@@ -97,6 +97,7 @@ class Agent:
             clock=clock,
             line=self._connected,
             courier=self._courier,
+            registered=lambda: self._mirror.followed.data,
             feed=self.feed,
         )
 

@@ -20,9 +20,10 @@ from dure.identity.node import NodeIdentity, create_node, load_node
 from dure.model.outer import lineage
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement, read_verified
-from dure_participant import environment, policy, recompute_cli, settings
+from dure_participant import environment, named_data, policy, recompute_cli, settings
 from dure_participant.exchange.again import needs_consent
 from dure_participant.exchange.state import NodeRunState
+from dure_participant.log.mirror import noted
 from dure_participant.store import NodeStore
 
 app = typer.Typer(no_args_is_help=True, help="A node in your data centre: it only dials out, and runs only what you allowed.")
@@ -149,6 +150,13 @@ def allow(
     ] = None,
     refuse: Annotated[str, typer.Option(help="Refuse instead, for this reason; the coordinator is told.")] = "",
     env: Annotated[str, typer.Option(help="Run it in this environment (`env list`), where the plan names none.")] = "",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it trains on here, for everybody to read in this run's usage: name or digest of registered data; several times for "
+            "several; '' for none. Default: the setting data_commitments.",
+        ),
+    ] = None,
     list_plans: Annotated[bool, typer.Option("--list", help="Plans offered and what was decided.")] = False,
     consent: Annotated[
         bool, typer.Option("--consent", help="With --yes: consent to another sum on weights on which sums were opened before.")
@@ -159,12 +167,14 @@ def allow(
 ) -> None:
     """See a run's plan in words and allow it; the node then signs its approval.
 
-    Example: dure node allow 3f9a12
+    Example: dure node allow 3f9a12 --data news-2026
 
     The app's code lies in the node's folder, under runs/, from the moment the plan is offered: read it first.
 
     A plan that uses weights again shows every sum opened on them and whom it was of, and asks for consent to another one. No rule of
     site-policy.toml consents to that.
+
+    Given again for a plan that is allowed, --data counts from the next exchange on.
     """
     identity, store = load_node(directory), _store(directory)
     plans = store.plans()
@@ -180,6 +190,7 @@ def allow(
     if not refuse and store.decision(run_id) is None:
         check_current(identity.charter, time.time())
     chosen = bytes.fromhex(place.named(directory, env).env_sha256) if env else None
+    named = None if refuse else _named(identity, store, directory, data)
     plan = _offered(identity, plans.get(run_id))
     if plan is not None:
         if chosen is not None and plan.env_sha256 is not None:
@@ -189,6 +200,8 @@ def allow(
             say(line)
     elif plan is None and not as_json:
         say(f"plan {run_id.hex()} has not been offered to this node yet; deciding ahead")
+    if named is not None and not as_json:
+        say(f"its usage statements name {named_data.in_words(named, noted(store).data)}, for everybody to read")
     needed = needs_consent(plan) if plan is not None and not refuse else frozenset()
     if needed and yes and not consent:
         raise BadInput(
@@ -199,12 +212,22 @@ def allow(
         raise BadInput("nothing decided")
     if needed and not consent and not typer.confirm(f"Consent to another sum on weights on which {len(needed)} were opened?"):
         raise BadInput("no consent, nothing decided; `--refuse REASON` tells the coordinator")
-    store.decide(run_id, allowed=not refuse, reason=refuse, how="operator", env_sha256=chosen, consented=needed)
+    store.decide(run_id, allowed=not refuse, reason=refuse, how="operator", env_sha256=chosen, consented=needed, data=named)
     if as_json:
         facts = {"allowed": not refuse, "env_sha256": chosen.hex() if chosen else None, "consented_sums": len(needed)}
-        show_json({"plan": run_id.hex(), **facts})
+        show_json({"plan": run_id.hex(), **facts, "data": None if named is None else [d.hex() for d in named]})
     else:
         say(f"plan {run_id.hex()[:16]}… {'refused' if refuse else 'allowed'}; a running node acts on it within a second")
+
+
+def _named(identity: NodeIdentity, store: NodeStore, directory: Path, data: list[str] | None) -> tuple[bytes, ...] | None:
+    """What the run's usage will name: registered, all of it. None: the setting, which may still change, and is empty or registered now."""
+    registered = noted(store).data
+    if data is not None:
+        return named_data.find(data, registered, identity.member)
+    setting = [digest.hex() for digest in settings.load(directory).commitments]
+    named_data.find(setting, registered, identity.member, "the setting data_commitments names")
+    return None
 
 
 def _offered(identity: NodeIdentity, envelope: bytes | None) -> RunPlan | None:

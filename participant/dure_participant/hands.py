@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from dure_participant.exchange.turn import known_instances, plan_of
 from dure_participant.first import make_first
 from dure_participant.held import Held
 from dure_participant.log.courier import Courier
+from dure_participant.named_data import of_run
 from dure_participant.piped import through_thread
 from dure_participant.recompute import Progress, Recomputer
 from dure_participant.running import Run, Shelf, local_of
@@ -85,10 +86,11 @@ class Hands:
         clock: Callable[[], float],
         line: Callable[[], Line],
         courier: Courier,
+        registered: Callable[[], Mapping[bytes, str]],
         feed: Callable[[Run, inputs.Input], Awaitable[None]],
     ) -> None:
         self._site, self._dir, self._settings, self._store, self._blobs = site, directory, settings, store, blobs
-        self._clock, self._line, self._courier, self._feed = clock, line, courier, feed
+        self._clock, self._line, self._courier, self._registered, self._feed = clock, line, courier, registered, feed
         self._held = Held(blobs, line)
         self.trainer = Trainer(
             member=member, directory=directory, settings=settings, store=store, held=self._held, clock=clock, pull=self._pull
@@ -229,7 +231,17 @@ class Hands:
         told = run.pulled_bytes
         if action.purpose != "scales":  # only a usage statement says it
             run.pulled_bytes = 0
-        await self._feed(run, replace(ready, bytes_down=told))
+        data = await asyncio.to_thread(self._data_of, run)
+        await self._feed(run, replace(ready, bytes_down=told, data=data))
+
+    def _data_of(self, run: Run) -> tuple[bytes, ...]:
+        """What this run's usage statements name. What the log does not have of this member is said to the operator, and named by nobody."""
+        data, unknown = of_run(self._store.decision(run.run), self._settings, self._registered())
+        for digest in unknown:
+            words = f"data {digest.hex()[:16]}… is not in the log as this member's; this run's usage does not name it"
+            if not self._store.has_note(words, run.run):
+                self._store.note(words, run.run)
+        return data
 
     def _masked(self, run: Run, action: act.Upload) -> MaskedUpload:
         exchange = run.state.exchange

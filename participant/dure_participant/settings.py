@@ -47,7 +47,7 @@ class NodeSettings:
     of witness.key; this node mirrors the heads that a quorum cosigned."""
     data_commitments: str = ""
     """What the apps here train on, for everybody to read in this node's usage statements: the digests that `dure data register` told, up to
-    16, with commas between them. Empty: they name no data."""
+    16, with commas between them. `dure node allow --data` says otherwise for one run. Empty: they name no data."""
     node_config: Mapping[str, Value] = field(default_factory=dict)
     """Everything else: given to apps, seen by nobody else."""
 

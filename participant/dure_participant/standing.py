@@ -52,7 +52,6 @@ def site_of(identity: NodeIdentity, settings: NodeSettings, plan: RunPlan | None
         allow_unrecomputed_bases=then.terms.allow_unrecomputed_bases,
         challenge_window_s=then.terms.challenge_window_s,
         recompute_first=settings.recompute == "always",
-        data=settings.commitments,
         software="dure",
     )
 
@@ -63,6 +62,7 @@ def mirror_of(identity: NodeIdentity, settings: NodeSettings, store: NodeStore, 
     return Mirror(
         files=LogFiles(identity.directory / "log", log_is),
         log=log_is,
+        member=identity.member,
         name=witness_name(identity.charter.member(identity.member).host),
         key=identity.witness_key if settings.cosign else None,
         own=identity.key.public_key().public_bytes_raw(),

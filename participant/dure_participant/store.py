@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS chain (id INTEGER PRIMARY KEY CHECK (id = 1), seq INT
 CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY AUTOINCREMENT, instance BLOB UNIQUE NOT NULL, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (
   plan BLOB PRIMARY KEY, allowed INTEGER NOT NULL, reason TEXT NOT NULL, how TEXT NOT NULL, time REAL NOT NULL, env BLOB,
-  consented TEXT NOT NULL DEFAULT '[]'
+  consented TEXT NOT NULL DEFAULT '[]', data TEXT
 );
 CREATE TABLE IF NOT EXISTS plans (run BLOB PRIMARY KEY, envelope BLOB NOT NULL, app_blob TEXT NOT NULL, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, run BLOB, text TEXT NOT NULL);
@@ -45,9 +45,9 @@ CREATE TABLE IF NOT EXISTS recomputations (
   number INTEGER PRIMARY KEY AUTOINCREMENT, run BLOB NOT NULL, exchange INTEGER NOT NULL, asked REAL NOT NULL,
   done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '', result TEXT, ended REAL
 );
-PRAGMA user_version = 6;
+PRAGMA user_version = 7;
 """
-VERSION = 6
+VERSION = 7
 KEEP_NOTES = 2_000
 
 
@@ -93,6 +93,8 @@ class Decision:
     """The environment to run it in, where the plan names none; None: this node's own interpreter."""
     consented: tuple[bytes, ...] = ()
     """Earlier sums on the plan's base (instances) that were shown and consented to; by a person only."""
+    data: tuple[bytes, ...] | None = None
+    """Payload digests of the data commitments that the run's usage statements name; None: those of the node's setting."""
 
 
 class NodeStore:
@@ -242,21 +244,23 @@ class NodeStore:
         how: str,
         env_sha256: bytes | None = None,
         consented: Iterable[bytes] = (),
+        data: Iterable[bytes] | None = None,
     ) -> None:
         """Record the operator's word on a plan digest; a later word replaces it."""
         instances = json.dumps(sorted(i.hex() for i in consented))
+        named = None if data is None else json.dumps([d.hex() for d in data])
         with self._transaction() as db:
-            values = (plan, int(allowed), reason, how, time.time(), env_sha256, instances)
-            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            values = (plan, int(allowed), reason, how, time.time(), env_sha256, instances, named)
+            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def decision(self, plan: bytes) -> Decision | None:
         """The word on a plan digest; None before there is one."""
-        rows = self._rows("SELECT allowed, reason, how, time, env, consented FROM decisions WHERE plan = ?", plan)
+        rows = self._rows("SELECT allowed, reason, how, time, env, consented, data FROM decisions WHERE plan = ?", plan)
         return _decision(*rows[0]) if rows else None
 
     def decisions(self) -> dict[bytes, Decision]:
         """Every word so far, by plan digest."""
-        rows = self._rows("SELECT plan, allowed, reason, how, time, env, consented FROM decisions ORDER BY time")
+        rows = self._rows("SELECT plan, allowed, reason, how, time, env, consented, data FROM decisions ORDER BY time")
         return {bytes(plan): _decision(*row) for plan, *row in rows}
 
     # -- recomputations asked for ----------------------------------------------------------------------------------
@@ -329,5 +333,6 @@ class NodeStore:
         return [(bytes(run), exchange, json.loads(fact)) for run, exchange, fact in rows]
 
 
-def _decision(allowed: int, reason: str, how: str, at: float, env: bytes | None, consented: str) -> Decision:
-    return Decision(bool(allowed), reason, how, at, env, tuple(bytes.fromhex(i) for i in json.loads(consented)))
+def _decision(allowed: int, reason: str, how: str, at: float, env: bytes | None, consented: str, data: str | None) -> Decision:
+    named = None if data is None else tuple(bytes.fromhex(d) for d in json.loads(data))
+    return Decision(bool(allowed), reason, how, at, env, tuple(bytes.fromhex(i) for i in json.loads(consented)), named)

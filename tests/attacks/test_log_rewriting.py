@@ -75,6 +75,7 @@ def mirror(tmp_path):
     yield Mirror(
         files=LogFiles(tmp_path / "log", LOG),
         log=LOG,
+        member="ara",
         name="ara.titan/witness",
         key=WITNESS,
         charters=(CHARTER,),

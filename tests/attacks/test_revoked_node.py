@@ -127,7 +127,7 @@ def test_auditors_and_the_other_members_mirrors_end_the_key_at_the_revocation():
     entry = read_entry(log.entries[-1])
     with pytest.raises(KeyRefused, match="was revoked"):
         keys.follow(entry, keys.signer(entry.key_id)[1])
-    followed, follower = Followed(), Follower(public(key_of("me")), lambda _n: None, lambda: (charter(),))
+    followed, follower = Followed(), Follower("ara", public(key_of("me")), lambda _n: None, lambda: (charter(),))
     for raw in log.entries[:4]:
         followed = follower.take(followed, raw)
     assert followed.ended == {node} and Followed.from_json(json.loads(json.dumps(followed.to_json()))) == followed

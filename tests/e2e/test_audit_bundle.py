@@ -24,7 +24,7 @@ from dure.statements.statement import Chain, read_verified, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.note import Note, cosign, sign
 from dure.tlog.tiles import TileBuilder, TiledTree
-from dure_demo.consortium import dure_command, node_environment
+from dure_demo.consortium import StepFailed, dure_command, node_environment
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "digits"
 MEMBERS = ("ara", "bora", "chan", "dan")
@@ -41,9 +41,11 @@ def played(tmp_path_factory):
         consortium.serve()
         for member in MEMBERS:
             consortium.start_node(member)
+        _register_data(consortium, "ara")
         run, plan = consortium.run_start(APP, rounds=1, settings={}, outer_step="average")
-        for member in MEMBERS:
+        for member in MEMBERS[1:]:
             consortium.allow(member, plan)
+        wait_for(consortium, run, lambda _s: _allowed_with_data(consortium, "ara", plan))
         wait_for(consortium, run, lambda s: s["state"] == "finished")
         hub = log_of(consortium.dir_of("coordinator"))
         wait_for(consortium, run, lambda _s: _accepts(hub) >= 6)
@@ -54,6 +56,25 @@ def played(tmp_path_factory):
     bundle = consortium.root / "bundle"
     told = json.loads(consortium.dure("audit", "export", "--dir", consortium.dir_of("coordinator"), "--out", bundle, "--json"))
     return consortium, bundle, told["root_sha256"]
+
+
+def _register_data(consortium, member: str) -> None:
+    (consortium.root / "text.txt").write_text("what it trains on")
+    keys = consortium.dir_of(f"{member}/member")
+    consortium.dure("data", "register", consortium.root / "text.txt", "--name", "news", "--licence", "MIT", "--dir", keys)
+    consortium.dure("coordinator", "enter", keys / f"{member}.data.json", "--dir", consortium.dir_of("coordinator"))
+
+
+def _allowed_with_data(consortium, member: str, plan: str) -> bool:
+    """The operator names data for this run; refused until the node's mirror has the commitment, of that name or any other."""
+    allow = ("node", "allow", plan, "--yes", "--dir", consortium.dir_of(f"{member}/node"))
+    with pytest.raises(StepFailed, match="ara has registered no such data in the log"):
+        consortium.dure(*allow, "--data", "elsewhere")
+    try:
+        return bool(json.loads(consortium.dure(*allow, "--data", "news", "--json"))["data"])
+    except StepFailed as failed:
+        assert "has registered no such data" in str(failed)
+        return False
 
 
 def _accepts(place) -> int:
@@ -99,6 +120,8 @@ def test_a_member_proves_its_contribution_from_its_mirror_with_the_coordinator_g
     assert mirrored == exported
     assert (mirrored["exchanges"], mirrored["releases"]) == (served["exchanges"], served["releases"])  # under a later head, perhaps
     assert [(e["category"], e["members"]) for e in mirrored["exchanges"]] == [("train", ["ara"]), ("evaluate", ["ara"])]
+    named = json.loads(consortium.dure("log", "contains", "--data", "news", "--json", "--bundle", mine, "--root-sha256", pin))
+    assert [(e["category"], e["members"]) for e in named["exchanges"]] == [("train", ["ara"]), ("evaluate", ["ara"])]
     proof = mirrored["proofs"][0]
     (tmp_path / "p").write_text(proof["tlog_proof"])
     (tmp_path / "e").write_text(proof["entry"])

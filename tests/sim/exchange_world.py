@@ -133,6 +133,8 @@ class SimNode:
     approves: bool = True
     consents: bool = True
     """Its operator consents to whatever sums the plan lists."""
+    data: tuple[bytes, ...] = ()
+    """What its usage statements name."""
     deaf: bool = False
     """Gets no directives (a network that holds them back)."""
 
@@ -545,7 +547,7 @@ class World:
             )
         trailer, tag = encoder.finish()
         root = blob_id(data, action.chunk_bytes).root if data else merkle_root([])
-        return inp.UploadReady(action.instance, root, len(data), trailer, tag)
+        return inp.UploadReady(action.instance, root, len(data), trailer, tag, data=self.nodes[member].data)
 
     def recompute(self, member: str, action: act.Recompute) -> Finding:
         """As the agent does it: everything from what the coordinator shows this member, nothing on trust."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,8 +43,7 @@ def played() -> World:
     """Four rounds: all; m04's connection lost; m03 silent past the deadline; given up by everybody."""
     world = ready_world(6)
     for member in ("m00", "m01"):
-        node = world.nodes[member]
-        node.site = replace(node.site, data=(registered(world).envelope.payload_sha256,))
+        world.nodes[member].data = (registered(world).envelope.payload_sha256,)
     weights = world.exchange(1, "train", world.first_weights()).blob
     world.kill("m04")
     weights = world.exchange(2, "train", weights).blob

@@ -76,7 +76,8 @@ def register(
     say(f"commitment  {envelope.payload_sha256.hex()}")
     say(f"kept here   {data_folder.manifest_path(folder, name)}  (back it up: without it no file can be opened)")
     say(f"next: send {target} to the administrator (`dure coordinator enter {target.name}`)")
-    say(f"      on nodes that train on it: dure node config set data_commitments={envelope.payload_sha256.hex()}")
+    say(f"      where a run trains on it: dure node allow RUN --data {name}")
+    say(f"      where every run does: dure node config set data_commitments={envelope.payload_sha256.hex()}")
 
 
 def _judge(folder: MemberFolder, name: str, declared: dict[str, Any]) -> None:

@@ -72,6 +72,8 @@ class UploadReady:
     """Masked, F_p."""
     bytes_down: int = 0
     """Bytes of blobs this node fetched for the run since the last instance it said so of."""
+    data: tuple[bytes, ...] = ()
+    """Payload digests of the data commitments that its usage statement names."""
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,6 @@ class Site:
     """For so long after an exchange the coordinator must serve its uploads; from the pinned charter."""
     recompute_first: bool = False
     """The site's setting `recompute = "always"`: every sum is added up again here before it is accepted."""
-    data: tuple[bytes, ...] = ()
-    """Payload digests of the data commitments that usage statements name; of the setting `data_commitments`."""
     software: str = ""
 
 

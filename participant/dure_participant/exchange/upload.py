@@ -168,4 +168,4 @@ def _usage(turn: Turn, exchange: ExchangeWork, given: UploadReady) -> Usage:
     assert trained is not None
     up = given.length + sum(shape_of(exchange, work.purpose)[0] for work in exchange.instances if work.commit)
     spent = (trained.tokens, trained.steps, trained.milliseconds)
-    return Usage(turn.state.run, exchange.number, turn.site.member, *spent, up, given.bytes_down, trained.device, turn.site.data)
+    return Usage(turn.state.run, exchange.number, turn.site.member, *spent, up, given.bytes_down, trained.device, given.data)

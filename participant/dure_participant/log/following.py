@@ -14,7 +14,7 @@ from dure.charter.model import Charter
 from dure.errors import DureError
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import CharterVersion, NodeDelegation, NodeRevocation
+from dure.statements.kinds import CharterVersion, DataCommitment, NodeDelegation, NodeRevocation
 from dure.statements.statement import open_statement
 from dure.tlog.witness import WitnessRefused
 
@@ -35,6 +35,8 @@ class Followed:
     """Member -> the node that speaks for it."""
     ended: frozenset[bytes] = frozenset()
     """Node keys that may speak no more, though nothing newer took their place."""
+    data: Mapping[bytes, str] = field(default_factory=dict)
+    """Payload digest -> name of the data that this node's member registered."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,6 +45,7 @@ class Followed:
             "versions": list(self.versions),
             "nodes": {m: [key.hex(), generation, signer.hex()] for m, (key, generation, signer) in self.nodes.items()},
             "ended": sorted(key.hex() for key in self.ended),
+            "data": {digest.hex(): name for digest, name in self.data.items()},
         }
 
     @staticmethod
@@ -50,7 +53,8 @@ class Followed:
         """As `to_json` wrote it; KeyError or ValueError for anything else."""
         nodes = {m: (bytes.fromhex(key), int(generation), bytes.fromhex(by)) for m, (key, generation, by) in body["nodes"].items()}
         ended = frozenset(bytes.fromhex(key) for key in body["ended"])
-        return Followed(int(body["size"]), int(body["own"]), tuple(map(int, body["versions"])), nodes, ended)
+        data = {bytes.fromhex(digest): str(name) for digest, name in body["data"].items()}
+        return Followed(int(body["size"]), int(body["own"]), tuple(map(int, body["versions"])), nodes, ended, data)
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,13 @@ class Follower:
     """Reads entries in order.
 
     Args:
+        member: whose node this is.
         own: this node's public key.
         statement: what this node signed under a number; None for one it has not.
         charters: every version it has verified, 1 first.
     """
 
+    member: str
     own: bytes
     statement: Callable[[int], bytes | None]
     charters: Callable[[], Sequence[Charter]]
@@ -109,6 +115,9 @@ class Follower:
     def _members(self, after: Followed, envelope: Envelope, member: str, key: bytes) -> Followed:
         try:
             kind = kind_of(envelope.payload)
+            if kind == DataCommitment.kind and member == self.member:
+                named = open_statement(envelope, DataCommitment, [key]).fact.name
+                return replace(after, data={**after.data, envelope.payload_sha256: named})
             if kind == NodeRevocation.kind:
                 return _without(after, member, open_statement(envelope, NodeRevocation, [key]).fact)
             if kind != NodeDelegation.kind:

@@ -61,6 +61,7 @@ class Mirror:
 
     files: LogFiles
     log: NoteKey
+    member: str
     name: str
     """The witness's key name."""
     key: Ed25519PrivateKey | None
@@ -80,8 +81,8 @@ class Mirror:
         self._turn = asyncio.Lock()
         self._acknowledged: list[tuple[float, int]] = []
         """(monotonic seconds, own statements acknowledged by then), oldest first."""
-        self._follower = Follower(self.own, self.store.statement, lambda: self.charters)
-        self.followed = self._noted()
+        self._follower = Follower(self.member, self.own, self.store.statement, lambda: self.charters)
+        self.followed = noted(self.store)
         """What the mirror says, as far as it was read."""
         self.known = self._known()
         """The newest head of this history that a quorum cosigned: what this node's statements name."""
@@ -189,16 +190,9 @@ class Mirror:
             self._acknowledged = [(now - UNDER_WAY_S, ripe[-1]), *[a for a in self._acknowledged if a[0] > now - UNDER_WAY_S]]
         return ripe[-1] if ripe else 0
 
-    def _noted(self) -> Followed:
-        """What was noted when the head cosigned last was; nothing where there is no note that can be read."""
-        try:
-            return Followed.from_json(self.store.fact(FACT) or {})
-        except (KeyError, ValueError, TypeError):
-            return Followed()
-
     def _so_far(self) -> Followed:
         """What the mirror says; read anew where the note about it is of another size."""
-        found = self._noted()
+        found = noted(self.store)
         if found.size != self.seen.size:
             found = Followed()
             for entry in self.files.tree(self.seen.size).entries() if self.seen.size else ():
@@ -216,6 +210,14 @@ class Mirror:
         write_atomic(folder / "why", f"{refused.why}\n".encode())
         self.store.note(f"the log was caught: {refused.why}; evidence in {folder}")
         log.error("log.evidence", reason=refused.why, folder=str(folder))
+
+
+def noted(store: NodeStore) -> Followed:
+    """What a node's mirror says, as noted with the head cosigned last; nothing where there is no note that can be read."""
+    try:
+        return Followed.from_json(store.fact(FACT) or {})
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return Followed()
 
 
 def _put(spool: IO[bytes], entry: bytes) -> None:

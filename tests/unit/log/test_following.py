@@ -12,7 +12,7 @@ from dure.audit.entry import read_entry
 from dure.audit.keys import KeyRefused, Keys
 from dure.charter.log_keys import in_force
 from dure.charter.succession import barred, changes, signing_keys
-from dure.statements.kinds import CharterVersion, NodeDelegation
+from dure.statements.kinds import CharterVersion, DataCommitment, NodeDelegation
 from dure.statements.statement import Chain, seal
 from dure.tlog.witness import WitnessRefused
 from dure_participant.log.following import Followed, Follower, ended_keys
@@ -45,7 +45,7 @@ class Hub:
 
 
 def follow(entries, charters, so_far=None) -> Followed:
-    follower = Follower(public(key_of("me")), lambda _number: None, lambda: charters)
+    follower = Follower("ara", public(key_of("me")), lambda _number: None, lambda: charters)
     followed = so_far or Followed()
     for entry in entries:
         followed = follower.take(followed, entry)
@@ -64,6 +64,17 @@ def test_a_replaced_signing_key_ends_the_node_keys_it_delegated_and_a_new_one_be
     assert Followed.from_json(json.loads(json.dumps(followed.to_json()))) == followed
     # The newest version is obeyed before its entry is read.
     assert ended_keys(follow(hub.entries[:3], (ONE, TWO)), TWO) == {bora}
+
+
+def test_the_data_its_own_member_registered_is_known_and_nobody_elses():
+    hub = Hub()
+    hub.version(ONE)
+    for member in ("ara", "bora"):
+        hub.add(f"{member} signing", DataCommitment(member, f"{member}s", b"d" * 32, 1, 1, None, None, "MIT", None, None))
+    hub.add("bora again", DataCommitment("ara", "forged", b"d" * 32, 1, 1, None, None, "MIT", None, None))
+    followed = follow(hub.entries, (ONE,))
+    assert list(followed.data.values()) == ["aras"]
+    assert Followed.from_json(json.loads(json.dumps(followed.to_json()))) == followed
 
 
 def test_a_charter_entry_this_node_has_not_verified_is_not_cosigned():
