@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class SignedLog:
         envelope, self.chain = seal(fact, self.founded.hub.signing_key, self.chain, AT)
         self.entries.append(envelope.to_bytes())
 
+    def new_version(self, signers: Iterable[str], **changes: Any) -> Charter:
+        """One more charter version, signed by these members' governance keys, and its entry."""
+        number, terms = len(self.roots) + 1, replace(self.charter.terms, **changes)
+        raw = root.propose(terms, number, datetime.fromtimestamp(AT, UTC))
+        keys = {name: self.founded.members[name].governance_key for name in signers}
+        charter = self.founded.hub.publish(raw, {name: root.sign(raw, name, key) for name, key in keys.items()})
+        self.say(CharterVersion(number, charter.digest, sha256(self.roots[-1]).digest()))
+        return charter
+
     def plans(self, count: int) -> Iterator[Any]:
         charter, members = self.charter, tuple(self.founded.members)
         for n in range(count):
@@ -82,9 +92,9 @@ class SignedLog:
         return load_signing_key(self.founded.members[member].directory / "witness.key")
 
     def note(self, checkpoint: Checkpoint, members: Iterable[str] | None = None) -> Note:
-        """A head signed by the log and cosigned by these members; by default by all."""
+        """A head signed by the log and cosigned by these members; by default by all there are."""
         text, terms = checkpoint.text(), self.charter.terms
-        names = self.founded.members if members is None else members
+        names = [m.id for m in terms.members if m.id in self.founded.members] if members is None else members
         lines = [cosign(text, witness_name(self.charter.member(m).host), self.witness(m), AT) for m in names]
         return Note(text, (sign(text, origin_of(terms), self.founded.hub.log_key), *lines))
 

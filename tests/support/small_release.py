@@ -12,14 +12,11 @@ import numpy as np
 from safetensors.numpy import save_file
 from support.signed_log import SignedLog, signed_log
 
-from dure.audit.bundle import TRUST
-from dure.identity.files import write_atomic
 from dure.provenance import check
 from dure.provenance.attestation import merge, published, sign
 from dure.provenance.candidate import ReleaseCa, create
 from dure.provenance.facts import About
-from dure.provenance.model_signature import EVIDENCE
-from dure.provenance.own_log import source_of
+from dure.provenance.own_log import source_of, write_evidence
 from dure.statements.dsse import Envelope
 from dure.tlog.merkle import inclusion_proof
 from dure.tlog.proof import TlogProof
@@ -47,7 +44,7 @@ class SmallRelease:
 
     def attested(self, members: tuple[str, ...]) -> Envelope:
         candidate = self.candidate()
-        return merge(candidate.statement, self.signatures(members), candidate.charter)
+        return merge(candidate.statement, self.signatures(members), candidate.voters)
 
     def twin(self, target: Path) -> Path:
         return Path(shutil.copytree(self.folder, target))
@@ -62,10 +59,8 @@ def write_model(folder: Path, seed: int = 7, dtype: str = "<f4") -> Path:
     return folder
 
 
-def small_release(
-    folder: Path, signers: tuple[str, ...] = ("ara", "chan"), model: Callable[[Path], object] = lambda folder: write_model(folder)
-) -> SmallRelease:
-    """Of three members, k = 2 of whom sign; `model` writes the model's files."""
+def small_candidate(folder: Path, model: Callable[[Path], object] = lambda folder: write_model(folder)) -> SmallRelease:
+    """Of three members, k = 2, by nobody signed yet; `model` writes the model's files."""
     log = signed_log(folder / "log", plans=1)
     hub = log.founded.hub
     log.publish(hub.directory / "log")
@@ -74,24 +69,27 @@ def small_release(
     model(folder / "model")
     source = source_of(place, folder / "model", run, "m-1", 0, len(log.entries), About(license="Apache-2.0"))
     create(source, ReleaseCa(hub.release_root_pem, hub.release_ca_key), log.roots, folder / "m-1", NOW)
-    made = SmallRelease(log, folder / "m-1")
+    return SmallRelease(log, folder / "m-1")
+
+
+def small_release(
+    folder: Path, signers: tuple[str, ...] = ("ara", "chan"), model: Callable[[Path], object] = lambda folder: write_model(folder)
+) -> SmallRelease:
+    """The same, signed by these and published."""
+    made = small_candidate(folder, model)
     envelope = made.attested(signers)
-    log.say(published(envelope, made.candidate().charter))
-    enter(made, envelope, len(log.entries) - 1)
+    made.log.say(published(envelope, made.candidate().voters))
+    enter(made, envelope, len(made.log.entries) - 1)
     return made
 
 
 def enter(made: SmallRelease, envelope: Envelope, index: int) -> None:
     """Writes the evidence, as `dure release publish` does."""
-    place, evidence = _place(made.log), made.folder / EVIDENCE
+    place = _place(made.log)
     made.log.publish(place.folder)
     tree, head = place.tree(), place.head()
     proof = TlogProof(index, tuple(inclusion_proof(tree.node, index, head.checkpoint.size)), head.note.to_bytes())
-    for number, raw in enumerate(made.log.roots, 1):
-        write_atomic(evidence / TRUST / f"{number}.root.json", raw)
-    write_atomic(evidence / check.ATTESTATION, envelope.to_bytes())
-    write_atomic(evidence / check.ENTRY, made.log.entries[index])
-    write_atomic(evidence / check.PROOF, proof.to_bytes())
+    write_evidence(made.candidate(), place, envelope, made.log.entries[index], proof.to_bytes())
 
 
 def _place(log: SignedLog):

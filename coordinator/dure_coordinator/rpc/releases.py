@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dure.charter.model import Charter
 from dure.errors import BadInput, Unavailable
 from dure.identity.keys import public_bytes
 from dure.provenance.attestation import check_published
 from dure.statements import schema
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import ReleasePublished
+from dure.statements.kinds import CharterVersion, ReleasePublished
 from dure.statements.statement import read_verified, seal
 from dure_coordinator.storage.store import StatementRow, With
 
@@ -27,12 +29,13 @@ async def publish_release(coordinator: Coordinator, arguments: dict[str, Any]) -
     """Enters the release; the same release twice is one entry. {index, entry, proof}, the last two in base64.
 
     Raises:
-        Refused, NotAuthorised: it is out of form, of another charter version, or too few members signed.
+        Refused, NotAuthorised: it is out of form, of a charter version that is not in force yet, or too few members signed with keys that
+            were theirs from that version on to the one in force.
         BadInput: of no run here.
         Unavailable: it is an entry, and too few witnesses are there to cosign it.
     """
     entry = schema.decode(ReleasePublished, arguments.get("entry"), "entry")
-    release = check_published(entry, coordinator.charter)
+    release = check_published(entry, await _in_force(coordinator))
     if await coordinator.fleet.engine(release.run) is None:
         raise BadInput(f"run {release.run.hex()[:12]} is no run of this coordinator; publish the release at the one that ran it")
     raw = await _entered(coordinator, entry)
@@ -45,6 +48,12 @@ async def publish_release(coordinator: Coordinator, arguments: dict[str, Any]) -
     return {"index": proof.index, "entry": base64.b64encode(raw).decode(), "proof": base64.b64encode(proof.to_bytes()).decode()}
 
 
+async def _in_force(coordinator: Coordinator) -> Sequence[Charter]:
+    """The charter's versions that are entries."""
+    entered = await coordinator.store.statements(kind=CharterVersion.kind)
+    return coordinator.charters.all[: max(len(entered), 1)]
+
+
 async def _entered(coordinator: Coordinator, entry: ReleasePublished) -> bytes:
     """The entry's envelope, signed once for each statement of members."""
     store, key = coordinator.store, coordinator.folder.signing_key
@@ -54,6 +63,7 @@ async def _entered(coordinator: Coordinator, entry: ReleasePublished) -> bytes:
         for row in await store.statements(kind=ReleasePublished.kind):
             if read_verified(row.envelope, ReleasePublished).statement == entry.statement:
                 return row.envelope
+        check_published(entry, await _in_force(coordinator))  # a version that came meanwhile is an entry before this one
         chain = (await store.chain_of(party)).having_seen(coordinator.publisher.seen)
         envelope, after = seal(entry, key, chain, time.time())
         raw = envelope.to_bytes()

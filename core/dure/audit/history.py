@@ -264,7 +264,7 @@ def _usage(history: History, said: kinds.Usage, _entry: Entry) -> None:
 
 
 def _release(history: History, said: kinds.ReleasePublished, _entry: Entry) -> None:
-    release = check_published(said, history.keys.charter)
+    release = check_published(said, history.keys.entered)
     history.run_of(release.run)
 
 

@@ -63,6 +63,11 @@ class Keys:
     def charter(self) -> Charter:
         return self.versions[max(self.in_force, 1) - 1]
 
+    @property
+    def entered(self) -> Sequence[Charter]:
+        """Every version in force so far, the newest last."""
+        return self.versions[: max(self.in_force, 1)]
+
     def __post_init__(self) -> None:
         self._enter_charter()
 

@@ -7,7 +7,8 @@ The statement has no number and no time of its own, so that every member signs t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -60,17 +61,61 @@ def sign(payload: bytes, governance_key: Ed25519PrivateKey) -> Envelope:
     return seal_payload(payload, governance_key)
 
 
-def merge(payload: bytes, signed: dict[str, Envelope], charter: Charter) -> Envelope:
+@dataclass(frozen=True)
+class Voters:
+    """Whose signatures count under a release, and how many are needed.
+
+    A signature has no time. So a key counts where it was its member's governance key in the version that the release was made under, and
+    in every later one up to that in force where the release is entered: then it was valid whenever it was used. A key that was taken out
+    on the way counts for nothing, since nobody could tell a signature made before from one made after. As many are needed as the stricter
+    of the two versions asks for. Source: docs/spec/releases.md, "Attestation".
+    """
+
+    made_under: Charter
+    in_force: Charter
+    keys: Mapping[str, bytes]
+    """Member -> governance key."""
+
+    @staticmethod
+    def of(version: int, charters: Sequence[Charter]) -> Voters:
+        """Of a release made under `version`, entered where the last of these versions is in force.
+
+        Args:
+            charters: 1 first.
+
+        Raises:
+            Refused: there is no such version, or not yet.
+        """
+        if not 1 <= version <= len(charters):
+            raise Refused("charter_version", f"the release is of charter version {version}, in force is {charters[-1].version}")
+        since = charters[version - 1 :]
+        held = set.intersection(*({(m.id, m.governance_key) for m in charter.members} for charter in since))
+        return Voters(since[0], since[-1], dict(sorted(held)))
+
+    @property
+    def needed(self) -> int:
+        return max(self.made_under.terms.k, self.in_force.terms.k)
+
+    @property
+    def out(self) -> list[str]:
+        """Members of the release's version whose key does not count any more."""
+        return [m.id for m in self.made_under.members if m.id not in self.keys]
+
+    @property
+    def by_key(self) -> dict[bytes, str]:
+        return {key: member for member, key in self.keys.items()}
+
+
+def merge(payload: bytes, signed: dict[str, Envelope], voters: Voters) -> Envelope:
     """All signatures in one envelope, in order of member.
 
     Args:
         signed: envelopes by the name of their file.
 
     Raises:
-        NotSigned: one is of another release, by no member, or does not verify; names the file.
+        NotSigned: one is of another release, by nobody whose signature counts, or does not verify; names the file.
     """
-    known = {m.governance_key: m.id for m in charter.members}
-    found: dict[str, tuple[str, bytes]] = {}
+    known, found = voters.by_key, dict[str, tuple[str, bytes]]()
     for name, envelope in signed.items():
         if envelope.payload != payload or envelope.payload_type != IN_TOTO:
             raise NotSigned(f"{name}: signs another release than this folder holds; was it made again since?")
@@ -79,77 +124,99 @@ def merge(payload: bytes, signed: dict[str, Envelope], charter: Charter) -> Enve
         except Refused as error:
             raise NotSigned(f"{name}: {error}") from None
         if not signers:
-            raise NotSigned(f"{name}: is by no member's governance key; leave this file out")
+            raise NotSigned(f"{name}: {_nobody(envelope, voters)}; leave this file out")
         found |= {known[key]: line for key in signers for line in envelope.signatures if line[0] == key_id(key)}
     return Envelope(payload, tuple(found[member] for member in sorted(found)))
 
 
-def signers_of(envelope: Envelope, charter: Charter) -> tuple[str, ...]:
+def _nobody(envelope: Envelope, voters: Voters) -> str:
+    """Whose signature this is that does not count."""
+    there = {line[0] for line in envelope.signatures}
+    for member in voters.made_under.members:
+        if key_id(member.governance_key) in there:
+            return f"is by a governance key of {member.id} that is in force no more: by version {voters.in_force.version} it was taken out"
+    return "is by no member's governance key"
+
+
+def signers_of(envelope: Envelope, voters: Voters) -> tuple[str, ...]:
     """Members that signed, in order.
 
     Raises:
-        NotSigned: a line is of no member, or does not verify.
+        NotSigned: a line is of nobody whose signature counts, or does not verify.
     """
-    known = {m.governance_key: m.id for m in charter.members}
+    known = voters.by_key
     try:
         found = envelope.signed_by(known)
     except Refused as error:
         raise NotSigned(f"the release's attestation: {error}") from None
     if len(found) != len(envelope.signatures):
-        raise NotSigned("the release's attestation has a signature that is of no member in the charter, or one twice")
+        late = f", of {', '.join(voters.out)} by a key that was taken out before the release was entered" if voters.out else ""
+        raise NotSigned(f"the release's attestation has a signature that is of no member in the charter{late}, or one twice")
     return tuple(sorted(known[key] for key in found))
 
 
-def check_enough(signers: Iterable[str], charter: Charter) -> None:
-    """That k members signed.
+def check_enough(signers: Iterable[str], voters: Voters) -> None:
+    """That enough members signed.
 
     Raises:
-        NotSigned: fewer; says who has not.
+        NotSigned: fewer; says who has not, or that a release made anew is the way on.
     """
     there = set(signers)
-    missing = [m.id for m in charter.members if m.id not in there]
-    if len(there) < charter.terms.k:
-        have = f"signed by {len(there)} of {len(charter.members)} members, {charter.terms.k} are needed"
-        raise NotSigned(f"the release is {have}; not yet by {', '.join(missing)} (`dure release sign`)")
+    if len(there) >= voters.needed:
+        return
+    missing = ", ".join(member for member in voters.keys if member not in there)
+    have = f"the release is signed by {len(there)} of {len(voters.keys)} members, {voters.needed} are needed"
+    if len(voters.keys) < voters.needed:
+        raise NotSigned(
+            f"{have}, and the keys of {', '.join(voters.out)} were taken out by charter version {voters.in_force.version}; "
+            "make the release anew under it (`dure release create`) and have it signed"
+        )
+    raise NotSigned(f"{have}; not yet by {missing} (`dure release sign`)")
 
 
-def published(envelope: Envelope, charter: Charter) -> ReleasePublished:
+def published(envelope: Envelope, voters: Voters) -> ReleasePublished:
     """The entry of a release that enough members signed.
 
     Raises:
         NotSigned: too few, or somebody else.
     """
-    signers = signers_of(envelope, charter)
-    check_enough(signers, charter)
-    by_key = {key_id(m.governance_key): m.id for m in charter.members}
+    check_enough(signers_of(envelope, voters), voters)
+    by_key = {key_id(key): member for key, member in voters.by_key.items()}
     lines = sorted((by_key[key], signature) for key, signature in envelope.signatures)
     return ReleasePublished(envelope.payload.decode(), tuple(MemberSignature(m, s) for m, s in lines))
 
 
-def check_published(entry: ReleasePublished, charter: Charter) -> Release:
+def check_published(entry: ReleasePublished, charters: Sequence[Charter]) -> Release:
     """The release an entry publishes, by the charter in force where the entry stands.
 
+    Args:
+        charters: every version in force up to there, 1 first.
+
     Raises:
-        Refused: out of form, or of another consortium or charter version.
+        Refused: out of form, of another consortium, or of a charter version that is not in force yet.
         NotSigned: by too few, or not by those it names.
     """
     release = read_statement(entry.statement.encode())
-    if (release.consortium, release.charter_version, release.charter_sha256) != (
-        charter.terms.consortium_id,
-        charter.version,
-        charter.digest,
-    ):
-        raise Refused("charter_version", f"the release is of charter version {release.charter_version}, in force is {charter.version}")
-    envelope = envelope_of(entry, charter)
-    if [s.member for s in entry.signatures] != list(signers_of(envelope, charter)):
+    voters = Voters.of(release.charter_version, charters)
+    charter = voters.made_under
+    if (release.consortium, release.charter_sha256) != (charter.terms.consortium_id, charter.digest):
+        raise Refused("charter_sha256", f"the release is of another consortium, or of another version {charter.version} of the charter")
+    if [s.member for s in entry.signatures] != list(signers_of(envelope_of(entry, voters), voters)):
         raise Refused("signatures", "are not in order of the members that they are of")
-    check_enough((s.member for s in entry.signatures), charter)
+    check_enough((s.member for s in entry.signatures), voters)
     return release
 
 
-def envelope_of(entry: ReleasePublished, charter: Charter) -> Envelope:
-    """The attestation as members signed it."""
-    lines = tuple((key_id(charter.member(s.member).governance_key), s.signature) for s in entry.signatures)
+def envelope_of(entry: ReleasePublished, voters: Voters) -> Envelope:
+    """The attestation as members signed it.
+
+    Raises:
+        NotSigned: it names somebody whose signature does not count.
+    """
+    for said in entry.signatures:
+        if said.member not in voters.keys:
+            raise NotSigned(f"the release is signed by {said.member}, who is no member or whose key was taken out before it was entered")
+    lines = tuple((key_id(voters.keys[s.member]), s.signature) for s in entry.signatures)
     return Envelope(entry.statement.encode(), lines)
 
 

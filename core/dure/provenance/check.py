@@ -18,15 +18,16 @@ from dure.charter.model import Charter
 from dure.errors import Refused
 from dure.identity import tls
 from dure.identity.files import read
-from dure.provenance.attestation import check_enough, check_published, envelope_of, signers_of, statement_of
+from dure.provenance.attestation import Voters, check_enough, check_published, envelope_of, signers_of, statement_of
 from dure.provenance.candidate import ROOT, base_of
 from dure.provenance.errors import ContentDiffers, ExtraFiles, NotSigned
 from dure.provenance.facts import FACTS, Facts
 from dure.provenance.model_signature import EVIDENCE, SIGNATURE, SignedFiles, check_names, digests_of, file_names, open_signature
 from dure.provenance.weight_files import SUFFIX, TENSORS, WeightFiles, describe, tensor_digests, what_changed
 from dure.statements.dsse import Envelope
-from dure.statements.kinds import Release, ReleasePublished
+from dure.statements.kinds import CharterVersion, Release, ReleasePublished
 from dure.statements.statement import open_statement
+from dure.tlog.checkpoint import Head
 from dure.tlog.proof import TlogProof
 
 ATTESTATION, ENTRY, PROOF = "release.dsse.json", "entry.json", "release.tlog-proof"
@@ -41,6 +42,14 @@ class Candidate:
     facts: Facts
     signed: SignedFiles
     charter: Charter
+    """The version it was made under."""
+    versions: tuple[Charter, ...]
+    """Every version that was at hand, 1 first."""
+
+    @property
+    def voters(self) -> Voters:
+        """Whose signatures count where the newest of these versions is in force."""
+        return Voters.of(self.charter.version, self.versions)
 
     @property
     def release(self) -> Release:
@@ -100,7 +109,7 @@ def check_candidate(folder: Path, roots: list[bytes], pin: bytes, progress: Prog
     charter = versions[facts.charter_version - 1]
     if (facts.charter_sha256, facts.consortium_id) != (charter.digest, charter.terms.consortium_id):
         raise NotSigned(f"{FACTS}: is of another consortium or charter than the pinned one")
-    return Candidate(folder, facts, signed, charter)
+    return Candidate(folder, facts, signed, charter, versions)
 
 
 def check_content(signed: SignedFiles, folder: Path, progress: Progress = lambda _name: None) -> None:
@@ -137,6 +146,7 @@ class Published:
     """A release that holds."""
 
     candidate: Candidate
+    voters: Voters
     signers: tuple[str, ...]
     index: int
     """Of its entry."""
@@ -153,36 +163,72 @@ def check_release(folder: Path, pin: bytes, progress: Progress = lambda _name: N
     """
     roots = roots_of(folder)
     candidate = check_candidate(folder, roots, pin, progress)
-    charter = candidate.charter
     if not (folder / EVIDENCE / ATTESTATION).exists():
         raise NotSigned(f"{folder} is a candidate: no member's signature is in it yet (`dure release sign`, `dure release publish`)")
     envelope = Envelope.from_bytes(read(folder / EVIDENCE / ATTESTATION, "the members' signatures"))
     if envelope.payload != candidate.statement:
         raise NotSigned(f"{EVIDENCE}/{ATTESTATION}: members signed another release than this folder holds")
-    signers = signers_of(envelope, charter)
-    check_enough(signers, charter)
-    published = _check_logged(folder, candidate, charter_root.walk_all(roots, pin), envelope, signers)
-    _check_evidence_names(folder, len(roots))
+    published = _check_logged(folder, candidate, envelope)
+    _check_evidence_names(folder, candidate)
     return published
 
 
-def _check_logged(
-    folder: Path, candidate: Candidate, charters: tuple[Charter, ...], envelope: Envelope, signers: tuple[str, ...]
-) -> Published:
+def _check_logged(folder: Path, candidate: Candidate, envelope: Envelope) -> Published:
     raw = read(folder / EVIDENCE / ENTRY, "the release's entry of the log")
     entry = open_statement(raw, ReleasePublished, [candidate.charter.terms.coordinator.signing_key]).fact
-    if check_published(entry, candidate.charter) != candidate.release or envelope_of(entry, candidate.charter) != envelope:
-        raise NotSigned(f"{EVIDENCE}/{ENTRY}: publishes another release, or other signatures")
     proof = TlogProof.from_bytes(read(folder / EVIDENCE / PROOF, "the proof that the release is in the log"))
-    by = judging(charters[candidate.charter.version - 1 :], proof.checkpoint)
-    head = proof.verify(raw, by.log, by.keys, quorum=by.quorum)
+    head = _shown(proof, raw, candidate)
+    charters = candidate.versions[: _in_force(folder, candidate, proof.index)]
+    voters = Voters.of(candidate.charter.version, charters)
+    signers = signers_of(envelope, voters)
+    check_enough(signers, voters)
+    if check_published(entry, charters) != candidate.release or envelope_of(entry, voters) != envelope:
+        raise NotSigned(f"{EVIDENCE}/{ENTRY}: publishes another release, or other signatures")
     if candidate.facts.log.size > proof.index:
         raise Refused(f"{EVIDENCE}/{PROOF}", "the release is in the log before the entries that it is drawn from")
-    return Published(candidate, signers, proof.index, head.checkpoint.size, tuple(sorted(head.cosigned)))
+    cosigned = tuple(sorted(head.cosigned))
+    return Published(candidate, voters, signers, proof.index, head.checkpoint.size, cosigned)
 
 
-def _check_evidence_names(folder: Path, versions: int) -> None:
-    known = {ATTESTATION, ENTRY, PROOF} | {f"{TRUST}/{n}.root.json" for n in range(1, versions + 1)}
+def _shown(proof: TlogProof, entry: bytes, candidate: Candidate) -> Head:
+    """The head under which an entry is shown; judged by the newest version under which it counts."""
+    by = judging(candidate.versions[candidate.charter.version - 1 :], proof.checkpoint)
+    return proof.verify(entry, by.log, by.keys, quorum=by.quorum)
+
+
+def _in_force(folder: Path, candidate: Candidate, index: int) -> int:
+    """How many charter versions were in force at this index of the log, of those in the folder.
+
+    A version counts from its entry on, which the folder shows (`version_files`); one that it does not show counts.
+    """
+    count = candidate.charter.version
+    for charter in candidate.versions[count:]:
+        entry, proof = (folder / EVIDENCE / name for name in version_files(charter.version))
+        if entry.exists() and proof.exists() and _entered_at(charter, entry, proof, candidate) > index:
+            break
+        count = charter.version
+    return count
+
+
+def _entered_at(charter: Charter, entry: Path, proof: Path, candidate: Candidate) -> int:
+    """Index of a charter version's entry."""
+    raw = read(entry, "a charter version's entry of the log")
+    said = open_statement(raw, CharterVersion, [candidate.charter.terms.coordinator.signing_key]).fact
+    if (said.version, said.charter_sha256) != (charter.version, charter.digest):
+        raise NotSigned(f"{EVIDENCE}/{TRUST}/{entry.name}: is the entry of another charter version")
+    shown = TlogProof.from_bytes(read(proof, "the proof that a charter version is in the log"))
+    _shown(shown, raw, candidate)
+    return shown.index
+
+
+def version_files(version: int) -> tuple[str, str]:
+    """Where a release shows since when a charter version later than its own is in force: entry, and its proof."""
+    return f"{TRUST}/{version}.entry.json", f"{TRUST}/{version}.tlog-proof"
+
+
+def _check_evidence_names(folder: Path, candidate: Candidate) -> None:
+    known = {ATTESTATION, ENTRY, PROOF} | {f"{TRUST}/{charter.version}.root.json" for charter in candidate.versions}
+    known |= {name for charter in candidate.versions[candidate.charter.version :] for name in version_files(charter.version)}
     there = {p.relative_to(folder / EVIDENCE).as_posix() for p in (folder / EVIDENCE).rglob("*") if p.is_file()}
     if extra := sorted(there - known):
         raise ExtraFiles(f"{EVIDENCE}/{extra[0]}: is no part of a release; remove it, or do not use this copy")
@@ -196,10 +242,16 @@ def rows(found: Published) -> list[Row]:
         Row("the charter descends from the pinned version", PROVED, f"version {charter.version} of {charter.terms.name}"),
         Row("every file is as it was signed, and there is no other", PROVED, f"{files} files, {facts.tensors.parameters:,} parameters"),
         Row("the signer is under the release CA that the charter names", PROVED, found.candidate.signed.signer_sha256.hex()[:16] + "…"),
-        Row("enough members signed the release", SIGNED, f"{', '.join(found.signers)}; {charter.terms.k} needed"),
+        Row("enough members signed the release", SIGNED, f"{', '.join(found.signers)}; {found.voters.needed} needed{_later(found.voters)}"),
         Row("it is an entry of the consortium's log", PROVED, f"entry {found.index} of {found.size}, {len(found.cosigned)} cosigned"),
         _origin(facts),
     ]
+
+
+def _later(voters: Voters) -> str:
+    """Where the release was entered under a later version than it was made under."""
+    made, now = voters.made_under.version, voters.in_force.version
+    return f"; by keys that were theirs from charter version {made} to {now}, in force at its entry" if now > made else ""
 
 
 def _origin(facts: Facts) -> Row:

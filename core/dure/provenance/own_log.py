@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dure.audit.bundle import TRUST, is_charter
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
 from dure.charter.log_keys import origin_of
 from dure.errors import Unavailable
+from dure.identity.files import write_atomic
 from dure.provenance.candidate import MADE, Source, architecture_of, base_of, documents, facts_of
-from dure.provenance.check import Candidate
+from dure.provenance.check import ATTESTATION, ENTRY, PROOF, Candidate, version_files
 from dure.provenance.drawn_from_log import run_in
 from dure.provenance.errors import ContentDiffers
 from dure.provenance.facts import FACTS, About, LogPoint
+from dure.provenance.model_signature import EVIDENCE
 from dure.provenance.weight_files import WeightFiles
-from dure.tlog.merkle import root_at
+from dure.statements.dsse import Envelope
+from dure.tlog.merkle import inclusion_proof, root_at
+from dure.tlog.proof import TlogProof
 
 DRAWN = ("log", "run", "binding", "members", "metrics", "compute")
 """Fields of the facts that the log gives, by itself or with the weights."""
@@ -58,3 +63,24 @@ def _same_documents(candidate: Candidate) -> None:
     for name, raw in documents(candidate.facts, theirs, architecture_of(candidate.folder)).items():
         if (candidate.folder / name).read_bytes() != raw:
             raise ContentDiffers(f"{name}: is not what the facts give; do not sign, ask the administrator")
+
+
+def write_evidence(candidate: Candidate, place: LogPlace, envelope: Envelope, entry: bytes, proof: bytes) -> None:
+    """Puts what shows that a release is published into its folder; again, the same and what is newer.
+
+    Args:
+        envelope: the members' attestation.
+        entry, proof: of the release in the log, as the coordinator gave them.
+    """
+    evidence, tree, head = candidate.folder / EVIDENCE, place.tree(), place.head()
+    entered = [index for index, raw in enumerate(tree.entries(0, head.checkpoint.size)) if is_charter(raw)]
+    for version, index in enumerate(entered, 1):
+        write_atomic(evidence / TRUST / f"{version}.root.json", place.roots[version - 1])
+        if version > candidate.charter.version:
+            said, shown = version_files(version)
+            path = inclusion_proof(tree.node, index, head.checkpoint.size)
+            write_atomic(evidence / said, tree.entry(index))
+            write_atomic(evidence / shown, TlogProof(index, tuple(path), head.note.to_bytes()).to_bytes())
+    write_atomic(evidence / ATTESTATION, envelope.to_bytes())
+    write_atomic(evidence / ENTRY, entry)
+    write_atomic(evidence / PROOF, proof)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dure.audit.places import LogPlace, log_of
+from dure.audit.places import log_of
 from dure.charter import root as charter_root
 from dure.charter.coordinator import CoordinatorFolder
 from dure.console import DEFAULT_DIR, AsJson, Dir, Yes, draw, err, one_line_errors, out, say, show_json
@@ -26,7 +26,7 @@ from dure.provenance.candidate import ReleaseCa, create, run_of_model
 from dure.provenance.documents.words import flop, said, when
 from dure.provenance.facts import FACTS, Facts
 from dure.provenance.model_signature import EVIDENCE, file_names
-from dure.provenance.own_log import same_facts, source_of
+from dure.provenance.own_log import same_facts, source_of, write_evidence
 from dure.statements.dsse import Envelope
 
 app = typer.Typer(no_args_is_help=True, help="Releases: published weights with evidence, signed by k members.")
@@ -161,10 +161,11 @@ def publish(
     place = log_of(directory)
     candidate = check.check_candidate(folder, list(place.roots), place.pin, _progress())
     files = [(p.name, read(p, "a member's signature, made with `dure release sign`")) for p in signatures]
-    envelope = merge(candidate.statement, read_signatures(files), candidate.charter)
-    check_enough(signers_of(envelope, candidate.charter), candidate.charter)
+    envelope = merge(candidate.statement, read_signatures(files), candidate.voters)
+    check_enough(signers_of(envelope, candidate.voters), candidate.voters)
     told = _ask()(directory, "release-publish", {"entry": _entry_arguments(envelope, candidate)}, timeout_s=PUBLISH_S)
-    _write_evidence(folder, place, envelope, told)
+    entry, proof = (base64.b64decode(told[name]) for name in ("entry", "proof"))
+    write_evidence(candidate, place, envelope, entry, proof)
     found = check.check_release(folder, place.pin)
     if as_json:
         show_json({"release": str(folder), "index": found.index, "size": found.size, "signed_by": list(found.signers)})
@@ -174,17 +175,8 @@ def publish(
 
 
 def _entry_arguments(envelope: Envelope, candidate: check.Candidate) -> dict[str, Any]:
-    entry = published(envelope, candidate.charter)
+    entry = published(envelope, candidate.voters)
     return {"statement": entry.statement, "signatures": [{"member": s.member, "signature": s.signature.hex()} for s in entry.signatures]}
-
-
-def _write_evidence(folder: Path, place: LogPlace, envelope: Envelope, told: dict[str, Any]) -> None:
-    evidence = folder / EVIDENCE
-    for number, raw in enumerate(place.roots, 1):
-        write_atomic(evidence / "trust" / f"{number}.root.json", raw)
-    write_atomic(evidence / check.ATTESTATION, envelope.to_bytes())
-    write_atomic(evidence / check.ENTRY, base64.b64decode(told["entry"]))
-    write_atomic(evidence / check.PROOF, base64.b64decode(told["proof"]))
 
 
 def _ask() -> Callable[..., dict[str, Any]]:

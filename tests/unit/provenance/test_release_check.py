@@ -128,9 +128,9 @@ def test_each_kind_of_refusal_has_an_exit_code_of_its_own():
 
 
 def test_one_signature_too_few_names_who_is_missing(made):
-    charter = made.candidate().charter
+    voters = made.candidate().voters
     with pytest.raises(NotSigned, match="signed by 1 of 3 members, 2 are needed; not yet by ara, chan"):
-        check_enough(signers_of(made.attested(("bora",)), charter), charter)
+        check_enough(signers_of(made.attested(("bora",)), voters), voters)
 
 
 def test_a_release_signed_by_k_minus_1_is_refused_even_if_it_is_in_the_log(tmp_path):
@@ -164,10 +164,10 @@ def test_a_signature_over_another_release_and_a_strangers_are_named(made, tmp_pa
 
     candidate = made.candidate()
     with pytest.raises(NotSigned, match=r"x\.sig: is by no member's governance key"):
-        merge(candidate.statement, {"x.sig": sign(candidate.statement, Ed25519PrivateKey.generate())}, candidate.charter)
+        merge(candidate.statement, {"x.sig": sign(candidate.statement, Ed25519PrivateKey.generate())}, candidate.voters)
     other = sign(candidate.statement.replace(b"m-1", b"m-2"), made.log.founded.members["ara"].governance_key)
     with pytest.raises(NotSigned, match=r"x\.sig: signs another release"):
-        merge(candidate.statement, {"x.sig": other}, candidate.charter)
+        merge(candidate.statement, {"x.sig": other}, candidate.voters)
 
 
 def test_the_same_log_model_and_words_give_the_same_files_but_for_the_signature(made, tmp_path):
