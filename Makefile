@@ -26,11 +26,12 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	@$(BIN)/dure demo
 
+# A file at a time to a process, so that its consortium is founded once; slow files are first, and three processes keep two cores busy.
 test: setup
-	@$(BIN)/python -m pytest -n 2 -m "not deep" tests
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not deep" tests
 
 test-deep: setup
-	@$(BIN)/python -m pytest -n 2 tests
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
 check: setup
 	@$(BIN)/ruff check .

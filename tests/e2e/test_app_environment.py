@@ -49,6 +49,7 @@ def begin(stage, app):
     return call(stage.consortium.dir_of("coordinator"), "run-start", arguments, packed.archive, timeout_s=30.0)["run"]
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(300)
 def test_a_node_without_the_environment_says_so_and_joins_later_and_a_sleeper_is_left_behind(stage, locked):
     app, wheels = locked

@@ -105,6 +105,7 @@ def left_behind(node: Path) -> list[str]:
     return sorted(p.name for p in (node / "envs").glob("*") if p.name != "lock") if (node / "envs").exists() else []
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(240)
 def test_the_command_says_what_is_wrong_in_one_line_and_leaves_nothing_behind(app, tmp_path):
     node, wheels = tmp_path / "node", tmp_path / "wheels"

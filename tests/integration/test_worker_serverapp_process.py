@@ -157,6 +157,7 @@ async def test_digits_run_from_its_initial_weights_to_a_result(coordinator):
     assert list(unflatten(open_flat(result.flat_path, layout), layout)) == ["hidden.weight", "hidden.bias", "output.weight", "output.bias"]
 
 
+@pytest.mark.deep
 async def test_serverapp_killed_twice_resumes_from_the_journal_bit_identically(tmp_path):
     finals = []
     for name, kills in (("whole", []), ("killed", [2, 5])):

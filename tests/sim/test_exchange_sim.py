@@ -22,6 +22,11 @@ def ready_world(n: int = 5, c: int = 1, **how: object) -> World:
     return world
 
 
+def quick(some: int, *, of: int) -> list[object]:
+    """Seeds; the first few are for `make test`, the others deep."""
+    return [pytest.param(seed, marks=() if seed < some else pytest.mark.deep) for seed in range(of)]
+
+
 @pytest.mark.parametrize("step_name", ["average", "nesterov", "adam", "none"])
 def test_three_rounds_of_train_and_evaluate_give_the_weighted_mean(step_name: str) -> None:
     world = ready_world(4, step_name=step_name)
@@ -50,7 +55,7 @@ def test_members_and_coordinator_hold_the_same_base_after_every_exchange() -> No
         assert {world.state_of(m).base_record for m in world.members} == {world.state.base_record}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", quick(4, of=12))
 def test_a_run_survives_crashes_of_every_node_and_of_the_coordinator(seed: int) -> None:
     """Nodes restart before and after each write; the coordinator is killed at random, and everybody connects anew."""
     world = World(5, 1, seed=seed)
@@ -70,7 +75,7 @@ def test_a_run_survives_crashes_of_every_node_and_of_the_coordinator(seed: int) 
     world.check_secrets()
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", quick(16, of=60))
 def test_members_lost_at_any_step_give_the_right_mean_or_a_failure_that_revealed_nothing(seed: int) -> None:
     world = World(6, 1, seed=seed)
     world.start()
@@ -97,7 +102,7 @@ def test_members_lost_at_any_step_give_the_right_mean_or_a_failure_that_revealed
     world.refold()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", quick(6, of=20))
 def test_lost_members_come_back_and_the_run_goes_on(seed: int) -> None:
     """After any failure the same weights are asked for again; members that were away rejoin."""
     world = World(5, 1, seed=seed)
