@@ -20,6 +20,7 @@ from dure.identity import tls
 from dure.identity.files import read
 from dure.provenance.attestation import Voters, check_enough, check_published, envelope_of, signers_of, statement_of
 from dure.provenance.candidate import ROOT, base_of
+from dure.provenance.documents.words import start
 from dure.provenance.errors import ContentDiffers, ExtraFiles, NotSigned
 from dure.provenance.facts import FACTS, Facts
 from dure.provenance.model_signature import EVIDENCE, SIGNATURE, SignedFiles, check_names, digests_of, file_names, open_signature
@@ -245,6 +246,7 @@ def rows(found: Published) -> list[Row]:
         Row("enough members signed the release", SIGNED, f"{', '.join(found.signers)}; {found.voters.needed} needed{_later(found.voters)}"),
         Row("it is an entry of the consortium's log", PROVED, f"entry {found.index} of {found.size}, {len(found.cosigned)} cosigned"),
         _origin(facts),
+        Row("what the run began with", SIGNED, f"{start(facts.run)}; `dure audit lineage` of a bundle recomputes it"),
     ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dure.provenance.ancestry import Ancestry
 from dure.provenance.attestation import read_statement
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
@@ -71,7 +72,7 @@ class _Open:
 class _Search:
     member: str
     data: str
-    plans: dict[bytes, kinds.RunPlan] = field(default_factory=dict)
+    ancestry: Ancestry = field(default_factory=Ancestry)
     open: dict[bytes, _Open] = field(default_factory=dict)
     commitments: dict[bytes, tuple[int, str]] = field(default_factory=dict)
     """Payload digests of the data commitments asked about -> (index, member)."""
@@ -82,9 +83,8 @@ class _Search:
 
     def take(self, index: int, signed: Signed[Any]) -> None:
         fact = signed.fact
-        if isinstance(fact, kinds.RunPlan):
-            self.plans[signed.envelope.payload_sha256] = fact
-        elif isinstance(fact, kinds.InstanceOpen):
+        self.ancestry.take(signed)
+        if isinstance(fact, kinds.InstanceOpen):
             self.open[fact.instance] = _Open(fact.category)
         elif isinstance(fact, kinds.InstanceCommit) and fact.instance in self.open:
             self.open[fact.instance].commits[fact.member] = (index, fact)
@@ -102,7 +102,7 @@ class _Search:
     def _opened(self, index: int, fact: kinds.InstanceAggregate) -> None:
         known = self.open.pop(fact.instance, None)
         where = InstanceId.decode(fact.instance)
-        plan = self.plans.get(where.run)
+        plan = self.ancestry.plans.get(where.run)
         if known is None or known.survivors is None or plan is None or where.purpose is Purpose.SCALES:
             return
         at, survivors = known.survivors
@@ -125,16 +125,11 @@ class _Search:
 
     def _release(self, index: int, fact: kinds.ReleasePublished) -> None:
         release = read_statement(fact.statement.encode())
-        run: bytes | None = release.run
-        seen: set[bytes] = set()
-        while run is not None and run not in seen:
-            seen.add(run)
+        for run in (release.run, *self.ancestry.chain(release.run)):
             last = release.exchange if run == release.run else None
             if any(e.run == run and e.category == "train" and (last is None or e.exchange <= last) for e in self.exchanges):
                 self.releases.append(InRelease(release.name, release.run, release.exchange, run, index))
                 return
-            base = self.plans[run].base if run in self.plans else None
-            run = base.run if base is not None else None
 
 
 def contains(entries: Iterable[Signed[Any]], *, member: str = "", data: str = "") -> Answer:

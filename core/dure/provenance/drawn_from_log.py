@@ -11,8 +11,9 @@ from typing import Any
 from dure.charter.model import Charter
 from dure.errors import BadInput
 from dure.model.outer import lineage
+from dure.provenance.ancestry import Ancestry
 from dure.provenance.contributions import Row, contributions
-from dure.provenance.facts import About, Binding, Compute, MemberFacts, Metric, TrainingRun
+from dure.provenance.facts import MOST_ANCESTORS, About, Ancestor, Binding, Compute, MemberFacts, Metric, TrainingRun
 from dure.secagg.encode import decode_trailer, from_words, num_examples
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
@@ -36,6 +37,8 @@ class LogOfRun:
     """Unix seconds of the newest entry of the whole log."""
     data: dict[bytes, kinds.DataCommitment] = field(default_factory=dict)
     """Every data commitment of the whole log, by its payload digest."""
+    ancestry: Ancestry = field(default_factory=Ancestry)
+    """Of every run of the log."""
 
     @property
     def opens(self) -> dict[bytes, kinds.InstanceOpen]:
@@ -72,7 +75,8 @@ def run_in(entries: Iterable[Signed[Any]], wanted: str) -> LogOfRun:
     found: dict[bytes, LogOfRun] = {}
     time = 0
     data: dict[bytes, kinds.DataCommitment] = {}
-    for signed in entries:
+    ancestry = Ancestry()
+    for signed in ancestry.following(entries):
         time = max(time, signed.time)
         run = _run_of(signed)
         if isinstance(signed.fact, kinds.DataCommitment):
@@ -84,7 +88,7 @@ def run_in(entries: Iterable[Signed[Any]], wanted: str) -> LogOfRun:
     if len(found) != 1:
         raise BadInput(f"run {wanted}: {'several runs' if found else 'no run'} in the log start so; `dure contributions` shows all")
     only = next(iter(found.values()))
-    only.time, only.data = time, data
+    only.time, only.data, only.ancestry = time, data, ancestry
     return only
 
 
@@ -125,10 +129,22 @@ def training_run(log: LogOfRun, number: int, exchange: int) -> TrainingRun:
         exchange=exchange,
         outer_step=" ".join([step.name, *(f"{k}={v}" for k, v in sorted(step.settings.items()))]),
         lineage=lineage(step.name),
-        begins=base.origin if base is not None else DRAWN if plan.initial is not None else SENT,
+        begins=begins(plan),
         base_weights_id=None if base is None else base.weights_id,
         settings={key: str(value)[:500] for key, value in sorted(plan.settings.items())},
+        ancestors=ancestors(log),
     )
+
+
+def begins(plan: kinds.RunPlan) -> str:
+    """In words: what a plan starts from."""
+    return plan.base.origin if plan.base is not None else DRAWN if plan.initial is not None else SENT
+
+
+def ancestors(log: LogOfRun) -> tuple[Ancestor, ...]:
+    """Earlier runs whose models it goes back to, nearest first."""
+    plans = log.ancestry.plans
+    return tuple(Ancestor(run, plans[run].app_name, begins(plans[run])) for run in log.ancestry.chain(log.run)[:MOST_ANCESTORS])
 
 
 def member_facts(log: LogOfRun, charter: Charter, exchange: int) -> tuple[MemberFacts, ...]:

@@ -99,6 +99,19 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """An earlier run of the same log whose model a run began with, as the plans say it; `dure audit lineage` recomputes it."""
+
+    run: Digest
+    app_name: Line
+    begins: Line
+    """What it started from itself."""
+
+
+MOST_ANCESTORS = 64
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """The run the weights are of, by its signed plan."""
 
@@ -120,6 +133,8 @@ class TrainingRun:
     base_weights_id: Digest | None
     """Of the weights the plan starts from; null: they were drawn for this run."""
     settings: Mapping[str, Line]
+    ancestors: Annotated[tuple[Ancestor, ...], Items(0, MOST_ANCESTORS)] = ()
+    """Nearest first; the nearest ones, where there are more."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dure.provenance import check
 from dure.provenance.about import EXAMPLE, read_about
 from dure.provenance.attestation import check_enough, merge, published, read_signatures, sign, signers_of
 from dure.provenance.candidate import ReleaseCa, create, run_of_model
-from dure.provenance.documents.words import flop, said, when
+from dure.provenance.documents.words import flop, said, start, when
 from dure.provenance.facts import FACTS, Facts
 from dure.provenance.model_signature import EVIDENCE, file_names
 from dure.provenance.own_log import same_facts, source_of, write_evidence
@@ -98,7 +98,7 @@ def described(facts: Facts) -> list[str]:
         f"release {facts.name} of {facts.consortium}, as of {when(facts.log.time)} ({facts.log.size} entries of the log)",
         f"  {tensors.parameters:,} parameters, {', '.join(tensors.dtypes)}; weights id {tensors.weights_id.hex()}",
         f"  run {run.run.hex()[:12]} ({run.app_name} {run.app_version}), round {run.round} of {run.rounds}; bases {run.lineage}",
-        f"  began with {run.begins}",
+        f"  began with {start(run)}",
         f"  licence {said(facts.about.license)}; compute {flop(compute.formula_flop)} by formula, {compute.tokens:,} tokens declared",
     ]
     lines += [f"  {m.member:<32} in {m.counted} sums; data: {said(m.data)}" for m in facts.members]

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from dure.provenance.documents.words import NOT_DECLARED, flop, rounded, said, title, when
+from dure.provenance.documents.words import NOT_DECLARED, flop, rounded, said, start, title, when
 from dure.provenance.facts import Facts, MemberFacts
 
 CDX = "bom.cdx.json"
@@ -84,7 +84,7 @@ def _properties(facts: Facts) -> list[dict[str, str]]:
         "dure:weights-id": facts.tensors.weights_id.hex(),
         "dure:parameters": str(facts.tensors.parameters),
         "dure:lineage": facts.run.lineage,
-        "dure:base": facts.run.begins,
+        "dure:base": start(facts.run),
         "dure:log-size": str(facts.log.size),
         "dure:log-root": facts.log.root.hex(),
         "dure:tokens-self-declared": str(facts.compute.tokens),

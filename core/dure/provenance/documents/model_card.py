@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dure.provenance.documents.words import NOT_DECLARED, flop, rounded, said, table, title, when
+from dure.provenance.documents.words import NOT_DECLARED, back, flop, rounded, said, table, title, when
 from dure.provenance.facts import Facts
 
 CARD = "README.md"
@@ -76,6 +76,7 @@ def _training(facts: Facts) -> str:
     rows = [
         ("run", run.run.hex()),
         ("began with", run.begins),
+        *([("goes back to", back(run))] if run.ancestors else []),
         ("outer step", run.outer_step),
         ("bases", run.lineage),
         ("these weights", named),

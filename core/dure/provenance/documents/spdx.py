@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dure.provenance.documents.words import flop, rounded, said, title, when
+from dure.provenance.documents.words import flop, rounded, said, start, title, when
 from dure.provenance.facts import Facts, MemberFacts
 
 SPDX = "bom.spdx.json"
@@ -62,7 +62,7 @@ def _model(at: str, facts: Facts) -> dict[str, Any]:
     training = (
         f"Rounds of local training at {len(facts.members)} members, summed under secure aggregation; run {run.run.hex()}, "
         f"round {run.round} of {run.rounds}, outer step {run.outer_step}; bases: {run.lineage}; "
-        f"began with {run.begins}. Compute: "
+        f"began with {start(run)}. Compute: "
         f"formula {flop(compute.formula_flop)}, measured {flop(compute.measured_flop)}, hardware {flop(compute.hardware_flop)}."
     )
     metrics = {f"{m.category}:{m.exchange}:{m.name}": rounded(m.value) for m in facts.metrics}

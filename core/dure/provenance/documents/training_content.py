@@ -6,7 +6,7 @@ Headings follow the Commission's template of 24 July 2025. What the log cannot k
 
 from __future__ import annotations
 
-from dure.provenance.documents.words import NOT_DECLARED, cell, said, table, title, when
+from dure.provenance.documents.words import NOT_DECLARED, cell, said, start, table, title, when
 from dure.provenance.facts import Facts
 
 SUMMARY = "training-content-summary.md"
@@ -68,7 +68,7 @@ def _known(facts: Facts) -> dict[str, list[str]]:
     return {
         "1.2": [
             f"- 1.2 Model: {cell(facts.name)}, weights id {facts.tensors.weights_id.hex()}, {facts.tensors.parameters:,} parameters",
-            f"- 1.2 What it was made from: {cell(facts.run.begins)}",
+            f"- 1.2 What it was made from: {cell(start(facts.run))}",
         ],
         "1.3": [f"- 1.3 Size: {_size(tokens)}", f"- 1.3 Log of the training as of: {when(facts.log.time)}"],
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from dure.provenance.facts import Facts
+from dure.provenance.facts import Facts, TrainingRun
 
 NOT_DECLARED = "not declared"
 
@@ -19,6 +19,16 @@ def said(value: str | None) -> str:
 def when(seconds: int) -> str:
     """RFC 3339 in UTC, whole seconds."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def back(run: TrainingRun) -> str:
+    """The earlier runs that a run goes back to, nearest first; "" where it began by itself."""
+    return "; ".join(f"run {a.run.hex()[:12]} ({a.app_name}), which began with {a.begins}" for a in run.ancestors)
+
+
+def start(run: TrainingRun) -> str:
+    """What a run began with, and what that goes back to."""
+    return f"{run.begins}, which goes back to {back(run)}" if run.ancestors else run.begins
 
 
 def rounded(number: str, digits: int = 6) -> str:
