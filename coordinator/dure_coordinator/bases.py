@@ -6,6 +6,7 @@ The plan lists those sums (kinds.NamedBase): members compare the list with their
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ from dure.secagg import thresholds
 from dure.secagg.ids import InstanceId
 from dure.statements.kinds import EarlierSum, InstanceOpen, InstanceSurvivors, InstanceVoid, NamedBase
 from dure.statements.statement import read_verified
+from dure_coordinator.exchange.rounds import Model, models
 from dure_coordinator.export import Found, model_of
 from dure_coordinator.fleet import Fleet
 from dure_coordinator.storage.store import Store
@@ -43,7 +45,8 @@ async def start_from(fleet: Fleet, source: str, round_number: int | None, collud
     """The weights `--from` names: a file if there is one of that name, else a run.
 
     Raises:
-        BadInput: no such run, round or file; a file that is no float32 safetensors; weights of a run that is not over.
+        BadInput: no such run, round or file; a file that is no float32 safetensors; weights of a run that is not over, or that its
+            ServerApp made of bases that its members computed.
         DiskFull: no room to take the file in.
     """
     path = Path(source)
@@ -57,9 +60,29 @@ async def start_from(fleet: Fleet, source: str, round_number: int | None, collud
     engine = await fleet.find(source)
     found: Found = await model_of(engine, fleet.store, fleet.blobs, round_number)
     await engine.performer.restored(engine, str(found.blob), KEEP_S, check=True)
+    if engine.state.facts.named_step:
+        known = models(engine.state)
+        await engine.performer.restored(engine, known[max(known)].weights, KEEP_S, check=True)
+        if not await asyncio.to_thread(is_base, fleet.blobs, known, found):
+            raise BadInput(
+                f"--from {source}: what its ServerApp returned is none of the bases that its members computed, and no audit could follow "
+                f"it; give --round N (the newest is {max(known)}), or export it and start from the file, as a model from outside"
+            )
     row = fleet.rows[engine.run]
     origin = f"run {engine.run.hex()[:12]} ({row.name}), {found.what}"
     return await _start(fleet, found.blob, found.layout, origin, colluders, run=engine.run)
+
+
+def is_base(blobs: BlobStore, known: Mapping[int, Model], found: Found) -> bool:
+    """Whether these weights are those of a base that members computed: by their blob, or, of the newest, by their id.
+
+    Args:
+        known: the run's models by round; the newest must be in the store.
+    """
+    if any(model.weights == str(found.blob) for model in known.values()):
+        return True
+    newest = known[max(known)]
+    return _id_of(blobs, BlobId.parse(newest.weights), Layout.from_json(newest.layout)) == _id_of(blobs, found.blob, found.layout)
 
 
 def plain(text: str) -> str:
@@ -69,9 +92,13 @@ def plain(text: str) -> str:
 async def _start(
     fleet: Fleet, blob: BlobId, layout: Layout, origin: str, colluders: int, *, run: bytes | None = None, file_sha256: bytes | None = None
 ) -> Start:
-    wid = await asyncio.to_thread(lambda: weights_id(open_flat(fleet.blobs.path(blob), layout), layout))
+    wid = await asyncio.to_thread(_id_of, fleet.blobs, blob, layout)
     earlier = await earlier_sums(fleet, wid, colluders)
     return Start(blob, layout, NamedBase(wid, layout.tensors_sha256, layout.parameters, origin, run, file_sha256, earlier))
+
+
+def _id_of(blobs: BlobStore, blob: BlobId, layout: Layout) -> bytes:
+    return weights_id(open_flat(blobs.path(blob), layout), layout)
 
 
 def import_file(blobs: BlobStore, path: Path) -> tuple[BlobId, Layout, bytes]:

@@ -72,15 +72,23 @@ def write_evidence(candidate: Candidate, place: LogPlace, envelope: Envelope, en
         envelope: the members' attestation.
         entry, proof: of the release in the log, as the coordinator gave them.
     """
-    evidence, tree, head = candidate.folder / EVIDENCE, place.tree(), place.head()
-    entered = [index for index, raw in enumerate(tree.entries(0, head.checkpoint.size)) if is_charter(raw)]
-    for version, index in enumerate(entered, 1):
-        write_atomic(evidence / TRUST / f"{version}.root.json", place.roots[version - 1])
-        if version > candidate.charter.version:
-            said, shown = version_files(version)
-            path = inclusion_proof(tree.node, index, head.checkpoint.size)
-            write_atomic(evidence / said, tree.entry(index))
-            write_atomic(evidence / shown, TlogProof(index, tuple(path), head.note.to_bytes()).to_bytes())
+    evidence, made_under = candidate.folder / EVIDENCE, candidate.charter.version
+    for version, raw in enumerate(place.roots[:made_under], 1):
+        write_atomic(evidence / TRUST / f"{version}.root.json", raw)
+    if len(place.roots) > made_under:
+        _write_later_versions(evidence, place, made_under)
     write_atomic(evidence / ATTESTATION, envelope.to_bytes())
     write_atomic(evidence / ENTRY, entry)
     write_atomic(evidence / PROOF, proof)
+
+
+def _write_later_versions(evidence: Path, place: LogPlace, made_under: int) -> None:
+    """The versions after the release's own that are entries, and where they are."""
+    tree, head = place.tree(), place.head()
+    entered = [index for index, raw in enumerate(tree.entries(0, head.checkpoint.size)) if is_charter(raw)]
+    for version, index in list(enumerate(entered, 1))[made_under:]:
+        said, shown = version_files(version)
+        path = inclusion_proof(tree.node, index, head.checkpoint.size)
+        write_atomic(evidence / TRUST / f"{version}.root.json", place.roots[version - 1])
+        write_atomic(evidence / said, tree.entry(index))
+        write_atomic(evidence / shown, TlogProof(index, tuple(path), head.note.to_bytes()).to_bytes())
