@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -37,20 +38,25 @@ def in_order(work: Callable[[W], R], pieces: Iterable[W], cores: int) -> Iterato
     if cores <= 1:
         yield from map(work, pieces)
         return
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[Future[bytes]] = deque()
     # A key press that ends the command is the parent's affair: children would only print over each other.
     spawn, quiet = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(cores, mp_context=spawn, initializer=signal.signal, initargs=quiet)
     try:
         for piece in pieces:
-            waiting.append(pool.submit(work, piece))
+            waiting.append(pool.submit(_written, work, piece))
             if len(waiting) >= cores + AHEAD:
-                yield waiting.popleft().result()
+                yield pickle.loads(waiting.popleft().result())  # noqa: S301 -- what our own process wrote
         while waiting:
-            yield waiting.popleft().result()
+            yield pickle.loads(waiting.popleft().result())  # noqa: S301 -- likewise
     except BrokenProcessPool:
         raise Unavailable(
             "a process of this command was ended from outside, for lack of memory perhaps; try again with --cores 1"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _written(work: Callable[[W], R], piece: W) -> bytes:
+    """A result as bytes: the pool's own thread passes them on, and need not stop the one that looks at results in order to read them."""
+    return pickle.dumps(work(piece), pickle.HIGHEST_PROTOCOL)

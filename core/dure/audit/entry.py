@@ -97,13 +97,8 @@ def _opened(raw: bytes) -> tuple[bytes, str, bytes]:
     """(payload, key id, signature) of an envelope with the one signature that an entry has."""
     tail = _TAIL.fullmatch(raw, len(raw) - _TAIL_BYTES) if len(raw) > _TAIL_BYTES else None
     if tail is not None and raw.startswith(_HEAD) and len(raw) <= MAX_ENVELOPE_BYTES:
-        text = raw[len(_HEAD) : -_TAIL_BYTES]
-        try:
-            payload = binascii.a2b_base64(text, strict_mode=True)
-            signature = binascii.a2b_base64(tail[2], strict_mode=True)
-        except binascii.Error:
-            payload = signature = b""
-        if binascii.b2a_base64(payload, newline=False) == text and binascii.b2a_base64(signature, newline=False) == tail[2]:
+        payload, signature = _decoded(raw[len(_HEAD) : -_TAIL_BYTES]), _decoded(tail[2])
+        if payload and signature:
             return payload, tail[1].decode(), signature
     envelope = Envelope.from_bytes(raw)
     if len(envelope.signatures) != 1:
@@ -111,3 +106,16 @@ def _opened(raw: bytes) -> tuple[bytes, str, bytes]:
     if envelope.payload_type != IN_TOTO:
         raise Refused("payloadType", f"must be {IN_TOTO}")
     return envelope.payload, *envelope.signatures[0]
+
+
+def _decoded(text: bytes) -> bytes:
+    """What a base64 text says; empty where it is not the one text of that.
+
+    Letters of the alphabet only, as many as so many bytes need: then but the last four can be written in another way.
+    """
+    try:
+        said = binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        return b""
+    last = binascii.b2a_base64(said[-(len(said) % 3 or 3) :], newline=False)
+    return said if len(text) == (len(said) + 2) // 3 * 4 and text.endswith(last) else b""

@@ -10,13 +10,15 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from dure.errors import Unavailable
 from dure.secagg.ids import InstanceId
 
-IN_MEMORY = 64
+IN_MEMORY = 128
 """Exchanges: more than are ever under way, over all runs. A statement that comes later than so many costs a look into the file."""
+_Plain = tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -45,6 +47,19 @@ class Exchange:
     """member -> (payload digests of the sums it verified, next base)."""
     summed: bool = False
     """An instance other than scales was opened."""
+
+    def packed(self) -> _Plain:
+        """In plain values, which are written in a third of the time."""
+        return [(raw, *(getattr(one, name) for name in _KEPT)) for raw, one in self.instances.items()], self.accepts, self.summed
+
+    @staticmethod
+    def unpacked(body: _Plain) -> Exchange:
+        instances = {raw: Instance(InstanceId.decode(raw), *kept) for raw, *kept in body[0]}
+        return Exchange(instances, *body[1:])
+
+
+_KEPT = tuple(each.name for each in fields(Instance) if each.name != "id")
+"""An instance's id is the one of its key."""
 
 
 class Shelf:
@@ -75,9 +90,10 @@ class Shelf:
         self._near[key] = found
         self._newest[run] = max(number, self._newest.get(run, 0))
         if len(self._near) > self._most:
-            old, body = self._near.popitem(last=False)
+            old = [self._near.popitem(last=False) for _ in range((self._most + 1) // 2)]
             with _disk():
-                self._far.execute("INSERT OR REPLACE INTO exchange VALUES (?, ?, ?)", (*old, pickle.dumps(body)))
+                rows = ((*key, pickle.dumps(body.packed())) for key, body in old)
+                self._far.executemany("INSERT OR REPLACE INTO exchange VALUES (?, ?, ?)", rows)
         return found
 
     def _fetch(self, run: bytes, number: int) -> Exchange | None:
@@ -87,8 +103,7 @@ class Shelf:
             row = self._far.execute("SELECT body FROM exchange WHERE run = ? AND number = ?", (run, number)).fetchone()
         if row is None:
             return None
-        body: Exchange = pickle.loads(row[0])  # noqa: S301 -- our own bytes, from a file that only this process ever had
-        return body
+        return Exchange.unpacked(pickle.loads(row[0]))  # noqa: S301 -- our own bytes, from a file that only this process ever had
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from hashlib import sha256
+from operator import itemgetter
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from dure.statements.kinds import KINDS
@@ -36,7 +37,7 @@ class Heard(NamedTuple):
 
     kind: str
     values: tuple[Any, ...]
-    """In the order of the kind's fields."""
+    """In the order of the kind's fields; a dataclass among them is the tuple of its own. `fact_of` makes the statement of them."""
     seq: int
     prev: bytes | None
     time: int
@@ -47,7 +48,7 @@ class _Otherwise(Exception):
     """The long way is to decide."""
 
 
-Take = Callable[[str], Any]
+Take = Callable[[Any], Any]
 _GROUP = "(?P<>"
 """Where a form's group begins; it gets its name in the kind's expression."""
 
@@ -58,8 +59,11 @@ class _Form:
 
     expression: str
     take: Take
+    """From the group's text to plain values: tuples, where there are dataclasses."""
     each: Callable[[str], list[Any]] | None = None
     """The items in the text of a list of such; None where there is no list of it."""
+    build: Callable[[Any], Any] | None = None
+    """From plain values to what the field holds; None: they are that."""
 
     @property
     def plain(self) -> str:
@@ -69,12 +73,16 @@ class _Form:
 
 @dataclass(frozen=True)
 class _Reader:
+    kind: str
     matches: Callable[[str], re.Match[str] | None]
     takes: tuple[Take, ...]
     """Conversions, in the order of the kind's fields."""
     groups: tuple[str, ...]
     """Place in the chain, then the rows that together are the text of the fact alone, then the fields."""
-    rows: int
+    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+    """Those, of all groups in the order of the text."""
+    fields_at: int
+    """Where among those the fields begin."""
 
 
 _PLACE = ("seq", "prev", "time", "seen_size", "seen_root", "subject")
@@ -89,29 +97,40 @@ def read_flat(payload: bytes) -> Heard | None:
     named = _KIND.search(text, max(0, len(text) - _KIND_REACHES))
     reader = _reader(named[1]) if named is not None else None
     found = reader.matches(text) if reader is not None else None
-    if named is None or reader is None or found is None:
+    if reader is None or found is None:
         return None
-    seq, prev, time, size, root, subject, *texts = found.group(*reader.groups)
-    try:
-        values = tuple([None if raw is None else take(raw) for raw, take in zip(texts[reader.rows :], reader.takes, strict=True)])
-    except (_Otherwise, ValueError):
-        return None
-    fact = "{" + ",".join(texts[: reader.rows]) + "}"
+    picked = reader.pick(found.groups())
+    seq, prev, time, size, root, subject = picked[: len(_PLACE)]
+    fact = "{" + ",".join(picked[len(_PLACE) : reader.fields_at]) + "}"
     if sha256(fact.encode()).hexdigest() != subject:
         return None
+    try:
+        values = tuple([take(raw) for take, raw in zip(reader.takes, picked[reader.fields_at :], strict=True)])
+    except (_Otherwise, ValueError):
+        return None
     seen = SeenHead(int(size), bytes.fromhex(root)) if size is not None else None
-    return Heard(named[1], values, int(seq), bytes.fromhex(prev) if prev is not None else None, int(time), seen)
+    return Heard(reader.kind, values, int(seq), bytes.fromhex(prev) if prev is not None else None, int(time), seen)
 
 
 def fact_of(kind: str, values: tuple[Any, ...]) -> Any:
     """The dataclass with these values, which were judged one by one: its own constructor would only be slower."""
-    return _made(KINDS[kind], values)
+    return _builder(KINDS[kind])(values)
 
 
-def _made(form: Any, values: Iterable[Any]) -> Any:
-    fact: Any = object.__new__(form)
-    fact.__dict__.update(zip(_names(form), values, strict=True))
-    return fact
+@lru_cache(maxsize=64)
+def _builder(form: Any) -> Callable[[tuple[Any, ...]], Any]:
+    """What makes such a dataclass of its fields' plain values."""
+    names = _names(form)
+    within = [(at, field.build) for at, field in enumerate((_forms(form) or {}).values()) if field.build is not None]
+
+    def make(values: tuple[Any, ...]) -> Any:
+        fact: Any = object.__new__(form)
+        fact.__dict__.update(zip(names, values, strict=True))
+        for at, build in within:
+            fact.__dict__[names[at]] = build(values[at])
+        return fact
+
+    return make
 
 
 @lru_cache(maxsize=64)
@@ -119,6 +138,7 @@ def _names(form: Any) -> tuple[str, ...]:
     return tuple(f.name for f in fields(form))
 
 
+@lru_cache(maxsize=64)
 def _forms(kind: Any) -> dict[str, _Form] | None:
     """By field; None: one of them is not flat."""
     hints = get_type_hints(kind, include_extras=True)
@@ -137,9 +157,10 @@ def _reader(kind: str) -> _Reader | None:
     predicate, rows = _predicate(forms)
     tail = f'"predicateType":"urn:dure:{kind}:v1","subject":[{{"digest":{{"sha256":"'
     end = f'"}},"name":"{kind}"}}]}}'
-    expression = f"{_HEAD}{predicate}}},{re.escape(tail)}(?P<subject>[0-9a-f]{{64}}){re.escape(end)}"
+    expression = re.compile(f"{_HEAD}{predicate}}},{re.escape(tail)}(?P<subject>[0-9a-f]{{64}}){re.escape(end)}")
     groups = (*_PLACE, *rows, *(f"f_{name}" for name in forms))
-    return _Reader(re.compile(expression).fullmatch, tuple(form.take for form in forms.values()), groups, len(rows))
+    pick = itemgetter(*(expression.groupindex[group] - 1 for group in groups))
+    return _Reader(kind, expression.fullmatch, tuple(form.take for form in forms.values()), groups, pick, len(_PLACE) + len(rows))
 
 
 def _predicate(flat: dict[str, _Form]) -> tuple[str, tuple[str, ...]]:
@@ -173,7 +194,7 @@ def _form(hint: Any) -> _Form | None:
     if origin in (Union, types.UnionType):
         kinds = [a for a in arguments if a is not types.NoneType]
         inner = _form(Annotated[(kinds[0], *rules)] if rules else kinds[0]) if len(kinds) == 1 else None
-        return _Form(f"(?:null|{inner.expression})", inner.take) if inner and len(kinds) < len(arguments) else inner
+        return _optional(inner) if inner and len(kinds) < len(arguments) else inner
     if origin is tuple:
         return _list(_form(arguments[0]), next((r for r in rules if isinstance(r, Items)), Items(0, 4096)))
     if origin is not None and issubclass(origin, Mapping):
@@ -184,26 +205,34 @@ def _form(hint: Any) -> _Form | None:
     return made(rules) if made is not None else None
 
 
+def _optional(inner: _Form) -> _Form:
+    take, build = inner.take, inner.build
+    built = None if build is None else lambda value: None if value is None else build(value)
+    return _Form(f"(?:null|{inner.expression})", lambda text: None if text is None else take(text), build=built)
+
+
 def _record(kind: Any) -> _Form | None:
     forms = _forms(kind)
     if forms is None:
         return None
-    written = {name: f'"{name}":{form.expression.replace(_GROUP, f"(?P<f_{name}>")}' for name, form in forms.items()}
-    plain = ",".join(f'"{name}":{form.plain}' for name, form in sorted(forms.items()))
-    grouped = re.compile(r"\{" + ",".join(written[name] for name in sorted(written)) + r"\}")
-    names, takes = [f"f_{name}" for name in forms], [form.take for form in forms.values()]
+    names, written = list(forms), sorted(forms)
+    body = ",".join(f'"{name}":{forms[name].expression.replace(_GROUP, f"(?P<f_{name}>")}' for name in written)
+    plain = ",".join(f'"{name}":{forms[name].plain}' for name in written)
+    grouped = re.compile(rf"\{{{body}\}}")
+    takes, order = [forms[name].take for name in written], [written.index(name) for name in names]
 
-    def build(found: re.Match[str]) -> Any:
-        texts = [found[name] for name in names]
-        return _made(kind, [None if raw is None else take(raw) for raw, take in zip(texts, takes, strict=True)])
+    def each(text: str) -> list[Any]:
+        """Field by field rather than item by item: each is then one call."""
+        columns = zip(*map(re.Match.groups, grouped.finditer(text)), strict=True)
+        taken = [list(map(take, column)) for take, column in zip(takes, columns, strict=True)]
+        return list(zip(*[taken[at] for at in order], strict=True))
 
     def take(text: str) -> Any:
-        found = grouped.fullmatch(text)
-        if found is None:
+        if grouped.fullmatch(text) is None:
             raise _Otherwise
-        return build(found)
+        return each(text)[0]
 
-    return _Form(rf"{_GROUP}\{{{plain}\}})", take, lambda text: [build(found) for found in grouped.finditer(text)])
+    return _Form(rf"{_GROUP}\{{{plain}\}})", take, each, _builder(kind))
 
 
 def _hex(rules: tuple[Any, ...]) -> _Form:
@@ -249,7 +278,7 @@ def _text(rules: tuple[Any, ...]) -> _Form:
 def _list(item: _Form | None, count: Items) -> _Form | None:
     if item is None or item.each is None:
         return None
-    each, one = item.each, item.plain
+    each, one, inner = item.each, item.plain, item.build
 
     def take(text: str) -> tuple[Any, ...]:
         items = tuple(each(text)) if text else ()
@@ -257,4 +286,5 @@ def _list(item: _Form | None, count: Items) -> _Form | None:
             raise _Otherwise
         return items
 
-    return _Form(rf"\[{_GROUP}(?:{one}(?:,{one})*)?)\]", take)
+    built = None if inner is None else lambda items: tuple(map(inner, items))
+    return _Form(rf"\[{_GROUP}(?:{one}(?:,{one})*)?)\]", take, build=built)

@@ -30,6 +30,8 @@ class ProofRefused(Refused):
 
 def leaf_hash(entry: bytes | bytearray | memoryview) -> bytes:
     """RFC 6962 §2.1: SHA-256(0x00 ‖ entry)."""
+    if isinstance(entry, bytes):
+        return sha256(b"\0" + entry).digest()  # a copy of something so small costs less than a second call
     h = sha256(b"\0")
     h.update(entry)
     return h.digest()
@@ -64,9 +66,12 @@ class Frontier:
 
     def extend(self, leaves: Iterable[bytes]) -> Frontier:
         """Adds leaf hashes; returns itself."""
-        for leaf in leaves:
-            for _ in self.append(leaf):
-                pass
+        for node in leaves:
+            index = self.size
+            while index & 1:
+                node, index = node_hash(self.peaks.pop(), node), index >> 1
+            self.peaks.append(node)
+            self.size += 1
         return self
 
     def root(self) -> bytes:
