@@ -20,6 +20,7 @@ SUMMARIES = {
     "run": "Administrator: plan, start, watch, export training runs.",
     "data": "Partner: commit to training data, open files of it to an auditor.",
     "contributions": "Who did what, per member and run, from the signed log.",
+    "allocation": "Who gets which part, by the contributions in the log; signed by k members.",
     "release": "Published weights with evidence: create, sign, publish, verify.",
     "log": "The consortium's log: look, prove, check; evidence against it.",
     "audit": "Auditor: export a bundle, check one offline.",

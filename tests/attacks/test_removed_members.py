@@ -19,10 +19,11 @@ from dure.provenance.attestation import statement_of
 from dure.statements.dsse import IN_TOTO, pae
 from dure.statements.kinds import CharterVersion, Release, ReleasePublished
 from dure.statements.statement import read_verified
+from dure.tlog.merkle import EMPTY_ROOT
 from dure.wire.control import decode_hello_reply, encode_hello
 from dure.wire.messages import PROTOCOL_VERSION, Hello, ReportKind
 from dure_coordinator import standing
-from dure_coordinator.rpc import releases
+from dure_coordinator.rpc import attested
 from dure_coordinator.storage.store import StoreUnusable
 from dure_pb.v1 import log_pb2, log_pb2_grpc
 
@@ -92,19 +93,21 @@ async def test_what_is_on_its_way_when_a_version_comes_is_taken_in_before_it_or_
 
 async def test_a_removed_member_signs_no_release_that_was_made_before_and_the_others_still_can(tmp_path, monkeypatch):
     """A signature has no time: after its removal dana could sign what was made while it was a member."""
-    monkeypatch.setattr(releases, "COSIGNED_S", 0.1)
+    monkeypatch.setattr(attested, "COSIGNED_S", 0.1)
     async with serving(tmp_path, names=NAMES) as port:
         await port.coordinator.start()
         engine, charter, zero = await port.start_run(), port.coordinator.charter, bytes(32)
         about = (charter.terms.consortium_id, 1, charter.digest, engine.run)
-        statement = statement_of(Release("titan-1", *about, 0, zero, zero, zero, 1, zero))
+        statement = statement_of(Release("titan-1", *about, 0, zero, zero, zero, 0, EMPTY_ROOT))
         publish(port.founded, 2, **without(port.founded, "dana"))
         await standing.obey(port.coordinator)
 
         async def published_by(*members: str) -> dict[str, object]:
             keys = {m: port.founded.members[m].governance_key for m in members}
             lines = [{"member": m, "signature": key.sign(pae(IN_TOTO, statement)).hex()} for m, key in keys.items()]
-            return await releases.publish_release(port.coordinator, {"entry": {"statement": statement.decode(), "signatures": lines}})
+            return await attested.publish(
+                port.coordinator, ReleasePublished, {"entry": {"statement": statement.decode(), "signatures": lines}}
+            )
 
         with pytest.raises(NotAuthorised, match="signed by dana, who is no member or whose key was taken out before it was entered"):
             await published_by("ara", "bora", "dana")

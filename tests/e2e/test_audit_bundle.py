@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.commands import dure, refused, worked
 from support.founded import Founded
 
 from dure.audit.bundle import Bundle, PartMissing
@@ -18,8 +20,9 @@ from dure.audit.places import log_of
 from dure.charter.log_keys import log_key, origin_of
 from dure.errors import DureError, Refused
 from dure.identity.keys import load_signing_key
+from dure.provenance.attestation import read_statement, statement_of
 from dure.statements.dsse import Envelope, key_id, seal_payload
-from dure.statements.kinds import InstanceAggregate
+from dure.statements.kinds import Allocation, InstanceAggregate
 from dure.statements.statement import Chain, read_verified, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.note import Note, cosign, sign
@@ -51,6 +54,7 @@ def played(tmp_path_factory):
         wait_for(consortium, run, lambda _s: _accepts(hub) >= 6)
         mirror = log_of(consortium.dir_of("ara/node"))
         wait_for(consortium, run, lambda _s: _accepts(mirror) >= 6)  # it hears of a head once the others cosigned it
+        allocate(consortium, lambda done: wait_for(consortium, run, lambda _s: done()))
     finally:
         consortium.stop()
     bundle = consortium.root / "bundle"
@@ -77,6 +81,19 @@ def _allowed_with_data(consortium, member: str, plan: str) -> bool:
         return False
 
 
+def allocate(consortium: Founded, until) -> None:
+    """By sums they are in, signed by the three that are needed, each against its own mirror."""
+    hub, file = consortium.dir_of("coordinator"), consortium.root / "a-1.allocation.json"
+    consortium.dure("allocation", "draft", "--name", "a-1", "--by", "counted", "--out", file, "--dir", hub)
+    signers, size = MEMBERS[:3], log_of(hub).head().checkpoint.size
+    until(lambda: all(log_of(consortium.dir_of(f"{m}/node")).head().checkpoint.size >= size for m in signers))
+    for member in signers:
+        node, keys = consortium.dir_of(f"{member}/node"), consortium.dir_of(f"{member}/member")
+        consortium.dure("allocation", "sign", file, "--node", node, "--yes", "--dir", keys)
+    signed = [consortium.dir_of(f"{m}/member") / f"a-1.allocation.{m}.sig" for m in signers]
+    consortium.dure("allocation", "publish", file, *signed, "--dir", hub)
+
+
 def _accepts(place) -> int:
     try:
         return sum(b"exchange-accept" in Envelope.from_bytes(e).payload for e in place.tree().entries(0, place.head().checkpoint.size))
@@ -101,6 +118,28 @@ def test_an_auditor_verifies_a_bundle(played):
     assert told["heads_named"] >= sum(told["entries"][kind] for kind in ("instance-aggregate", "exchange-accept", "instance-survivors"))
     words = audit(bundle, pin).stdout
     assert all(label in words for label in ("proved", "signed", "self-declared", "not checked", "all of level 1 holds"))
+
+
+def test_an_allocation_that_members_signed_is_made_again_from_the_bundle(played):
+    consortium, bundle, pin = played
+    told = json.loads(worked("audit", "contributions", bundle, "--root-sha256", pin, "--check", "a-1", "--json"))
+    assert (told["holds"], told["signed_by"], sum(told["portions"].values())) == (True, list(MEMBERS[:3]), 1_000_000)
+    assert set(told["portions"]) == set(MEMBERS)
+    mirror = consortium.dir_of("ara/node")
+    assert "table and portions are proved" in worked("contributions", "--check", "a-1", "--dir", mirror)
+
+
+def test_a_member_signs_no_shares_that_its_own_log_does_not_give_and_one_signature_is_too_few(played, tmp_path):
+    consortium, _, _ = played
+    file, keys = consortium.root / "a-1.allocation.json", consortium.dir_of("bora/member")
+    said = read_statement(file.read_bytes(), Allocation)
+    first, second, *rest = said.portions
+    changed = replace(said, portions=(replace(first, parts=first.parts + 1), replace(second, parts=second.parts - 1), *rest))
+    (tmp_path / "forged.json").write_bytes(statement_of(changed))
+    own = ("--node", consortium.dir_of("bora/node"), "--yes", "--dir", keys)
+    refused(dure("allocation", "sign", tmp_path / "forged.json", *own), "not the whole in proportion to counted")
+    alone = dure("allocation", "publish", file, keys / "a-1.allocation.bora.sig", "--dir", consortium.dir_of("coordinator"))
+    refused(alone, "1 of 4 members, 3 are needed", "ara, chan, dan")
 
 
 def test_a_member_proves_its_contribution_from_its_mirror_with_the_coordinator_gone(played, tmp_path):

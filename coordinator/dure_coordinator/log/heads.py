@@ -31,9 +31,10 @@ class NamedHeads:
         for raw in envelopes:
             head = read_place(Envelope.from_bytes(raw).payload).seen
             if head is not None and head not in self._own:
-                await self._look(head)
+                await self.own(head)
 
-    async def _look(self, head: SeenHead) -> None:
+    async def own(self, head: SeenHead) -> None:
+        """That this is a head of this log. Raises as `check`."""
         size = self._publisher.size
         if head.size > size:
             raise Unavailable(f"checkpoint: names a head of {head.size} entries, and {size} are published here; try again")

@@ -22,7 +22,7 @@ from dure.identity.keys import public_bytes
 from dure.model.layout import Layout
 from dure.model.outer import lineage
 from dure.statements.dsse import key_id
-from dure.statements.kinds import RunPlan
+from dure.statements.kinds import AllocationPublished, ReleasePublished, RunPlan
 from dure.statements.statement import read_verified, seal
 from dure_coordinator.bases import Start, start_from
 from dure_coordinator.deadlines import checked
@@ -36,7 +36,7 @@ from dure_coordinator.forecasting import beside, check_disk, key_of, links_of, s
 from dure_coordinator.log.intake import Intake
 from dure_coordinator.log.publisher import Publisher
 from dure_coordinator.planning import make_plan, outer_step, with_joint_initial
-from dure_coordinator.rpc.releases import publish_release
+from dure_coordinator.rpc.attested import publish
 from dure_coordinator.rpc.steering import EVENTS, steer
 from dure_coordinator.storage.store import BlobRow, RunRow, StatementRow, With
 from dure_pb.v1 import admin_pb2 as pb
@@ -79,7 +79,8 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
             "run-export": self._export,
             "enter": self._enter,
             "run-let-go": self._let_go,
-            "release-publish": lambda arguments, _archive: publish_release(self._c, arguments),
+            "release-publish": lambda arguments, _archive: publish(self._c, ReleasePublished, arguments),
+            "allocation-publish": lambda arguments, _archive: publish(self._c, AllocationPublished, arguments),
             **{command: partial(self._steer, command) for command in EVENTS},
         }
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dure.audit.allocations import find, must_match
 from dure.audit.bundle import PartMissing
 from dure.audit.level1 import Result
 from dure.audit.places import log_of
@@ -20,8 +21,9 @@ from dure.charter import root as charter_root
 from dure.charter.model import Charter
 from dure.console import DEFAULT_DIR, AsJson, Dir, draw, one_line_errors, say, show_json
 from dure.errors import BadInput, Refused
+from dure.provenance.allocation import shown_by
 from dure.provenance.contributions import SELF_DECLARED, Row, contributions
-from dure.statements.kinds import RunPlan
+from dure.statements.kinds import Allocation, RunPlan
 from dure.tlog.tiles import TiledTree
 
 app = typer.Typer(add_completion=False)
@@ -29,6 +31,7 @@ app = typer.Typer(add_completion=False)
 OnlyRun = Annotated[str, typer.Option("--run", help="One run: the beginning of its id, or its app's name; default: all.")]
 Since = Annotated[str, typer.Option("--from", metavar="DATE", help="Exchanges begun on this day (UTC, YYYY-MM-DD) or later.")]
 Until = Annotated[str, typer.Option("--to", metavar="DATE", help="Exchanges begun on this day (UTC) or earlier.")]
+Check = Annotated[str, typer.Option("--check", metavar="ALLOCATION", help="Its name in the log, or a file: does it follow from the table?")]
 Format = Annotated[str, typer.Option("--format", help="table | csv | json")]
 
 SIGNED_BY = {
@@ -48,6 +51,7 @@ def main(
     run: OnlyRun = "",
     since: Since = "",
     until: Until = "",
+    check: Check = "",
     form: Format = "table",
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
@@ -56,12 +60,16 @@ def main(
 
     Every entry's signature is checked on the way, so the coordinator, a member's node (its own mirror) and an auditor (`dure audit
     contributions`) get the same table. Columns that are only the member's own word are marked. Exchanges that failed before anything was
-    opened are in no statement, and not here.
+    opened are in no statement, and not here. With --check, whether an allocation (`dure allocation`) follows from the table at the head it
+    cites: exit 0 only if it does.
 
     Example: dure contributions --run 3f9a --format csv --dir hub
     """
     place = log_of(directory)
     tree = place.tree()
+    if check:
+        show_checked(check, tree, place.charters, as_json)
+        return
     show(found(tree, place.charters, run, since, until), "json" if as_json else form, tree.size)
 
 
@@ -72,22 +80,52 @@ def found(tree: TiledTree, versions: Sequence[Charter], run: str, since: str, un
         BadInput: no such run, or a date that is none.
         Refused: names the first entry that does not hold.
     """
-    span = (_day(since, "--from") if since else 0.0, _day(until, "--to") + 86_400 if until else float(2**48))
+    return rows_at(tree, versions, tree.size, run, span_of(since, until))
+
+
+def rows_at(tree: TiledTree, versions: Sequence[Charter], size: int, run: str, span: tuple[int, int]) -> tuple[Row, ...]:
+    """The same, of so many first entries and of exchanges begun in this span of unix seconds."""
 
     def wanted(run_id: bytes, plan: RunPlan) -> bool:
         return not run or run_id.hex().startswith(run.lower()) or run in (plan.name, plan.app_name)
 
-    rows = contributions(verified(tree.entries(), versions), runs=wanted, span=span)
+    rows = contributions(verified(tree.entries(0, size), versions), runs=wanted, span=span)
     if run and not rows:
         raise BadInput(f"--run {run}: no run in the log starts so; `dure contributions` shows all")
     return rows
 
 
-def _day(text: str, option: str) -> float:
+def span_of(since: str, until: str) -> tuple[int, int]:
+    """Unix seconds [from, to) of these days; all there is where one is not given. Raises BadInput."""
+    return _day(since, "--from") if since else 0, _day(until, "--to") + 86_400 if until else 2**48
+
+
+def show_checked(asked: str, tree: TiledTree, versions: Sequence[Charter], as_json: bool) -> None:
+    """Prints whether an allocation follows from the table at the head it cites.
+
+    Raises:
+        Refused: it does not; says what.
+    """
+    one = find(asked, tree, versions)
+    must_match(tree, versions, one.said)
+    if as_json:
+        signed = {"entry": one.entry, "signed_by": list(one.signers), "portions": portions_of(one.said), "whole": one.said.whole}
+        show_json({"allocation": one.said.name, "holds": True, "basis": one.said.basis, "shown": shown_by(one.said), **signed})
+        return
+    where = f"entry {one.entry}, signed by {', '.join(one.signers)}" if one.entry is not None else "in no entry of this log: a draft"
+    say(f"allocation {one.said.name} ({where}): {shown_by(one.said)}")
+
+
+def portions_of(said: Allocation) -> dict[str, int]:
+    """Parts by member."""
+    return {portion.member: portion.parts for portion in said.portions}
+
+
+def _day(text: str, option: str) -> int:
     try:
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
             raise ValueError
-        return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC).timestamp()
+        return int(datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC).timestamp())
     except ValueError:
         raise BadInput(f"{option} {text}: must be a day, as 2026-11-25") from None
 
@@ -199,6 +237,7 @@ def of_bundle(
     run: OnlyRun = "",
     since: Since = "",
     until: Until = "",
+    check: Check = "",
     form: Format = "table",
     as_json: AsJson = False,
 ) -> None:
@@ -215,4 +254,7 @@ def of_bundle(
     must_hold(result)
     versions = charter_root.walk_all(bundle.roots(), wanted)
     tree = TiledTree(lambda path: bundle.read(f"{bundles.LOG}/{path}"), result.size)
+    if check:
+        show_checked(check, tree, versions, as_json)
+        return
     show(found(tree, versions, run, since, until), "json" if as_json else form, result.size)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dure.audit.entry import Entry
-from dure.errors import DureError
+from dure.errors import DureError, Refused
 from dure.statements.statement import SeenHead
-from dure.tlog.merkle import Frontier, node_hash, root_at
+from dure.tlog.merkle import EMPTY_ROOT, Frontier, node_hash, root_at
 from dure.tlog.tiles import TiledTree
 
 REMEMBERED = 4_096
@@ -91,6 +91,18 @@ class NamedHeads:
         if root is not None and root != seen.root:
             return f"checkpoint: names a head of {seen.size} entries that this log never had: its signer was shown another history"
         return ""
+
+    def check_cited(self, index: int, size: int, root: bytes) -> None:
+        """That an entry says something was drawn from a head of this log that stands before it; nothing where hashes are missing.
+
+        Raises:
+            Refused: names the field.
+        """
+        if size > index:
+            raise Refused("log_size", f"{size} entries are cited, which is more than stand before it")
+        found = self._root(size) if size else EMPTY_ROOT
+        if found is not None and found != root:
+            raise Refused("log_root", "is of another history than this log")
 
     def _root(self, size: int) -> bytes | None:
         if size not in self._roots:

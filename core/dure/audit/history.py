@@ -16,6 +16,7 @@ from dure.audit.entry import Entry
 from dure.audit.exchanges import Exchange, Instance, Shelf
 from dure.audit.keys import Keys, Party
 from dure.errors import Refused
+from dure.provenance.allocation import check_portions
 from dure.provenance.attestation import check_published
 from dure.secagg.certificate import check_set, check_signers, context, survivors_message, verify_survivors_signature
 from dure.secagg.ids import InstanceId, Purpose
@@ -268,6 +269,15 @@ def _release(history: History, said: kinds.ReleasePublished, _entry: Entry) -> N
     history.run_of(release.run)
 
 
+def _allocation(history: History, said: kinds.AllocationPublished, _entry: Entry) -> None:
+    allocation = check_published(said, history.keys.entered)
+    check_portions(allocation)
+    for run in allocation.runs:
+        history.run_of(run)
+    there = {m.id for version in history.keys.versions for m in version.members}
+    must({p.member for p in allocation.portions} <= there, "portions", "name somebody who never was a member")
+
+
 _Judge = Callable[[History, Any, Entry], None]
 _COORDINATOR, _NODE = frozenset({"coordinator"}), frozenset({"node"})
 _ANYBODY: tuple[frozenset[str], _Judge | None] = (frozenset({"coordinator", "member", "node"}), None)
@@ -287,4 +297,5 @@ _JUDGES: dict[str, tuple[frozenset[str], _Judge | None]] = {
     "exchange-accept": (_NODE, _accept),
     "usage": (_NODE, _usage),
     "release-published": (_COORDINATOR, _release),
+    "allocation-published": (_COORDINATOR, _allocation),
 }

@@ -27,6 +27,8 @@ from dure.charter import root as charter_root
 from dure.charter.log_keys import witnessing
 from dure.charter.model import Charter
 from dure.errors import DureError, NotAuthorised, Refused
+from dure.provenance.attestation import stated
+from dure.statements.kinds import AllocationPublished, ReleasePublished
 from dure.tlog.checkpoint import Head
 from dure.tlog.files import CHECKPOINT
 from dure.tlog.merkle import Frontier
@@ -272,6 +274,9 @@ class _Judging:
             self.result.note(Finding(f"entry {index}", wrong))  # and what it says is judged all the same
         if not entry.unknown:
             self.result.history.take(index, entry, party)
+            if entry.kind in (ReleasePublished.kind, AllocationPublished.kind):
+                said = stated(entry.fact)
+                self.heads.check_cited(index, said.log_size, said.log_root)
         if entry.time >= self.latest + DAY_S:
             days = (entry.time - self.latest) / DAY_S
             self.result.note(Finding(f"entry {index}", f"time: is {days:.1f} days after the head that covers it: a clock was off", CLOCK))

@@ -52,6 +52,7 @@ def rows(result: Result, weights: Row | None = None, sums: Row | None = None, fi
         first or Row(FIRST, UNCHECKED, "needs the sums (--level 2, and a bundle exported with --run)"),
         sums or Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (--level 3, and a bundle exported with it)"),
         Row("tokens, steps, seconds, bytes", DECLARED, f"{history.counts.get('usage', 0)} usage statements"),
+        *_allocations(history),
         Row("what data was trained on", DECLARED if history.counts.get("data-commitment") else UNCHECKED, _data(history)),
         Row("that accelerators exist, data is lawful, training happened as said", UNCHECKED, "nothing here can prove it"),
     ]
@@ -90,6 +91,12 @@ def _whole(result: Result, claim: str, how: str, detail: str) -> Row:
     return Row(
         claim, UNCHECKED, f"holds for entries before {result.checked_to}, {detail}; the next ones are missing, later ones refer to them"
     )
+
+
+def _allocations(history: History) -> list[Row]:
+    count = history.counts.get("allocation-published", 0)
+    detail = f"{count} allocations by k members each; `dure audit contributions --check NAME` makes the table that one cites again"
+    return [Row("how it was shared out", SIGNED, detail)] if count else []
 
 
 def _data(history: History) -> str:

@@ -40,7 +40,7 @@ class Ancestry:
             _note(self._opened, fact.weights_id, fact.run)
         elif isinstance(fact, kinds.ReleasePublished):
             try:
-                release = read_statement(fact.statement.encode())
+                release = read_statement(fact.statement.encode(), kinds.Release)
             except DureError:
                 return  # the audit of the log names it
             _note(self._released, release.weights_id, release.run)

@@ -1,7 +1,8 @@
-"""The k-of-n release attestation: one statement, signed by members' governance keys on their own machines, and its entry in the log.
+"""k-of-n attestations: one statement, signed by members' governance keys on their own machines, and its entry in the log.
 
-The statement has no number and no time of its own, so that every member signs the same bytes. As an entry it stands in a coordinator's
-`release-published`, with the signatures, so that the log alone shows who signed. Source: DSSE v1.0.2; in-toto Statement v1; ledger.md §6.
+Releases and allocations are such statements. They have no number and no time of their own, so that every member signs the same bytes. As an
+entry one stands in a coordinator's `release-published` or `allocation-published`, with the signatures, so that the log alone shows who
+signed. Source: DSSE v1.0.2; in-toto Statement v1; ledger.md §6 and §8.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, overload
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,43 +19,46 @@ from dure.errors import BadInput, Refused
 from dure.provenance.errors import NotSigned
 from dure.statements import schema
 from dure.statements.dsse import IN_TOTO, Envelope, canonical_json, check_canonical, key_id, seal_payload
-from dure.statements.kinds import MemberSignature, Release, ReleasePublished
+from dure.statements.kinds import Allocation, AllocationPublished, MemberSignature, Release, ReleasePublished
 from dure.statements.statement import STATEMENT_TYPE
 
-PREDICATE = "urn:dure:release:v1"
-MAX_STATEMENT_BYTES = 4096
+A = TypeVar("A", bound=Release | Allocation)
+P = TypeVar("P", ReleasePublished, AllocationPublished)
+MAX_STATEMENT_BYTES = 12_288
 
 
-def statement_of(release: Release) -> bytes:
+def statement_of(fact: Release | Allocation) -> bytes:
     """The bytes that members sign."""
+    name, digest = fact.subject
     return canonical_json(
         {
             "_type": STATEMENT_TYPE,
-            "subject": [{"name": release.name, "digest": {"sha256": release.files_sha256.hex()}}],
-            "predicateType": PREDICATE,
-            "predicate": schema.encode(release),
+            "subject": [{"name": name, "digest": {"sha256": digest.hex()}}],
+            "predicateType": f"urn:dure:{fact.kind}:v1",
+            "predicate": schema.encode(fact),
         }
     )
 
 
-def read_statement(payload: bytes) -> Release:
-    """The release that these bytes are the statement of.
+def read_statement(payload: bytes, kind: type[A]) -> A:
+    """The release, or allocation, that these bytes are the statement of.
 
     Raises:
         Refused: names the field.
     """
+    what = kind.kind
     if len(payload) > MAX_STATEMENT_BYTES:
-        raise Refused("release", f"larger than {MAX_STATEMENT_BYTES} bytes")
+        raise Refused(what, f"larger than {MAX_STATEMENT_BYTES} bytes")
     try:
         body = json.loads(payload)
         predicate = body["predicate"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise Refused("release", "is not an in-toto statement") from None
-    check_canonical("release", body, payload)
-    release = schema.decode(Release, predicate, "release")
-    if statement_of(release) != payload:
-        raise Refused("release", "is not the statement of what it states")
-    return release
+        raise Refused(what, "is not an in-toto statement") from None
+    check_canonical(what, body, payload)
+    fact = schema.decode(kind, predicate, what)
+    if statement_of(fact) != payload:
+        raise Refused(what, "is not the statement of what it states")
+    return fact
 
 
 def sign(payload: bytes, governance_key: Ed25519PrivateKey) -> Envelope:
@@ -63,10 +68,10 @@ def sign(payload: bytes, governance_key: Ed25519PrivateKey) -> Envelope:
 
 @dataclass(frozen=True)
 class Voters:
-    """Whose signatures count under a release, and how many are needed.
+    """Whose signatures count under a release or an allocation, and how many are needed.
 
-    A signature has no time. So a key counts where it was its member's governance key in the version that the release was made under, and
-    in every later one up to that in force where the release is entered: then it was valid whenever it was used. A key that was taken out
+    A signature has no time. So a key counts where it was its member's governance key in the version that the statement was made under, and
+    in every later one up to that in force where it is entered: then it was valid whenever it was used. A key that was taken out
     on the way counts for nothing, since nobody could tell a signature made before from one made after. As many are needed as the stricter
     of the two versions asks for. Source: docs/spec/releases.md, "Attestation".
     """
@@ -75,10 +80,12 @@ class Voters:
     in_force: Charter
     keys: Mapping[str, bytes]
     """Member -> governance key."""
+    what: str = Release.kind
+    """release | allocation, for words."""
 
     @staticmethod
-    def of(version: int, charters: Sequence[Charter]) -> Voters:
-        """Of a release made under `version`, entered where the last of these versions is in force.
+    def of(version: int, charters: Sequence[Charter], what: str = Release.kind) -> Voters:
+        """Of a statement made under `version`, entered where the last of these versions is in force.
 
         Args:
             charters: 1 first.
@@ -87,10 +94,10 @@ class Voters:
             Refused: there is no such version, or not yet.
         """
         if not 1 <= version <= len(charters):
-            raise Refused("charter_version", f"the release is of charter version {version}, in force is {charters[-1].version}")
+            raise Refused("charter_version", f"the {what} is of charter version {version}, in force is {charters[-1].version}")
         since = charters[version - 1 :]
         held = set.intersection(*({(m.id, m.governance_key) for m in charter.members} for charter in since))
-        return Voters(since[0], since[-1], dict(sorted(held)))
+        return Voters(since[0], since[-1], dict(sorted(held)), what)
 
     @property
     def needed(self) -> int:
@@ -98,7 +105,7 @@ class Voters:
 
     @property
     def out(self) -> list[str]:
-        """Members of the release's version whose key does not count any more."""
+        """Members of that version whose key does not count any more."""
         return [m.id for m in self.made_under.members if m.id not in self.keys]
 
     @property
@@ -113,12 +120,12 @@ def merge(payload: bytes, signed: dict[str, Envelope], voters: Voters) -> Envelo
         signed: envelopes by the name of their file.
 
     Raises:
-        NotSigned: one is of another release, by nobody whose signature counts, or does not verify; names the file.
+        NotSigned: one is of another statement, by nobody whose signature counts, or does not verify; names the file.
     """
     known, found = voters.by_key, dict[str, tuple[str, bytes]]()
     for name, envelope in signed.items():
         if envelope.payload != payload or envelope.payload_type != IN_TOTO:
-            raise NotSigned(f"{name}: signs another release than this folder holds; was it made again since?")
+            raise NotSigned(f"{name}: signs another {voters.what} than this one; was it made again since?")
         try:
             signers = envelope.signed_by(known)
         except Refused as error:
@@ -148,10 +155,10 @@ def signers_of(envelope: Envelope, voters: Voters) -> tuple[str, ...]:
     try:
         found = envelope.signed_by(known)
     except Refused as error:
-        raise NotSigned(f"the release's attestation: {error}") from None
+        raise NotSigned(f"the {voters.what}'s attestation: {error}") from None
     if len(found) != len(envelope.signatures):
-        late = f", of {', '.join(voters.out)} by a key that was taken out before the release was entered" if voters.out else ""
-        raise NotSigned(f"the release's attestation has a signature that is of no member in the charter{late}, or one twice")
+        late = f", of {', '.join(voters.out)} by a key that was taken out before it was entered" if voters.out else ""
+        raise NotSigned(f"the {voters.what}'s attestation has a signature that is of no member in the charter{late}, or one twice")
     return tuple(sorted(known[key] for key in found))
 
 
@@ -159,23 +166,28 @@ def check_enough(signers: Iterable[str], voters: Voters) -> None:
     """That enough members signed.
 
     Raises:
-        NotSigned: fewer; says who has not, or that a release made anew is the way on.
+        NotSigned: fewer; says who has not, or that a statement made anew is the way on.
     """
     there = set(signers)
     if len(there) >= voters.needed:
         return
     missing = ", ".join(member for member in voters.keys if member not in there)
-    have = f"the release is signed by {len(there)} of {len(voters.keys)} members, {voters.needed} are needed"
+    have = f"the {voters.what} is signed by {len(there)} of {len(voters.keys)} members, {voters.needed} are needed"
     if len(voters.keys) < voters.needed:
         raise NotSigned(
             f"{have}, and the keys of {', '.join(voters.out)} were taken out by charter version {voters.in_force.version}; "
-            "make the release anew under it (`dure release create`) and have it signed"
+            f"make the {voters.what} anew under it and have it signed"
         )
-    raise NotSigned(f"{have}; not yet by {missing} (`dure release sign`)")
+    raise NotSigned(f"{have}; not yet by {missing} (`dure {voters.what} sign`)")
 
 
 def published(envelope: Envelope, voters: Voters) -> ReleasePublished:
-    """The entry of a release that enough members signed.
+    """The entry of a release that enough members signed; raises as `entry_of`."""
+    return entry_of(envelope, voters, ReleasePublished)
+
+
+def entry_of(envelope: Envelope, voters: Voters, kind: type[P]) -> P:
+    """The entry of what enough members signed.
 
     Raises:
         NotSigned: too few, or somebody else.
@@ -183,11 +195,15 @@ def published(envelope: Envelope, voters: Voters) -> ReleasePublished:
     check_enough(signers_of(envelope, voters), voters)
     by_key = {key_id(key): member for key, member in voters.by_key.items()}
     lines = sorted((by_key[key], signature) for key, signature in envelope.signatures)
-    return ReleasePublished(envelope.payload.decode(), tuple(MemberSignature(m, s) for m, s in lines))
+    return kind(envelope.payload.decode(), tuple(MemberSignature(m, s) for m, s in lines))
 
 
-def check_published(entry: ReleasePublished, charters: Sequence[Charter]) -> Release:
-    """The release an entry publishes, by the charter in force where the entry stands.
+@overload
+def check_published(entry: ReleasePublished, charters: Sequence[Charter]) -> Release: ...
+@overload
+def check_published(entry: AllocationPublished, charters: Sequence[Charter]) -> Allocation: ...
+def check_published(entry: ReleasePublished | AllocationPublished, charters: Sequence[Charter]) -> Release | Allocation:
+    """The release, or allocation, that an entry publishes, by the charter in force where the entry stands.
 
     Args:
         charters: every version in force up to there, 1 first.
@@ -196,18 +212,23 @@ def check_published(entry: ReleasePublished, charters: Sequence[Charter]) -> Rel
         Refused: out of form, of another consortium, or of a charter version that is not in force yet.
         NotSigned: by too few, or not by those it names.
     """
-    release = read_statement(entry.statement.encode())
-    voters = Voters.of(release.charter_version, charters)
+    said, what = stated(entry), entry.states.kind
+    voters = Voters.of(said.charter_version, charters, what)
     charter = voters.made_under
-    if (release.consortium, release.charter_sha256) != (charter.terms.consortium_id, charter.digest):
-        raise Refused("charter_sha256", f"the release is of another consortium, or of another version {charter.version} of the charter")
-    if [s.member for s in entry.signatures] != list(signers_of(envelope_of(entry, voters), voters)):
+    if (said.consortium, said.charter_sha256) != (charter.terms.consortium_id, charter.digest):
+        raise Refused("charter_sha256", f"the {what} is of another consortium, or of another version {charter.version} of the charter")
+    if [by.member for by in entry.signatures] != list(signers_of(envelope_of(entry, voters), voters)):
         raise Refused("signatures", "are not in order of the members that they are of")
-    check_enough((s.member for s in entry.signatures), voters)
-    return release
+    check_enough((by.member for by in entry.signatures), voters)
+    return said
 
 
-def envelope_of(entry: ReleasePublished, voters: Voters) -> Envelope:
+def stated(entry: ReleasePublished | AllocationPublished) -> Release | Allocation:
+    """What an entry publishes; no signature is checked. Raises Refused: out of form."""
+    return read_statement(entry.statement.encode(), entry.states)
+
+
+def envelope_of(entry: ReleasePublished | AllocationPublished, voters: Voters) -> Envelope:
     """The attestation as members signed it.
 
     Raises:
@@ -215,12 +236,14 @@ def envelope_of(entry: ReleasePublished, voters: Voters) -> Envelope:
     """
     for said in entry.signatures:
         if said.member not in voters.keys:
-            raise NotSigned(f"the release is signed by {said.member}, who is no member or whose key was taken out before it was entered")
+            raise NotSigned(
+                f"the {voters.what} is signed by {said.member}, who is no member or whose key was taken out before it was entered"
+            )
     lines = tuple((key_id(voters.keys[s.member]), s.signature) for s in entry.signatures)
     return Envelope(entry.statement.encode(), lines)
 
 
-def read_signatures(files: Sequence[tuple[str, bytes]]) -> dict[str, Envelope]:
+def read_signatures(files: Sequence[tuple[str, bytes]], what: str = Release.kind) -> dict[str, Envelope]:
     """Signature files by name.
 
     Raises:
@@ -231,5 +254,5 @@ def read_signatures(files: Sequence[tuple[str, bytes]]) -> dict[str, Envelope]:
         try:
             found[name] = Envelope.from_bytes(raw)
         except Refused:
-            raise BadInput(f"{name}: not a signature file as `dure release sign` writes it") from None
+            raise BadInput(f"{name}: not a signature file as `dure {what} sign` writes it") from None
     return found

@@ -124,7 +124,7 @@ class _Search:
             self.commitments[signed.envelope.payload_sha256] = index, signed.fact.member
 
     def _release(self, index: int, fact: kinds.ReleasePublished) -> None:
-        release = read_statement(fact.statement.encode())
+        release = read_statement(fact.statement.encode(), kinds.Release)
         for run in (release.run, *self.ancestry.chain(release.run)):
             last = release.exchange if run == release.run else None
             if any(e.run == run and e.category == "train" and (last is None or e.exchange <= last) for e in self.exchanges):

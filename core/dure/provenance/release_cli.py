@@ -6,7 +6,6 @@ import base64
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +26,7 @@ from dure.provenance.documents.words import flop, said, start, when
 from dure.provenance.facts import FACTS, Facts
 from dure.provenance.model_signature import EVIDENCE, file_names
 from dure.provenance.own_log import same_facts, source_of, write_evidence
+from dure.provenance.serving import serving_coordinator
 from dure.statements.dsse import Envelope
 
 app = typer.Typer(no_args_is_help=True, help="Releases: published weights with evidence, signed by k members.")
@@ -163,7 +163,9 @@ def publish(
     files = [(p.name, read(p, "a member's signature, made with `dure release sign`")) for p in signatures]
     envelope = merge(candidate.statement, read_signatures(files), candidate.voters)
     check_enough(signers_of(envelope, candidate.voters), candidate.voters)
-    told = _ask()(directory, "release-publish", {"entry": _entry_arguments(envelope, candidate)}, timeout_s=PUBLISH_S)
+    told = serving_coordinator("release publish")(
+        directory, "release-publish", {"entry": _entry_arguments(envelope, candidate)}, timeout_s=PUBLISH_S
+    )
     entry, proof = (base64.b64decode(told[name]) for name in ("entry", "proof"))
     write_evidence(candidate, place, envelope, entry, proof)
     found = check.check_release(folder, place.pin)
@@ -177,20 +179,6 @@ def publish(
 def _entry_arguments(envelope: Envelope, candidate: check.Candidate) -> dict[str, Any]:
     entry = published(envelope, candidate.voters)
     return {"statement": entry.statement, "signatures": [{"member": s.member, "signature": s.signature.hex()} for s in entry.signatures]}
-
-
-def _ask() -> Callable[..., dict[str, Any]]:
-    """How the serving coordinator is asked; its packages are not core's."""
-    found = next(iter(entry_points(group="dure.admin", name="call")), None)
-    try:
-        if found is None:
-            raise ModuleNotFoundError("dure_coordinator")
-        call: Callable[..., dict[str, Any]] = found.load()
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"`dure release publish` needs {error.name or error}, which is not installed; `pip install dure[coordinator]`"
-        ) from None
-    return call
 
 
 @app.command()

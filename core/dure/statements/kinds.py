@@ -434,6 +434,50 @@ class Release:
     """The facts are drawn from so many first entries of the log, whose root is `log_root`."""
     log_root: Digest
 
+    @property
+    def subject(self) -> tuple[str, bytes]:
+        return self.name, self.files_sha256
+
+
+@dataclass(frozen=True)
+class Portion:
+    member: MemberId
+    parts: Annotated[int, Range(0, 10**9)]
+    """Of the allocation's whole."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How k members say that something is shared out among all, by the contributions they cite. No entry: it stands in
+    `allocation-published`. Whole numbers only (dure.provenance.allocation)."""
+
+    kind: ClassVar[str] = "allocation"
+    name: Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
+    consortium: Nonce
+    charter_version: Annotated[int, Range(1, 1_000_000)]
+    charter_sha256: Digest
+    purpose: Reason
+    """In words: what is shared out."""
+    runs: Annotated[tuple[Digest, ...], Items(1, 64)]
+    """Whose contributions the table has, ascending."""
+    begun_from: Counter
+    """Unix seconds: exchanges that began earlier are not in the table."""
+    begun_before: Counter
+    """Unix seconds: nor those that began then or later."""
+    log_size: Counter
+    """The table is a function of so many first entries of the log, whose root is `log_root`."""
+    log_root: Digest
+    table_sha256: Digest
+    basis: Annotated[str, Pattern("agreed|counted|accepted|tokens|steps|milliseconds|bytes_up")]
+    """The column by whose sums the whole is shared out; agreed: by nothing that could be computed."""
+    whole: Annotated[int, Range(1, 10**9)]
+    portions: Annotated[tuple[Portion, ...], Items(1, 255)]
+    """In order of member; their parts are the whole."""
+
+    @property
+    def subject(self) -> tuple[str, bytes]:
+        return self.name, self.table_sha256
+
 
 @dataclass(frozen=True)
 class MemberSignature:
@@ -446,7 +490,18 @@ class ReleasePublished:
     """A release that enough members signed is published: their statement, verbatim, and the signatures."""
 
     kind: ClassVar[str] = "release-published"
+    states: ClassVar[type[Release]] = Release
     statement: Annotated[str, Pattern(r"[\x20-\x7e]{1,4096}")]
+    signatures: Annotated[tuple[MemberSignature, ...], Items(2, 100)]
+
+
+@dataclass(frozen=True)
+class AllocationPublished:
+    """An allocation that enough members signed is published, likewise."""
+
+    kind: ClassVar[str] = "allocation-published"
+    states: ClassVar[type[Allocation]] = Allocation
+    statement: Annotated[str, Pattern(r"[^\x00-\x1f\x7f]{1,12288}")]
     signatures: Annotated[tuple[MemberSignature, ...], Items(2, 100)]
 
 
@@ -469,5 +524,6 @@ KINDS: dict[str, type] = {
         NodeDelegation,
         NodeRevocation,
         ReleasePublished,
+        AllocationPublished,
     )
 }

@@ -66,13 +66,13 @@ def test_a_signature_by_a_key_that_was_replaced_meanwhile_counts_for_nothing(tmp
     late = merge(made.candidate().statement, signed, Voters.of(1, charters[:1]))
     with pytest.raises(NotSigned, match=r"ara\.sig: is by a governance key of ara that is in force no more: by version 2 it was taken out"):
         merge(late.payload, signed, voters)
-    with pytest.raises(NotSigned, match="of ara by a key that was taken out before the release was entered"):
+    with pytest.raises(NotSigned, match="of ara by a key that was taken out before it was entered"):
         published(late, voters)
     entry = forged(late, ("ara", "chan"))
     with pytest.raises(NotSigned, match="signed by ara, who is no member or whose key was taken out"):
         check_published(entry, charters)
     index = say(made, entry, late)
-    with pytest.raises(NotSigned, match="of ara by a key that was taken out before the release was entered"):
+    with pytest.raises(NotSigned, match="of ara by a key that was taken out before it was entered"):
         check.check_release(made.folder, made.pin)
     assert [line.split(":")[0] for line in findings(made, tmp_path / "bundle")] == [f"entry {index}"]
     say(made, published(made.attested(("bora", "chan")), voters), made.attested(("bora", "chan")))

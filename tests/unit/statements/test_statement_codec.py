@@ -14,6 +14,7 @@ from dure.errors import Refused
 from dure.statements.dsse import Envelope, canonical_json, pae, seal_payload
 from dure.statements.kinds import (
     KINDS,
+    AllocationPublished,
     CharterVersion,
     CohortMember,
     DataCommitment,
@@ -99,6 +100,7 @@ FACTS: list[Any] = [
     NodeDelegation("a", "node1", D, 1, 0, 99),
     NodeRevocation("a", "node1", 1, 99, "stolen"),
     ReleasePublished("{}", (MemberSignature("a", bytes(64)), MemberSignature("b", bytes(64)))),
+    AllocationPublished('{"purpose":"배분"}', (MemberSignature("a", bytes(64)), MemberSignature("b", bytes(64)))),
 ]
 
 

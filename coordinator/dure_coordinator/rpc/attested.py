@@ -1,4 +1,4 @@
-"""Publishing a release: the members' attestation becomes an entry of the log, and its proof comes back."""
+"""Publishing a release or an allocation: the members' attestation becomes an entry of the log, and its proof comes back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from dure.charter.model import Charter
 from dure.errors import BadInput, Unavailable
 from dure.identity.keys import public_bytes
+from dure.provenance.allocation import check_portions
 from dure.provenance.attestation import check_published
 from dure.statements import schema
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import CharterVersion, ReleasePublished
-from dure.statements.statement import read_verified, seal
+from dure.statements.kinds import Allocation, AllocationPublished, CharterVersion, ReleasePublished
+from dure.statements.statement import SeenHead, read_verified, seal
 from dure_coordinator.storage.store import StatementRow, With
 
 if TYPE_CHECKING:
@@ -25,26 +26,32 @@ COSIGNED_S = 60.0
 """How long the witnesses may take to cosign a head over the entry."""
 
 
-async def publish_release(coordinator: Coordinator, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Enters the release; the same release twice is one entry. {index, entry, proof}, the last two in base64.
+async def publish(
+    coordinator: Coordinator, kind: type[ReleasePublished] | type[AllocationPublished], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Enters what members attested; the same twice is one entry. {index, entry, proof}, the last two in base64.
 
     Raises:
-        Refused, NotAuthorised: it is out of form, of a charter version that is not in force yet, or too few members signed with keys that
-            were theirs from that version on to the one in force.
+        Refused, NotAuthorised: it is out of form, drawn from another log, of a charter version that is not in force yet, or too few members
+            signed with keys that were theirs from that version on to the one in force.
         BadInput: of no run here.
         Unavailable: it is an entry, and too few witnesses are there to cosign it.
     """
-    entry = schema.decode(ReleasePublished, arguments.get("entry"), "entry")
-    release = check_published(entry, await _in_force(coordinator))
-    if await coordinator.fleet.engine(release.run) is None:
-        raise BadInput(f"run {release.run.hex()[:12]} is no run of this coordinator; publish the release at the one that ran it")
+    entry, what = schema.decode(kind, arguments.get("entry"), "entry"), kind.states.kind
+    said = check_published(entry, await _in_force(coordinator))
+    if isinstance(said, Allocation):
+        check_portions(said)
+    for run in said.runs if isinstance(said, Allocation) else (said.run,):
+        if await coordinator.fleet.engine(run) is None:
+            raise BadInput(f"run {run.hex()[:12]} is no run of this coordinator; publish the {what} at the one that ran it")
+    await coordinator.fleet.heads.own(SeenHead(said.log_size, said.log_root))
     raw = await _entered(coordinator, entry)
     try:
         async with asyncio.timeout(COSIGNED_S):
             proof = await coordinator.publisher.covering(Envelope.from_bytes(raw).sha256)
     except TimeoutError:
         missing = ", ".join(coordinator.publisher.missing()) or "none"
-        raise Unavailable(f"the release is entered and not cosigned yet; witnesses missing: {missing}. Publish it again later") from None
+        raise Unavailable(f"the {what} is entered and not cosigned yet; witnesses missing: {missing}. Publish it again later") from None
     return {"index": proof.index, "entry": base64.b64encode(raw).decode(), "proof": base64.b64encode(proof.to_bytes()).decode()}
 
 
@@ -54,20 +61,20 @@ async def _in_force(coordinator: Coordinator) -> Sequence[Charter]:
     return coordinator.charters.all[: max(len(entered), 1)]
 
 
-async def _entered(coordinator: Coordinator, entry: ReleasePublished) -> bytes:
+async def _entered(coordinator: Coordinator, entry: ReleasePublished | AllocationPublished) -> bytes:
     """The entry's envelope, signed once for each statement of members."""
-    store, key = coordinator.store, coordinator.folder.signing_key
+    store, key, kind = coordinator.store, coordinator.folder.signing_key, type(entry)
     party = key_id(public_bytes(key))
     performer: Any = coordinator.fleet.performer
     async with performer.chain_lock:
-        for row in await store.statements(kind=ReleasePublished.kind):
-            if read_verified(row.envelope, ReleasePublished).statement == entry.statement:
+        for row in await store.statements(kind=kind.kind):
+            if read_verified(row.envelope, kind).statement == entry.statement:
                 return row.envelope
         check_published(entry, await _in_force(coordinator))  # a version that came meanwhile is an entry before this one
         chain = (await store.chain_of(party)).having_seen(coordinator.publisher.seen)
         envelope, after = seal(entry, key, chain, time.time())
         raw = envelope.to_bytes()
-        read_verified(raw, ReleasePublished)  # what nobody could read back is not kept
+        read_verified(raw, kind)  # what nobody could read back is not kept
         await store.write(b"", With(statements=(StatementRow.of(raw),), chain=(party, after)))
     await coordinator.fleet.changes.bump()
     return raw
