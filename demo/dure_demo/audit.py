@@ -1,4 +1,4 @@
-"""The demo's last act: an auditor checks the history offline and recomputes the model from it; then one bit is flipped."""
+"""The demo's last act: an auditor with the bare `dure` checks the history offline and recomputes the model; then one bit is flipped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dure.errors import Unavailable
+from dure_demo.bare import NOT_FOR_AUDITORS, Bare, bare_environment
 from dure_demo.consortium import Consortium, StepFailed
 
 MIRRORED_S = 20.0
@@ -33,8 +34,21 @@ def _size(consortium: Consortium, directory: Path) -> int:
         return 0  # no head there yet
 
 
-def audit(consortium: Consortium, run: str, model: Path, bundle: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Exports, verifies, recomputes the model, and shows that a bundle with one flipped bit does not verify. Adds what was found.
+def auditors_own(folder: Path, say: Callable[[str], None]) -> tuple[Bare, dict[str, Any]]:
+    """An environment that has only the bare `dure`, kept in `folder`, and what is in it. Adds `audited_with`.
+
+    Raises:
+        DureError: it could not be made, or has what an auditor needs not have.
+    """
+    auditor = bare_environment(folder)
+    packages = auditor.packages()
+    absent = ", ".join(NOT_FOR_AUDITORS)
+    say(f"the auditor's own environment: the wheel of this checkout and {len(packages) - 1} packages it needs; {absent} are not in it")
+    return auditor, {"audited_with": {"python": str(auditor.python), "packages": packages, "absent": list(NOT_FOR_AUDITORS)}}
+
+
+def audit(consortium: Consortium, auditor: Bare, run: str, model: Path, bundle: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The coordinator exports; the auditor verifies, recomputes the model, and is shown a bundle with one flipped bit. Adds what was found.
 
     Raises:
         StepFailed: the bundle does not verify, the model does not follow from it, or the flipped one verifies.
@@ -48,18 +62,18 @@ def audit(consortium: Consortium, run: str, model: Path, bundle: Path, say: Call
     say(f"{told['entries']} entries of the log and {told['parts']} parts of the run in {bundle}")
     report = bundle.with_name("report.html")
     checked = ("audit", "verify", bundle, "--root-sha256", pin, "--level", "3", "--model", model, "--html", report, "--json")
-    found = json.loads(consortium.dure(*checked, timeout_s=300))
+    found = json.loads(auditor.dure(*checked, timeout_s=300))
     for row in found["table"]:
         say(f"{row['how']:<14} {row['claim']}: {row['detail']}")
     lineage = found["lineage"][0]
     seed = f" from seed {lineage['seed'][:16]}…" if lineage["seed"] else ""
     say(f"recomputed     the model: first weights {lineage['first_weights']}{seed}, then {len(lineage['exchanges'])} sums, bit for bit")
     say(f"the report, in Korean and English: {report}")
-    say(f"one flipped bit: {_flipped(consortium, bundle, pin)}")
+    say(f"one flipped bit: {_flipped(auditor, bundle, pin)}")
     return {"bundle": str(bundle), "root_sha256": pin, "audit_holds": bool(found["holds"]), "lineage": lineage, "report": str(report)}
 
 
-def _flipped(consortium: Consortium, bundle: Path, pin: str) -> str:
+def _flipped(auditor: Bare, bundle: Path, pin: str) -> str:
     """What the audit says of the bundle with one bit of its first entries changed."""
     twin = bundle.with_name(f"{bundle.name}-flipped")
     shutil.rmtree(twin, ignore_errors=True)
@@ -69,10 +83,13 @@ def _flipped(consortium: Consortium, bundle: Path, pin: str) -> str:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     try:
-        consortium.dure("audit", "verify", twin, "--root-sha256", pin, timeout_s=120)
-    except StepFailed as failed:
-        line = next((line.strip() for line in str(failed).splitlines() if "entry " in line), str(failed).splitlines()[-1].strip())
-        return line.removeprefix("NOT ")
+        done = auditor.run("audit", "verify", twin, "--root-sha256", pin, "--json")
     finally:
         shutil.rmtree(twin, ignore_errors=True)
-    raise StepFailed("a bundle with one flipped bit verified: the audit is broken")
+    if done.returncode == 0:
+        raise StepFailed("a bundle with one flipped bit verified: the audit is broken")
+    if not done.stdout:  # nothing of it can be judged
+        return done.stderr.strip().splitlines()[-1].removeprefix("error: ")
+    told = json.loads(done.stdout)
+    first = told["findings"][0]
+    return f"{first['where']}: {first['why']} (and {len(told['findings']) - 1 + told['unlisted_findings']} things that follow from it)"

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,18 @@ def node_environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
 
 
+def output_of(done: subprocess.CompletedProcess[str], arguments: Sequence[str | Path], of: str = "dure") -> str:
+    """What a command that ended printed.
+
+    Raises:
+        StepFailed: it exited non-zero; the message has the command and its last lines.
+    """
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-6:])
+        raise StepFailed(f"`{of} {' '.join(map(str, arguments))}` exited with {done.returncode}:\n{tail}")
+    return done.stdout
+
+
 @dataclass
 class Consortium:
     """Members, coordinator and nodes as processes on loopback.
@@ -70,10 +82,7 @@ class Consortium:
         """
         command = [*dure_command(), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=node_environment(), check=False)
-        if done.returncode != 0:
-            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-6:])
-            raise StepFailed(f"`dure {' '.join(map(str, arguments))}` exited with {done.returncode}:\n{tail}")
-        return done.stdout
+        return output_of(done, arguments)
 
     def found(self, label: str = "titan", edit_charter: Callable[[str], str] = lambda text: text) -> None:
         """Keys, charter, signatures and the consortium file: everything before the first process starts.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dure_demo.audit import wait_for_mirror
+from dure_demo.bare import Bare
 from dure_demo.consortium import Consortium, StepFailed
 
 NAME = "titan-demo"
@@ -57,20 +58,20 @@ def _refused(consortium: Consortium, target: Path, signatures: list[Path]) -> st
     raise StepFailed("a release that too few members signed was published")
 
 
-def check_release(consortium: Consortium, target: Path, pin: str, say: Callable[[str], None]) -> None:
+def check_release(auditor: Bare, target: Path, pin: str, say: Callable[[str], None]) -> None:
     """A stranger with the pin and the folder: it holds, and with one flipped bit of a weight it does not.
 
     Raises:
         StepFailed: it does not hold, or the flipped one does.
     """
-    told = json.loads(consortium.dure("release", "verify", target, "--root-sha256", pin, "--json", timeout_s=120))
+    told = json.loads(auditor.dure("release", "verify", target, "--root-sha256", pin, "--json"))
     for row in told["table"]:
         say(f"{row['how']:<14} {row['claim']}: {row['detail']}")
     weights = target / "model.safetensors"
     whole = weights.read_bytes()
     try:
         weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-        consortium.dure("release", "verify", target, "--root-sha256", pin, timeout_s=120)
+        auditor.dure("release", "verify", target, "--root-sha256", pin)
     except StepFailed as failed:
         say(f"one flipped bit: {str(failed).splitlines()[-1].removeprefix('error: ')}")
     else:

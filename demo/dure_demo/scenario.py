@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dure.errors import BadInput, Unavailable
 from dure_coordinator.watch import Watch, dropout_line
-from dure_demo.audit import audit, wait_for_mirror
+from dure_demo.audit import audit, auditors_own, wait_for_mirror
 from dure_demo.consortium import Consortium
 from dure_demo.release import check_release, release
 from dure_demo.table import show_members
@@ -98,8 +98,9 @@ def play(scenario: Scenario, console: Console) -> dict[str, Any]:
     else:
         outcome["metrics"] = dict(shown["metrics"])
     head("audit, offline: nothing of the coordinator's is believed")
-    outcome |= audit(consortium, run, Path(outcome["model"]), scenario.directory / "bundle", say)
-    check_release(consortium, Path(outcome["release"]), outcome["root_sha256"], say)
+    auditor, with_what = auditors_own(scenario.directory / "cache" / "auditor", say)
+    outcome |= with_what | audit(consortium, auditor, run, Path(outcome["model"]), scenario.directory / "bundle", say)
+    check_release(auditor, Path(outcome["release"]), outcome["root_sha256"], say)
     head(f"the joint model: {outcome['model']}")
     return outcome
 
