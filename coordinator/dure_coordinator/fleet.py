@@ -41,6 +41,7 @@ from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunState
 from dure_coordinator.gate import Gate
 from dure_coordinator.log.heads import NamedHeads
+from dure_coordinator.log.referred import check_environments
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, With, upload_row
 
@@ -352,6 +353,7 @@ class Fleet:
         try:
             bodies = envelopes_in(report)
             await self.heads.check(*bodies)
+            await check_environments(self.store, *bodies)
         except Refused as refused:
             return ReportReply(False, refused.field, refused.why)
 

@@ -319,7 +319,7 @@ class Agent:
             before = run.state
             result, due = await asyncio.to_thread(self._decide, run, given)
             run.state, self._chain = result.state, result.chain
-            self._history = self._history.with_records(result.records)
+            self._history = self._history.with_records(result.records).with_committed(result.committed)
             if result.note:
                 log.info("step", run=run.label, note=result.note)
             if run.state != before:
@@ -347,7 +347,7 @@ class Agent:
 
     def _commit(self, run: Run, result: Step) -> None:
         run.unsaved = False
-        self._store.commit(run.run, result.state.to_bytes(), result.chain, result.records, result.note, result.statements)
+        self._store.commit(run.run, result.state.to_bytes(), result.chain, result.records, result.note, result.statements, result.committed)
 
     async def _save_soon(self, run: Run) -> None:
         """A wait that lasts is for the operator to see: `dure node status` reads the store."""

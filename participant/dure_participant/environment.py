@@ -1,14 +1,20 @@
-"""What a plan runs in at this node: its own environment, the one its operator named, or the agent's interpreter."""
+"""What a plan runs in at this node: its own environment, one its operator named, or the agent's interpreter; and the node's word on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
+import dure
 from dure.environments import place
 from dure.environments.runtime import command_in
 from dure.errors import Unavailable
-from dure.statements.kinds import RunPlan
+from dure.statements.kinds import EnvCommitment, RunPlan
+from dure_participant.accelerators import ask, declared, looked_up
+from dure_participant.settings import NodeSettings
 from dure_participant.store import Decision
 from dure_participant.worker_host import OWN_INTERPRETER
 
@@ -62,3 +68,31 @@ def in_words(directory: Path, plan: RunPlan, run: bytes, chosen: bytes | None) -
         return f"environment: packages by lock {env.hex()}, NOT prepared here; next: {how_to_prepare(directory, run)}"
     packages = ", ".join(f"{name} {version}" for name, version in found.packages.items())
     return f"environment: packages by lock {env.hex()}, prepared here: {packages or 'none'}"
+
+
+def commitment(member: str, settings: NodeSettings, plan: RunPlan, env_sha256: bytes | None) -> EnvCommitment:
+    """This node's word on what the plan's app works in here. It names kinds of things: no host or user, no path, no device's number.
+
+    Args:
+        env_sha256: `env_of` the plan.
+    """
+    return EnvCommitment(
+        member=member,
+        dure_version=version("dure"),
+        dure_commit=commit_of(Path(dure.__file__).resolve().parents[2]),
+        app_sha256=plan.app_sha256,
+        lock_sha256=env_sha256,
+        python=place.python_tag(),
+        accelerators=declared(settings.accelerators) or looked_up(),
+    )
+
+
+@lru_cache(maxsize=4)
+def commit_of(folder: Path, ask: Callable[[Sequence[str]], str | None] = ask) -> str | None:
+    """The git commit that this source tree is, to the byte; None for an installed package, or a tree with changes of its own."""
+    if not (folder / ".git").exists() or not (folder / "core" / "dure").is_dir():
+        return None
+    if ask(("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")) != "":
+        return None
+    found = (ask(("git", "-C", str(folder), "rev-parse", "HEAD")) or "").strip()
+    return found if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", found) else None

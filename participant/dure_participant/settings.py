@@ -16,8 +16,10 @@ from typing import Any
 
 from dure.errors import BadInput
 from dure.identity.files import write_atomic
+from dure_participant.accelerators import declared
 
 Value = str | int | float | bool
+Stored = Value | list[str]
 FILE = "node.toml"
 
 
@@ -48,6 +50,15 @@ class NodeSettings:
     data_commitments: str = ""
     """What the apps here train on, for everybody to read in this node's usage statements: the digests that `dure data register` told, up to
     16, with commas between them. `dure node allow --data` says otherwise for one run. Empty: they name no data."""
+    accelerators: tuple[str, ...] = ()
+    """What this node's env-commitments say it trains on, such as `["8 x npu Rebellions ATOM-Max 64 GiB driver 1.1.67"]`; with `config set`
+    a semicolon divides kinds. Empty: the cpu, and what nvidia-smi tells, where it is installed."""
+    peak_flops: float = 0.0
+    """What all that one worker here uses can do at most, in FLOP per second at the precision it trains in; usage statements then say FLOP
+    by hardware. 0: they do not."""
+    watts: float = 0.0
+    """Power that all that one worker here uses draws while it trains; usage statements then say energy, as declared. 0: they say what the
+    devices' own counters tell, where there are any."""
     node_config: Mapping[str, Value] = field(default_factory=dict)
     """Everything else: given to apps, seen by nobody else."""
 
@@ -88,6 +99,8 @@ def judge(body: Mapping[str, Any], path: Path) -> NodeSettings:
             continue
         default = getattr(NodeSettings(), name)
         value = body[name]
+        if isinstance(default, tuple):
+            value = _texts(value, name, path)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not type(default):
@@ -99,14 +112,23 @@ def judge(body: Mapping[str, Any], path: Path) -> NodeSettings:
         raise BadInput(
             f"{path}: data_commitments must be up to 16 digests of 64 hex digits, commas between; `dure data list --json` has them"
         )
-    for name in ("threads", "train_at_once", "worker_log_bytes", "worker_disk_bytes"):
-        if own.get(name, 0) < 0:
+    for name in ("threads", "train_at_once", "worker_log_bytes", "worker_disk_bytes", "peak_flops", "watts"):
+        if not 0 <= own.get(name, 0) < 1e24:
             raise BadInput(f"{path}: {name} must be 0 or more, is {own[name]}")
+    declared(own.get("accelerators", ()))
     rest = {k: v for k, v in body.items() if k not in known}
     for name, value in rest.items():
         if not isinstance(value, (str, int, float, bool)):
             raise BadInput(f"{path}: {name} must be text, a number or true/false")
     return NodeSettings(**own, node_config=rest)
+
+
+def _texts(value: Any, name: str, path: Path) -> tuple[str, ...]:
+    """A list of text; from the command line one text, with semicolons between."""
+    parts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise BadInput(f"{path}: {name} must be a list of text, is {value!r}")
+    return tuple(parts)
 
 
 def parse(text: str) -> Value:
@@ -138,7 +160,7 @@ def assign(directory: Path, pairs: Mapping[str, Value]) -> None:
     write_atomic(path, ("# Site-only settings; change with `dure node config set key=value`.\n" + "\n".join(lines) + "\n").encode())
 
 
-def _toml(value: Value) -> str:
+def _toml(value: Stored) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, list)) else repr(value)

@@ -23,7 +23,7 @@ from dure.statements import schema
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import ExchangeAccept
 from dure.statements.statement import Chain, read_verified
-from dure_participant.exchange.site import History, Sent
+from dure_participant.exchange.site import Committed, History, Sent
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (run BLOB PRIMARY KEY, state BLOB NOT NULL, updated REAL NOT NULL);
@@ -45,9 +45,10 @@ CREATE TABLE IF NOT EXISTS recomputations (
   number INTEGER PRIMARY KEY AUTOINCREMENT, run BLOB NOT NULL, exchange INTEGER NOT NULL, asked REAL NOT NULL,
   done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '', result TEXT, ended REAL
 );
-PRAGMA user_version = 7;
+CREATE TABLE IF NOT EXISTS committed (subject BLOB PRIMARY KEY, envelope_sha256 BLOB NOT NULL);
+PRAGMA user_version = 8;
 """
-VERSION = 7
+VERSION = 8
 KEEP_NOTES = 2_000
 
 
@@ -154,10 +155,17 @@ class NodeStore:
     # -- what a step changes ---------------------------------------------------------------------------------------
 
     def commit(
-        self, run: bytes, state: bytes, chain: Chain, records: tuple[Sent, ...], note: str = "", statements: tuple[bytes, ...] = ()
+        self,
+        run: bytes,
+        state: bytes,
+        chain: Chain,
+        records: tuple[Sent, ...],
+        note: str = "",
+        statements: tuple[bytes, ...] = (),
+        committed: tuple[Committed, ...] = (),
     ) -> None:
         """Persist one step whole, before any of its actions. `statements`: envelopes it signed, in the order of their numbers from where
-        the chain stood; kept verbatim for ever."""
+        the chain stood; kept verbatim for ever. `committed`: the env-commitments among them."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run, state, time.time()))
             db.execute("INSERT OR REPLACE INTO chain VALUES (1, ?, ?)", (chain.seq, chain.prev))
@@ -171,6 +179,8 @@ class NodeStore:
                 digest = hashlib.sha256(envelope).digest()
                 values = (number, digest, run, envelope, time.time())
                 db.execute("INSERT INTO statements (number, sha256, run, envelope, time) VALUES (?, ?, ?, ?, ?)", values)
+            for one in committed:
+                db.execute("INSERT INTO committed VALUES (?, ?)", (one.subject, one.envelope_sha256))
             if note:
                 db.execute("INSERT INTO notes (time, run, text) VALUES (?, ?, ?)", (time.time(), run, note[:1000]))
                 db.execute("DELETE FROM notes WHERE number <= (SELECT MAX(number) FROM notes) - ?", (KEEP_NOTES,))
@@ -221,8 +231,9 @@ class NodeStore:
         return Chain.after(latest) if latest else Chain(rows[0][0], bytes(rows[0][1]) if rows[0][1] is not None else None)
 
     def history(self) -> History:
-        """Every instance this node sent bytes in, oldest first."""
-        return History(tuple(schema.decode(Sent, json.loads(r)) for (r,) in self._rows("SELECT record FROM sent ORDER BY number")))
+        """Every instance this node sent bytes in, oldest first, and every env-commitment it signed."""
+        sent = tuple(schema.decode(Sent, json.loads(r)) for (r,) in self._rows("SELECT record FROM sent ORDER BY number"))
+        return History(sent, tuple(Committed(bytes(s), bytes(e)) for s, e in self._rows("SELECT subject, envelope_sha256 FROM committed")))
 
     # -- plans and decisions ---------------------------------------------------------------------------------------
 

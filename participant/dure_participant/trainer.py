@@ -10,6 +10,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -19,10 +20,11 @@ from dure.blobs import NO_ROOM, BlobDamaged, BlobId
 from dure.errors import Refused
 from dure.forecast import exchange_disk
 from dure.model.content import flower_node_id, flower_run_id
-from dure.statements.kinds import RunPlan
+from dure.statements.kinds import EnvCommitment, RunPlan
 from dure.wire.messages import OUT_OF_TIME
 from dure_participant.difference import Difference, Pinned
-from dure_participant.environment import NotPrepared, env_of, launcher
+from dure_participant.energy import counted_millijoules, energy_of
+from dure_participant.environment import NotPrepared, commitment, env_of, launcher
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
 from dure_participant.exchange.turn import plan_of
@@ -96,15 +98,25 @@ class Trainer:
         task = self._task(run, action, app, plan, base)
         try:
             async with self._turn(run, plan, action, worker) as turn:
-                began = time.monotonic()
+                began, counters = time.monotonic(), self._counters()
                 result = await self._worked(run, plan, action, worker, task, turn)
                 spent_ms = int((time.monotonic() - began) * 1000)
+                energy = energy_of(self._settings, spent_ms, counters, self._counters())
         except NoTurn:
             return self._crowded_out(run, action)
         if turn.taken_for is not None:
             return gave_way(turn.taken_for)
         log.info("train.ended", run=run.label, exchange=action.exchange, status=result.status, milliseconds=spent_ms)
-        return await self._judged(run, action, result, found, spent_ms)
+        judged = await self._judged(run, action, result, found, spent_ms)
+        return judged if judged.problem else replace(judged, environment=await self._environment(run, plan), energy=energy)
+
+    async def _environment(self, run: Run, plan: RunPlan) -> EnvCommitment:
+        decision = await asyncio.to_thread(self._store.decision, run.run)
+        return await asyncio.to_thread(commitment, self._member, self._settings, plan, env_of(plan, decision))
+
+    def _counters(self) -> int | None:
+        """Millijoules by the devices' own counters, where they count and are used."""
+        return None if self._settings.device == "cpu" or self._settings.watts else counted_millijoules()
 
     def _task(self, run: Run, action: act.Train, app: App, plan: RunPlan, base: Path | None) -> Task:
         out = local_of(self._dir, run, action.exchange)
@@ -224,6 +236,8 @@ class Trainer:
             steps=result.usage.steps,
             milliseconds=spent_ms,
             device=self._settings.device,
+            measured_flop=result.usage.flop,
+            hardware_flop=int(self._settings.peak_flops * spent_ms) // 1000,
         )
 
     def _look_at(self, action: act.Train, result: TaskResult) -> Pinned:

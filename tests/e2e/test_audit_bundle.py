@@ -31,6 +31,7 @@ from dure_demo.consortium import StepFailed, dure_command, node_environment
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "digits"
 MEMBERS = ("ara", "bora", "chan", "dan")
+NPUS = "8 x npu Rebellions ATOM-Max 64 GiB driver 1.1.67"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def played(tmp_path_factory):
     consortium.found()
     try:
         consortium.serve()
+        consortium.configure("ara", {"accelerators": NPUS, "peak_flops": 1e15, "watts": 2_800.0})
         for member in MEMBERS:
             consortium.start_node(member)
         _register_data(consortium, "ara")
@@ -116,7 +118,11 @@ def test_an_auditor_verifies_a_bundle(played):
     assert set(told["runs"][0]["counted"]) == set(MEMBERS)
     assert told["entries"]["exchange-accept"] >= 6
     assert told["heads_named"] >= sum(told["entries"][kind] for kind in ("instance-aggregate", "exchange-accept", "instance-survivors"))
+    assert told["entries"]["env-commitment"] == len(told["environments"]) == 4
+    assert {e["member"]: (e["how"], e["usage_statements"]) for e in told["environments"]} == dict.fromkeys(MEMBERS, ("self-declared", 2))
+    assert {e["accelerators"][0]["kind"] for e in told["environments"] if e["member"] != "ara"} == {"cpu"}
     words = audit(bundle, pin).stdout
+    assert "ara says that it trains in (self-declared): 8 x npu Rebellions ATOM-Max, 64 GiB, driver 1.1.67; dure " in words
     assert all(label in words for label in ("proved", "signed", "self-declared", "not checked", "all of level 1 holds"))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sim.sim_log import SimLog
 from support.opened_instance import Upload
+from support.synthetic_log import environment
 
 from dure.blobs import CHUNK_BYTES, BlobId, chunk_leaf
 from dure.model.base import BaseRecord
@@ -31,7 +32,7 @@ from dure.secagg import field as fp
 from dure.secagg.encode import decode_mean_chunk
 from dure.secagg.masks import MaskSet
 from dure.statements.dsse import Envelope, canonical_json
-from dure.statements.kinds import Deadlines, NodeDelegation, OuterStep, RunPlan
+from dure.statements.kinds import Deadlines, Energy, NodeDelegation, OuterStep, RunPlan
 from dure.statements.statement import Chain, seal
 from dure.tlog.merkle import merkle_root
 from dure.wire.messages import Directive, Report, ReportKind, ReportReply
@@ -457,7 +458,7 @@ class World:
             return
         node.state, node.chain = done.state.to_bytes(), done.chain
         assert NodeRunState.from_bytes(node.state) == done.state
-        node.history = node.history.with_records(done.records)
+        node.history = node.history.with_records(done.records).with_committed(done.committed)
         self.envelopes += done.statements
         if crash_after or (writes and self._dies("node", "after")):
             self._restart(member)
@@ -521,7 +522,8 @@ class World:
         delta, weight, metrics = node.local[action.exchange]
         wid = weights_id(base, LAYOUT) if base is not None else bytes(32)
         digest = hashlib.sha256(delta.tobytes() if delta is not None else b"").digest()
-        return inp.TrainResult(wid, delta is not None, digest, weight, metrics, 10, 1, 5, "cpu")
+        spent = {"environment": environment(member), "hardware_flop": 5 * 10**9, "energy": Energy(500, "declared")}
+        return inp.TrainResult(wid, delta is not None, digest, weight, metrics, 10, 1, 5, "cpu", **spent)
 
     def upload(self, member: str, action: act.Upload) -> inp.UploadReady:
         delta = self.nodes[member].local[action.exchange][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,6 +117,31 @@ def test_what_a_nodes_usage_says_of_its_members_data_is_found_and_stands_in_a_re
     digest = registered(world).envelope.payload_sha256.hex()[:16]
     said = f"news: 3 files, 900 bytes, 7 documents; MIT, collected ? to 2026-01-01 (data-commitment {digest})"
     assert facts["m00"] == said and {v for m, v in facts.items() if m != "m00"} == {None}
+
+
+def test_a_node_says_what_it_works_in_once_and_before_the_first_usage_that_names_it(world: World) -> None:
+    mine = [s for s in entries_of(world) if getattr(s.fact, "member", "") == "m00" and s.fact.kind in ("env-commitment", "usage")]
+    assert [s.fact.kind for s in mine] == ["env-commitment", *["usage"] * (len(mine) - 1)]
+    assert {s.fact.environment_sha256 for s in mine[1:]} == {mine[0].envelope.sha256} and mine[0].seq < mine[1].seq
+
+
+def test_another_environment_is_another_statement_and_the_first_one_again_is_none() -> None:
+    world = ready_world(3)
+    train = world.train
+
+    def elsewhere(member: str, action: Any) -> Any:
+        result = train(member, action)
+        assert result.environment is not None
+        return replace(result, environment=replace(result.environment, lock_sha256=b"l" * 32)) if action.exchange == 2 else result
+
+    world.train = elsewhere  # type: ignore[method-assign]
+    weights = world.first_weights()
+    for number in (1, 2, 3):
+        weights = world.exchange(number, "train", weights).blob
+    world.run_until(lambda w: w.idle())
+    said = [s for s in entries_of(world) if getattr(s.fact, "member", "") == "m01"]
+    first, other = [s.envelope.sha256 for s in said if s.fact.kind == "env-commitment"]
+    assert [s.fact.environment_sha256 for s in said if s.fact.kind == "usage"] == [first, other, first]
 
 
 def test_statements_that_refer_to_nothing_change_nothing(world: World) -> None:

@@ -91,6 +91,8 @@ class SyntheticLog:
         self.now, self.size, self.frontier = BEGAN, 0, Frontier()
         self.news = random.Random(seed)
         """Who hears of a head in time; apart, so that the story does not depend on it."""
+        self.environments: dict[str, Envelope] = {}
+        """Each member's env-commitment, signed before its first usage statement."""
         self.signatures = 0
         """Made for the entries so far: one each, and those in certificates."""
         n = len(self.members)
@@ -263,8 +265,12 @@ class SyntheticLog:
             there = tuple(m for m in cohort if m != lost)
             commits = {}
             for name in self.rng.sample(there, len(there)):
-                usage = self._usage(run, number, name) if last else None
-                if usage is not None:
+                usage = None
+                if last:
+                    if name not in self.environments:
+                        self.environments[name] = self.member(name).node.say(environment(name), self.now)
+                        yield self.environments[name]
+                    usage = self._usage(run, number, name)
                     yield usage
                 commit = self._commit(where, ctx, name, usage)
                 commits[name] = commit.payload_sha256
@@ -315,7 +321,8 @@ class SyntheticLog:
 
     def _usage(self, run: bytes, number: int, name: str) -> Envelope:
         numbers = [self.rng.randrange(10**6) for _ in range(5)]
-        return self.member(name).node.say(kinds.Usage(run, number, name, *numbers, "cpu"), self.now)
+        fact = kinds.Usage(run, number, name, *numbers, "cpu", environment_sha256=self.environments[name].sha256)
+        return self.member(name).node.say(fact, self.now)
 
     def _commit(self, where: InstanceId, ctx: bytes, name: str, usage: Envelope | None) -> Envelope:
         trailer = tuple(self.rng.getrandbits(64) for _ in range(1 if where.purpose is Purpose.SCALES else 4))
@@ -379,6 +386,12 @@ class SyntheticLog:
         who = [m for m in self.members if witnesses is None or m.name in set(witnesses)]
         lines = [sign(text, log_key(self.terms).name, self.log), *(cosign(text, witness_name(m.host), m.witness, at) for m in who)]
         return Note(text, tuple(lines)).to_bytes()
+
+
+def environment(member: str) -> kinds.EnvCommitment:
+    """What a member says it trains in."""
+    devices = kinds.Accelerators("npu", "Rebellions ATOM-Max", 8, 64, "1.1.67")
+    return kinds.EnvCommitment(member, "0.1.0", None, bytes(32), None, "cpython-311 linux-x86_64", (devices,))
 
 
 LENGTH = {Purpose.SCALES: 192, Purpose.UPDATE: 4_824, Purpose.SCALARS: 0}

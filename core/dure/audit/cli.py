@@ -188,6 +188,8 @@ def _tell(found: Found) -> None:
         counted = ", ".join(f"{m} {n}" for m, n in run["counted"].items())
         say(f"run {run['run'][:12]} {run['app']}: {run['exchanges_summed']} exchanges summed, bases {run['bases']}")
         say(f"  exchanges each member is in the sum of: {counted}")
+    for named in report.environment_rows(result.history)[:LISTED]:
+        say(f"{named['member']} says that it trains in (self-declared): {named['words']}")
     for line in _beyond(found):
         say(line)
     for finding in found.findings[:LISTED]:

@@ -1,7 +1,7 @@
 """What the entries of a log say about runs, exchanges and instances, and whether it fits together: every rule that the log alone can show.
 
 One `History` reads the entries in order. A rule that does not hold is a `Refused` that names the field; the caller notes it with the index
-and goes on, so that one report names everything. Memory grows with the number of runs, and not with their exchanges.
+and goes on, so that one report names everything. Memory grows with the number of runs and environments, and not with exchanges.
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ class Run:
 
 
 @dataclass
+class Environment:
+    """One env-commitment, and how often it was named."""
+
+    fact: kinds.EnvCommitment
+    index: int
+    named: int = 0
+    """Usage statements that name it."""
+
+
+@dataclass
 class History:
     """Everything so far."""
 
@@ -92,6 +102,8 @@ class History:
     """Entries by kind."""
     names_data: int = 0
     """Usage statements that name a data commitment."""
+    environments: dict[bytes, Environment] = field(default_factory=dict)
+    """By envelope digest, in the order of the log."""
     disputes: list[int] = field(default_factory=list)
     """Their indices, the first `MOST_DISPUTES`."""
     shelf: Shelf = field(default_factory=Shelf)
@@ -106,6 +118,8 @@ class History:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         check_author(kind, fact, party)
         judge = _JUDGES.get(kind, _ANYBODY)[1]
+        if kind == "env-commitment":
+            self.environments.setdefault(entry.sha256, Environment(fact, index))
         if kind == "dispute" and len(self.disputes) < MOST_DISPUTES:
             self.disputes.append(index)
         if judge is not None:
@@ -262,6 +276,12 @@ def _accept(history: History, said: kinds.ExchangeAccept, _entry: Entry) -> None
 def _usage(history: History, said: kinds.Usage, _entry: Entry) -> None:
     history.run_of(said.run)
     history.names_data += bool(said.data)
+    if said.environment_sha256 is not None:
+        found = history.environments.get(said.environment_sha256)
+        if found is None:
+            raise RuleBroken("environment_sha256", "names no env-commitment that is in the log before")
+        must(found.fact.member == said.member, "environment_sha256", f"names the environment of {found.fact.member}")
+        found.named += 1
 
 
 def _release(history: History, said: kinds.ReleasePublished, _entry: Entry) -> None:
@@ -284,6 +304,7 @@ _ANYBODY: tuple[frozenset[str], _Judge | None] = (frozenset({"coordinator", "mem
 _JUDGES: dict[str, tuple[frozenset[str], _Judge | None]] = {
     "charter": (_COORDINATOR, None),
     "data-commitment": (frozenset({"member"}), None),
+    "env-commitment": (_NODE, None),
     "node-delegation": (frozenset({"member"}), None),
     "node-revocation": (frozenset({"member"}), None),
     "run-plan": (_COORDINATOR, _plan),

@@ -93,7 +93,7 @@ def page_of(found: Found, pin: str) -> str:
             left=found.left,
             facts=facts,
             rows=found.rows,
-            sections=[*_runs(result), *(_lineages(found.traced) if found.traced is not None else [])],
+            sections=[*_runs(result), *_environments(result), *(_lineages(found.traced) if found.traced is not None else [])],
             findings=[*((f.where, f.why) for f in found.findings), *((name, "is missing") for name in found.missing)],
             command=f"dure audit verify BUNDLE --root-sha256 {pin} --level {found.level} --html report.html",
         )
@@ -108,6 +108,14 @@ def _runs(result: Result) -> list[Section]:
     ]
     heads = ("run", "app", "exchanges", "in the sum of", "bases")
     return [Section("Runs, and how many sums each member is in", "학습과 회원사별 참여 횟수", heads, lines)] if lines else []
+
+
+def _environments(result: Result) -> list[Section]:
+    rows = report.environment_rows(result.history)
+    lines = [(r["member"], r["words"], str(r["usage_statements"]), str(r["entry"])) for r in rows]
+    heads = ("member", "says that it trains in", "usage statements that name it", "entry")
+    title = "Environments (self-declared)"
+    return [Section(title, "회원사별 학습 환경 (자기 신고)", heads, lines)] if lines else []
 
 
 def _lineages(traced: Traced) -> list[Section]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from dure.audit.history import History, Run
 from dure.audit.level1 import Result
+from dure.provenance.environments import in_words
+from dure.statements import schema
 
 PROVED, SIGNED, DECLARED, UNCHECKED = "proved", "signed", "self-declared", "not checked"
 FIRST = "the first weights follow from a joint seed, or from an earlier run recomputed here"
@@ -53,6 +55,7 @@ def rows(result: Result, weights: Row | None = None, sums: Row | None = None, fi
         sums or Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (--level 3, and a bundle exported with it)"),
         Row("tokens, steps, seconds, bytes", DECLARED, f"{history.counts.get('usage', 0)} usage statements"),
         *_allocations(history),
+        Row("what environments were trained in", DECLARED if history.environments else UNCHECKED, _environments(history)),
         Row("what data was trained on", DECLARED if history.counts.get("data-commitment") else UNCHECKED, _data(history)),
         Row("that accelerators exist, data is lawful, training happened as said", UNCHECKED, "nothing here can prove it"),
     ]
@@ -106,6 +109,30 @@ def _data(history: History) -> str:
     return f"{count} data commitments; {history.names_data} of {history.counts.get('usage', 0)} usage statements name one"
 
 
+def _environments(history: History) -> str:
+    named = sum(e.named for e in history.environments.values())
+    if not history.environments:
+        return "no member named one"
+    used = history.counts.get("usage", 0)
+    return f"{len(history.environments)} env-commitments; {named} of {used} usage statements name one, their own and before them"
+
+
+def environment_rows(history: History) -> list[dict[str, Any]]:
+    """Every environment that was named, by member and in the order of the log; self-declared."""
+    named = sorted(history.environments.values(), key=lambda e: (e.fact.member, e.index))
+    return [
+        {
+            "member": e.fact.member,
+            "entry": e.index,
+            "how": DECLARED,
+            "usage_statements": e.named,
+            **{k: v for k, v in schema.encode(e.fact).items() if k != "member"},
+            "words": in_words(e.fact),
+        }
+        for e in named
+    ]
+
+
 def run_rows(history: History) -> list[dict[str, Any]]:
     """Per run: what the log shows of it."""
     return [_run(run_id, run) for run_id, run in history.runs.items()]
@@ -143,4 +170,5 @@ def as_json(result: Result, weights: Row | None = None, sums: Row | None = None)
         "entries_judged": result.checked_to,
         "unknown": [{"where": f.where, "why": f.why} for f in result.unknown],
         "disputes": result.history.disputes,
+        "environments": environment_rows(result.history),
     }

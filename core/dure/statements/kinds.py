@@ -24,6 +24,12 @@ Seconds = Annotated[int, Range(1, 10 * 86_400)]
 BlobId = Annotated[str, Pattern(r"[0-9a-f]{64}:[0-9]{1,15}")]
 Day = Annotated[str, Pattern(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")]
 SettingValue = Annotated[str | int | bool, Range(-(2**63), 2**63 - 1)]
+FlopCount = Annotated[str, Pattern(r"[1-9][0-9]{0,29}")]
+"""Floating-point operations, a whole number above 0 as text: other readers' integers end at 2^53."""
+GitCommit = Annotated[str, Pattern(r"[0-9a-f]{40}|[0-9a-f]{64}")]
+DeviceName = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9 ()@+.,_-]{0,63}")]
+"""A product's name: no path and no address fits."""
+DriverVersion = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,31}")]
 
 
 @dataclass(frozen=True)
@@ -336,8 +342,18 @@ class Dispute:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """What the accelerators of one worker took while it trained."""
+
+    millijoules: Annotated[int, Range(1, 2**53)]
+    """1 kWh = 3.6e9 mJ."""
+    source: Annotated[str, Pattern("declared|nvml")]
+    """declared: worker time x the power the site names; nvml: the devices' own counters, whoever else used them meanwhile."""
+
+
+@dataclass(frozen=True)
 class Usage:
-    """What a member says it spent on one exchange: self-declared."""
+    """What a member says it spent on one exchange: self-declared. What it does not know is null, never 0."""
 
     kind: ClassVar[str] = "usage"
     run: Digest
@@ -353,6 +369,47 @@ class Usage:
     device: Annotated[str, Pattern(r"[^\x00-\x1f]{0,64}")]
     data: Annotated[tuple[Digest, ...], Items(0, 16)] = ()
     """Payload digests of this member's data commitments that it says it used."""
+    environment_sha256: Digest | None = None
+    """Envelope digest of this member's env-commitment that its app worked in: an entry before this one. Null: no app did."""
+    formula_flop: FlopCount | None = None
+    """6 x parameters x tokens in a train exchange, 2 x parameters x tokens otherwise (Kaplan et al. 2020, section 2.1)."""
+    measured_flop: FlopCount | None = None
+    """Counted by the app: its metric `dure.flop`."""
+    hardware_flop: FlopCount | None = None
+    """Worker time x the peak rate that the site names (`peak_flops`): an upper bound."""
+    energy: Energy | None = None
+
+
+@dataclass(frozen=True)
+class Accelerators:
+    """So many devices of one kind; nothing in it tells one machine of a kind from another."""
+
+    kind: Annotated[str, Pattern("cpu|gpu|npu|other")]
+    name: DeviceName
+    count: Annotated[int, Range(1, 65_536)]
+    """Devices; of a cpu, hardware threads that the node may use."""
+    memory_gib: Annotated[int, Range(1, 2**20)] | None
+    """Of one, rounded down; of a cpu, the machine's."""
+    driver: DriverVersion | None
+
+
+@dataclass(frozen=True)
+class EnvCommitment:
+    """What a member says its node's app works in: self-declared. Signed by the node before the first usage statement that names it, and
+    once for each content."""
+
+    kind: ClassVar[str] = "env-commitment"
+    member: MemberId
+    dure_version: Annotated[str, Pattern(r"[0-9][0-9A-Za-z.+!-]{0,63}")]
+    dure_commit: GitCommit | None
+    """Of the working tree Dure runs from, where it has no changes; null for an installed package, whose version says what it is."""
+    app_sha256: Digest
+    """Of the app's archive, as the plan names it: its code to the byte."""
+    lock_sha256: Digest | None
+    """Of the lock its packages follow; null: this node's own interpreter, with whatever is installed there."""
+    python: Annotated[str, Pattern(r"[a-z0-9]{1,16}-[0-9a-z]{1,8} [A-Za-z0-9._-]{1,48}")]
+    """Interpreter and platform, as `cpython-311 linux-x86_64`."""
+    accelerators: Annotated[tuple[Accelerators, ...], Items(1, 16)]
 
 
 @dataclass(frozen=True)
@@ -521,6 +578,7 @@ KINDS: dict[str, type] = {
         Dispute,
         Usage,
         DataCommitment,
+        EnvCommitment,
         NodeDelegation,
         NodeRevocation,
         ReleasePublished,

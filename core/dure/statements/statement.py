@@ -88,7 +88,7 @@ def seal(fact: Any, key: Ed25519PrivateKey, chain: Chain, now: float) -> tuple[E
     payload = canonical_json(
         {
             "_type": STATEMENT_TYPE,
-            "subject": [{"name": fact.kind, "digest": {"sha256": _subject(fact).hex()}}],
+            "subject": [{"name": fact.kind, "digest": {"sha256": subject(fact).hex()}}],
             "predicateType": f"urn:dure:{fact.kind}:v1",
             "predicate": predicate,
         }
@@ -97,8 +97,8 @@ def seal(fact: Any, key: Ed25519PrivateKey, chain: Chain, now: float) -> tuple[E
     return envelope, Chain(chain.seq + 1, envelope.sha256, chain.seen)
 
 
-def _subject(fact: Any) -> bytes:
-    """What the statement is about, by digest: the fact's own canonical JSON."""
+def subject(fact: Any) -> bytes:
+    """SHA-256 of the fact's own canonical JSON: what a statement of it is about, whoever signs it and when."""
     return hashlib.sha256(canonical_json(schema.encode(fact))).digest()
 
 

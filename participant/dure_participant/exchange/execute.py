@@ -269,7 +269,29 @@ def judge_result(plan: RunPlan, exchange: ExchangeWork, result: TrainResult) -> 
     device = "".join(c for c in result.device if c >= " ")[:64]
     values = tuple(float(result.metrics[n]).hex() for n in names)
     used = (result.tokens, result.steps, result.milliseconds)
-    return TrainedWork(result.weights_id, result.has_arrays, result.update_root, weight.w_int, names, values, *used, device)
+    work = TrainedWork(result.weights_id, result.has_arrays, result.update_root, weight.w_int, names, values, *used, device)
+    return replace(
+        work,
+        environment=result.environment,
+        formula_flop=flop_text(formula_flop(exchange, result.tokens)),
+        measured_flop=flop_text(result.measured_flop),
+        hardware_flop=flop_text(result.hardware_flop),
+        energy=result.energy,
+    )
+
+
+def formula_flop(exchange: ExchangeWork, tokens: int) -> int:
+    """6 x parameters x tokens, forward and backward; 2 x where nothing is trained. 0: no arrays, or no tokens.
+
+    Source: Kaplan et al., "Scaling Laws for Neural Language Models", 2020, section 2.1: 2N a token forward, 4N backward.
+    """
+    parameters = Layout.from_json(exchange.layout).parameters if exchange.layout else 0
+    return (6 if exchange.category == "train" else 2) * parameters * tokens
+
+
+def flop_text(flop: int) -> str | None:
+    """As statements have it; None for what nobody knows, and for more than they hold."""
+    return str(flop) if 0 < flop < 10**30 else None
 
 
 def metrics_of(trained: TrainedWork) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dure.recompute.sums import Finding
+from dure.statements.kinds import Energy, EnvCommitment
 from dure.wire.messages import Directive
 
 
@@ -44,6 +45,13 @@ class TrainResult:
     steps: int = 0
     milliseconds: int = 0
     device: str = ""
+    environment: EnvCommitment | None = None
+    """What the app worked in; None where none did."""
+    measured_flop: int = 0
+    """As the app counted them; 0: it did not."""
+    hardware_flop: int = 0
+    """Peak rate x time; 0: the site declares no rate."""
+    energy: Energy | None = None
     problem: str = ""
     """In words for the operator, naming tensor or metric: app error, NaN or infinity, |x·ŵ| >= 2^6, base not as promised."""
     told: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -78,15 +78,29 @@ class Sent:
 
 
 @dataclass(frozen=True)
+class Committed:
+    """An env-commitment this node signed: not signed again while it is true."""
+
+    subject: Annotated[bytes, Hex(32)]
+    """`dure.statements.statement.subject`: of what it says."""
+    envelope_sha256: Annotated[bytes, Hex(32)]
+
+
+@dataclass(frozen=True)
 class History:
-    """Every `Sent` of this node, in any run, oldest first; one per instance (a later record replaces an earlier)."""
+    """What this node ever signed or sent that outlives its run."""
 
     sent: tuple[Sent, ...] = field(default=())
+    """In any run, oldest first; one per instance (a later record replaces an earlier)."""
+    committed: tuple[Committed, ...] = field(default=())
 
     def with_records(self, records: tuple[Sent, ...]) -> History:
         """This history with these records added or replaced, by instance."""
         replaced = {r.instance: r for r in self.sent} | {r.instance: r for r in records}
-        return History(tuple(replaced.values()))
+        return replace(self, sent=tuple(replaced.values()))
+
+    def with_committed(self, committed: tuple[Committed, ...]) -> History:
+        return replace(self, committed=(*self.committed, *committed))
 
 
 Category = Literal["train", "evaluate", "query"]

@@ -13,6 +13,7 @@ from typing import Annotated
 from dure.errors import Refused
 from dure.statements import schema
 from dure.statements.dsse import canonical_json
+from dure.statements.kinds import Energy, EnvCommitment, FlopCount
 from dure.statements.schema import Hex, Items, Pattern, Range
 
 Blob = Annotated[bytes, Hex(most=1 << 24)]
@@ -113,6 +114,11 @@ class TrainedWork:
     steps: Number = 0
     milliseconds: Number = 0
     device: str = ""
+    environment: EnvCommitment | None = None
+    formula_flop: FlopCount | None = None
+    measured_flop: FlopCount | None = None
+    hardware_flop: FlopCount | None = None
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dure_participant.exchange import approving, dispute, epoch, execute, rules,
 from dure_participant.exchange.actions import Action, Note
 from dure_participant.exchange.inputs import Allowed, Directed, Failed, Input, Recomputed, Trained, UploadReady, Verified
 from dure_participant.exchange.owed import owed_in
-from dure_participant.exchange.site import History, Sent, Site
+from dure_participant.exchange.site import Committed, History, Sent, Site
 from dure_participant.exchange.state import ExchangeWork, InstanceWork, NodeRunState
 from dure_participant.exchange.turn import AheadOfMe, Turn, known_instances, plain, sit_out
 
@@ -35,6 +35,8 @@ class Step:
     """One line for the operator; "" when there is nothing to say."""
     statements: tuple[bytes, ...] = ()
     """Envelopes signed in this step, in order; kept for ever, and delivered to the log before anything that refers to them."""
+    committed: tuple[Committed, ...] = ()
+    """Env-commitments among them: add to the history."""
 
 
 def begin(run: bytes, generations: Mapping[str, int] | None = None) -> NodeRunState:
@@ -78,7 +80,8 @@ def step(site: Site, history: History, chain: Chain, state: NodeRunState, given:
     before = () if isinstance(given, Directed) else tuple(a.id for a in owed_in(site, state) if not isinstance(a, Note))
     due = tuple(a for a in owed_in(site, turn.state) if isinstance(a, Note) or a.id not in before)
     note = "; ".join(turn.notes)
-    return Step(turn.state, turn.chain, tuple(turn.records), (*due, *((Note(note),) if note else ())), note, tuple(turn.sealed))
+    actions = (*due, *((Note(note),) if note else ()))
+    return Step(turn.state, turn.chain, tuple(turn.records), actions, note, tuple(turn.sealed), tuple(turn.fresh))
 
 
 def owed(site: Site, state: NodeRunState) -> tuple[Action, ...]:

@@ -14,10 +14,10 @@ from dure.secagg.epoch import EpochKeys
 from dure.secagg.ids import InstanceId
 from dure.secagg.instance import InstanceSecret
 from dure.statements.dsse import Envelope, canonical_json
-from dure.statements.kinds import RunPlan
+from dure.statements.kinds import EnvCommitment, RunPlan
 from dure.statements.schema import decode
-from dure.statements.statement import Chain, Signed, seal
-from dure_participant.exchange.site import History, Sent, Site
+from dure.statements.statement import Chain, Signed, seal, subject
+from dure_participant.exchange.site import Committed, History, Sent, Site
 from dure_participant.exchange.state import EpochWork, ExchangeWork, InstanceWork, NodeRunState
 
 
@@ -35,6 +35,8 @@ class Turn:
     notes: list[str] = field(default_factory=list)
     sealed: list[bytes] = field(default_factory=list)
     """Statements signed in this turn, in the order of their numbers."""
+    fresh: list[Committed] = field(default_factory=list)
+    """Env-commitments among them."""
 
     def change(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
@@ -65,6 +67,16 @@ class Turn:
         envelope, self.chain = seal(fact, self.site.node_key, self.chain, self.now)
         self.sealed.append(envelope.to_bytes())
         return envelope
+
+    def committed(self, environment: EnvCommitment) -> bytes:
+        """Envelope digest of this node's env-commitment that says this: signed now, or when it was true first."""
+        about = subject(environment)
+        known = next((c for c in self.history.committed if c.subject == about), None)
+        if known is None:
+            known = Committed(about, self.seal(environment).sha256)
+            self.history = self.history.with_committed((known,))
+            self.fresh.append(known)
+        return known.envelope_sha256
 
     def record(self, sent: Sent) -> None:
         self.history = self.history.with_records((sent,))

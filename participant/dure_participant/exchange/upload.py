@@ -144,7 +144,8 @@ def _scales_reference(exchange: ExchangeWork, work: InstanceWork) -> ScalesRefer
 
 
 def take_upload_ready(turn: Turn, given: UploadReady) -> None:
-    """All chunks are on their way: the commit is signed, once; in the exchange's last instance with the usage statement."""
+    """All chunks are on their way: the commit is signed, once; in the exchange's last instance with the usage statement, before which comes
+    what the app worked in, unless this node said that before."""
     exchange = turn.state.exchange
     work = find_instance(exchange, given.instance)
     assert exchange is not None and exchange.trained is not None
@@ -153,7 +154,8 @@ def take_upload_ready(turn: Turn, given: UploadReady) -> None:
     same("length", given.length, shape_of(exchange, work.purpose)[0])
     usage, usage_sha256 = b"", None
     if work.purpose != "scales":
-        envelope = turn.seal(_usage(turn, exchange, given))
+        environment = exchange.trained.environment
+        envelope = turn.seal(_usage(turn, exchange, given, None if environment is None else turn.committed(environment)))
         usage, usage_sha256 = envelope.to_bytes(), envelope.sha256
     commit = turn.seal(
         InstanceCommit(work.instance, work.ctx, turn.site.member, given.root, given.length, given.trailer, given.tag, usage_sha256)
@@ -162,10 +164,18 @@ def take_upload_ready(turn: Turn, given: UploadReady) -> None:
     turn.put_instance(replace(work, secret=secret.to_bytes(), commit=commit.to_bytes(), usage=usage))
 
 
-def _usage(turn: Turn, exchange: ExchangeWork, given: UploadReady) -> Usage:
+def _usage(turn: Turn, exchange: ExchangeWork, given: UploadReady, environment: bytes | None) -> Usage:
     """Self-declared. Sent: every upload of this exchange, this one included. Received: what came since the statement before."""
     trained = exchange.trained
     assert trained is not None
     up = given.length + sum(shape_of(exchange, work.purpose)[0] for work in exchange.instances if work.commit)
     spent = (trained.tokens, trained.steps, trained.milliseconds)
-    return Usage(turn.state.run, exchange.number, turn.site.member, *spent, up, given.bytes_down, trained.device, given.data)
+    usage = Usage(turn.state.run, exchange.number, turn.site.member, *spent, up, given.bytes_down, trained.device, given.data)
+    return replace(
+        usage,
+        environment_sha256=environment,
+        formula_flop=trained.formula_flop,
+        measured_flop=trained.measured_flop,
+        hardware_flop=trained.hardware_flop,
+        energy=trained.energy,
+    )

@@ -21,7 +21,7 @@ from dure_participant.worker import private
 from dure_participant.worker.protocol import Task, TaskResult, Usage
 
 USAGE_PREFIX = "dure."
-USAGE_METRICS = ("dure.tokens", "dure.steps")
+USAGE_METRICS = ("dure.tokens", "dure.steps", "dure.flop")
 
 
 class AppFailed(DureError):
@@ -112,7 +112,7 @@ def _result(content: RecordDict, instruction: Instruction, task: Task) -> TaskRe
         flat_path=flat_path,
         metrics={name: float(_finite(name, value)) for name, value in spread(record_name, values).items()},
         num_examples=float(weight),
-        usage=Usage(tokens=int(used["dure.tokens"]), steps=int(used["dure.steps"])),
+        usage=Usage(tokens=int(used["dure.tokens"]), steps=int(used["dure.steps"]), flop=int(used["dure.flop"])),
     )
 
 

@@ -21,6 +21,8 @@ MAX_RESULT_BYTES = 1 << 20
 MAX_ERROR_CHARS = 2000
 MAX_METRICS = 256
 MAX_METRIC_NAME = 128
+MOST_FLOP = 10**30
+"""Above what a usage statement holds."""
 PREFIX = struct.Struct("<I")
 
 UserValue = bool | float | int | str
@@ -68,10 +70,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the task used; tokens and steps as the app reported them, seconds as the host measured them."""
+    """What the task used; tokens, steps and FLOP as the app reported them, seconds as the host measured them."""
 
     tokens: int = 0
     steps: int = 0
+    flop: int = 0
     seconds: float = 0.0
 
 
@@ -105,6 +108,7 @@ class TaskResult:
             "num_examples": self.num_examples,
             "tokens": self.usage.tokens,
             "steps": self.usage.steps,
+            "flop": self.usage.flop,
         }
 
     @classmethod
@@ -114,7 +118,7 @@ class TaskResult:
         Raises:
             WorkerMisbehaved: naming the field that is absent, unknown, of another type or out of range.
         """
-        names = ("status", "error", "told", "arrays", "metrics", "num_examples", "tokens", "steps")
+        names = ("status", "error", "told", "arrays", "metrics", "num_examples", "tokens", "steps", "flop")
         if not isinstance(data, dict) or set(data) != set(names):
             raise WorkerMisbehaved(f"worker result has not exactly the fields {', '.join(names)}")
         for name in ("error", "told"):
@@ -140,12 +144,14 @@ class TaskResult:
         for name in ("tokens", "steps"):
             if type(data[name]) is not int or not 0 <= data[name] < 1 << 63:
                 raise WorkerMisbehaved(f"worker result: {name} is not a 63-bit count")
+        if type(data["flop"]) is not int or not 0 <= data["flop"] < MOST_FLOP:
+            raise WorkerMisbehaved(f"worker result: flop is not a count below {MOST_FLOP:.0e}")
         return cls(
             status="ok",
             flat_path=task.out_path if data["arrays"] else None,
             metrics={name: float(value) for name, value in metrics.items()},
             num_examples=weight,
-            usage=Usage(tokens=data["tokens"], steps=data["steps"], seconds=seconds),
+            usage=Usage(tokens=data["tokens"], steps=data["steps"], flop=data["flop"], seconds=seconds),
         )
 
 

@@ -14,12 +14,15 @@ from dure.errors import Refused
 from dure.statements.dsse import Envelope, canonical_json, pae, seal_payload
 from dure.statements.kinds import (
     KINDS,
+    Accelerators,
     AllocationPublished,
     CharterVersion,
     CohortMember,
     DataCommitment,
     Deadlines,
     Dispute,
+    Energy,
+    EnvCommitment,
     ExchangeAccept,
     InstanceAggregate,
     InstanceCommit,
@@ -96,6 +99,8 @@ FACTS: list[Any] = [
     NodeRevocation("a", "n1", 2, 1_800_000_000, "stolen"),
     CharterVersion(2, D, D),
     Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu", (D,)),
+    Usage(D, 3, "a", 1, 2, 3, 4, 5, "cpu", (), D, "6", "7" * 30, None, Energy(1, "nvml")),
+    EnvCommitment("a", "0.1.0", "ab" * 20, D, None, "cpython-311 linux-x86_64", (Accelerators("npu", "ATOM", 8, 64, None),)),
     DataCommitment("a", "news-2026", D, 3, 4096, 12, None, "CC-BY-4.0", "2024-01-01", "2026-03-31"),
     NodeDelegation("a", "node1", D, 1, 0, 99),
     NodeRevocation("a", "node1", 1, 99, "stolen"),
@@ -180,12 +185,61 @@ def test_every_field_absent_or_unknown_is_refused_by_name(data):
     ],
 )
 def test_a_plan_out_of_form_is_refused_by_field(field, value, named):
-    envelope, _ = seal(PLAN, KEY, Chain(), 0)
+    refuses(PLAN, field, value, named)
+
+
+def refuses(fact, field, value, named):
+    """A statement of this fact, but for one field, is refused and the field named."""
+    envelope, _ = seal(fact, KEY, Chain(), 0)
     body = json.loads(envelope.payload)
     body["predicate"][field] = value
     with pytest.raises(Refused) as refused:
-        open_statement(seal_payload(canonical_json(body), KEY), RunPlan, [PUBLIC])
+        open_statement(seal_payload(canonical_json(body), KEY), type(fact), [PUBLIC])
     assert refused.value.field == named
+
+
+DEVICE = {"kind": "npu", "name": "ATOM", "count": 8, "memory_gib": 64, "driver": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("accelerators", [], "accelerators"),
+        ("accelerators", [DEVICE] * 17, "accelerators"),
+        ("accelerators", [{**DEVICE, "kind": "tpu"}], "accelerators[0].kind"),
+        ("accelerators", [{**DEVICE, "name": "/dev/atom0"}], "accelerators[0].name"),
+        ("accelerators", [{**DEVICE, "name": "10.0.0.7:22"}], "accelerators[0].name"),
+        ("accelerators", [{**DEVICE, "name": "A" * 65}], "accelerators[0].name"),
+        ("accelerators", [{**DEVICE, "count": 0}], "accelerators[0].count"),
+        ("accelerators", [{**DEVICE, "count": 65_537}], "accelerators[0].count"),
+        ("accelerators", [{**DEVICE, "memory_gib": 0}], "accelerators[0].memory_gib"),
+        ("accelerators", [{**DEVICE, "driver": "GPU-0a1b/../x"}], "accelerators[0].driver"),
+        ("accelerators", [{**DEVICE, "serial": "1"}], "accelerators[0].serial"),
+        ("dure_commit", "HEAD", "dure_commit"),
+        ("dure_version", "/srv/dure", "dure_version"),
+        ("lock_sha256", "00", "lock_sha256"),
+        ("python", "/usr/bin/python3", "python"),
+    ],
+)
+def test_an_environment_with_a_path_an_address_or_a_number_out_of_range_is_refused_by_field(field, value, named):
+    refuses(next(f for f in FACTS if isinstance(f, EnvCommitment)), field, value, named)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("formula_flop", "0", "formula_flop"),
+        ("measured_flop", "1" * 31, "measured_flop"),
+        ("hardware_flop", 6, "hardware_flop"),
+        ("hardware_flop", "1e18", "hardware_flop"),
+        ("energy", {"millijoules": 0, "source": "declared"}, "energy.millijoules"),
+        ("energy", {"millijoules": 5}, "energy.source"),
+        ("energy", {"millijoules": 5, "source": "estimated"}, "energy.source"),
+        ("environment_sha256", "", "environment_sha256"),
+    ],
+)
+def test_compute_that_nobody_knows_is_null_and_never_zero(field, value, named):
+    refuses(next(f for f in FACTS if isinstance(f, Usage)), field, value, named)
 
 
 @pytest.mark.parametrize(
