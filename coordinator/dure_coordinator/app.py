@@ -432,10 +432,8 @@ class Coordinator:
 
     async def start(self) -> None:
         """Publish the log and let all open runs go on."""
-        if self.publisher.confirmed:
-            await self.enter_charter()
-        else:
-            self.publisher.before_signing = self.enter_charter
+        await self.charters.enter_first()
+        self.publisher.before_signing = self.enter_charter
         await standing.settle(self)
         self.publishing = asyncio.create_task(self.publisher.run(), name="log")
         await self.fleet.start()

@@ -112,6 +112,7 @@ async def serving(folder: Path, limits: Limits | None = None, names: tuple[str, 
     founded = found(folder, names)
     coordinator = await Coordinator.open(founded.hub, CoordinatorSettings())
     coordinator.fleet.on_opened = None
+    coordinator.publisher.confirmed = True  # nobody plays the witnesses here
     files = TlsFiles(founded.hub.tls_key_pem, founded.hub.tls_pem + founded.hub.ca_pem)
     service = coordinator.log_service()
     door = Door(lambda at: members_port(coordinator.fleet, coordinator.fleet.roster, files, at, limits or Limits(), service), "127.0.0.1:0")

@@ -51,8 +51,8 @@ class Home:
         urls = {name: server.url for name, server in self.servers.items()}
         coordinator = await Coordinator.open(self.founded.hub, CoordinatorSettings(http_witnesses=urls))
         coordinator.fleet.on_opened = None
-        if coordinator.publisher.confirmed:
-            await coordinator.enter_charter()
+        await coordinator.charters.enter_first()
+        coordinator.publisher.before_signing = coordinator.enter_charter
         try:
             yield coordinator
         finally:
@@ -128,15 +128,30 @@ async def may_sign(coordinator: Coordinator) -> bool:
     return True
 
 
-async def test_a_new_log_signs_at_once_and_a_restarted_one_once_the_quorum_has_confirmed_it(home):
+async def test_a_new_or_restarted_log_signs_once_the_quorum_has_confirmed_it(home):
+    for name in ("first", "second"):
+        async with home.up() as coordinator:
+            assert not await may_sign(coordinator)
+            assert await coordinator.publisher.publish()
+            assert await may_sign(coordinator)
+            await home.say(coordinator, name)
+            assert await coordinator.publisher.publish()
+
+
+async def test_a_coordinator_set_back_to_before_its_first_head_signs_its_first_statement_to_the_byte_and_no_other(gone_back):
+    """Its folder is as `dure charter publish` left it: nothing here says that there ever was a head, only the witnesses know."""
+    home, mirror = gone_back
+    for name in ("log", "coordinator.sqlite", "coordinator.sqlite-wal", "coordinator.sqlite-shm"):
+        path = home.hub / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     async with home.up() as coordinator:
-        assert await may_sign(coordinator)
-        await home.say(coordinator, "first")
-        assert await coordinator.publisher.publish()
-    async with home.up() as coordinator:
+        assert (await coordinator.store.log_head()).size == 1
+        assert await coordinator.store.log_entries(0, 1) == home.entries(mirror)[:1]
+        assert not await coordinator.publisher.publish()
         assert not await may_sign(coordinator)
-        assert await coordinator.publisher.publish()
-        assert await may_sign(coordinator)
+        assert "has seen 4 entries, this log has 1" in coordinator.publisher.refusals["ara.titan/witness"]
+    done = await home.restore(mirror)
+    assert (done.before, done.size, done.set_aside) == (1, 4, 0)
 
 
 async def test_a_restarted_coordinator_signs_nothing_while_too_few_witnesses_are_there_and_names_them(home, monkeypatch):

@@ -80,6 +80,15 @@ class Charters:
         """These count, and no others: what `take` added could not be made entries."""
         self.roots, self.all = roots, root.walk_all(roots, None)
 
+    async def enter_first(self) -> None:
+        """Makes version 1 an entry, where it is none yet: the coordinator's first statement, of the time the version was proposed at.
+
+        So one that was set back to before its first head signs the same bytes again, and no second history with them.
+        """
+        if not self.positions:
+            await self._seal(1, None, self.all[0].expires - root.LIFE.total_seconds())
+            await self._find(await _entered(self._store))
+
     async def enter(self, seen: SeenHead | None) -> None:
         """Makes every version that is no entry yet one, in order. Nothing else may be signed with this coordinator's key meanwhile.
 
@@ -88,16 +97,18 @@ class Charters:
         Args:
             seen: the newest head there is here.
         """
-        key = self._folder.signing_key
-        party = key_id(public_bytes(key))
         entered = await _entered(self._store)
-        for version, raw in enumerate(self.roots, 1):
+        for version in range(1, len(self.roots) + 1):
             if version not in entered:
-                fact = CharterVersion(version, root.digest(root.parse(raw)), sha256(raw).digest())
-                envelope, after = seal(fact, key, (await self._store.chain_of(party)).having_seen(seen), time.time())
-                entered[version] = StatementRow.of(envelope.to_bytes())
-                await self._store.write(b"", With(statements=(entered[version],), chain=(party, after)))
-        await self._find(entered)
+                await self._seal(version, seen, time.time())
+        await self._find(await _entered(self._store))
+
+    async def _seal(self, version: int, seen: SeenHead | None, now: float) -> None:
+        raw, key = self.roots[version - 1], self._folder.signing_key
+        party = key_id(public_bytes(key))
+        fact = CharterVersion(version, root.digest(root.parse(raw)), sha256(raw).digest())
+        envelope, after = seal(fact, key, (await self._store.chain_of(party)).having_seen(seen), now)
+        await self._store.write(b"", With(statements=(StatementRow.of(envelope.to_bytes()),), chain=(party, after)))
 
     async def _find(self, entered: Mapping[int, StatementRow]) -> None:
         found = [await self._store.log_index(entered[version].digest) for version in sorted(entered)]

@@ -83,10 +83,10 @@ class Publisher:
     """Given each head the quorum cosigned."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why a witness did not cosign the newest head it was asked about, by name; kept until it cosigns one."""
-    confirmed: bool = field(init=False)
+    confirmed: bool = False
     """Whether this log is known to be no older copy of itself: since this process began, a quorum of witnesses stood at no more than its
-    size. Two quorums share an honest witness, so no head that ever counted is longer. Nothing may be signed before. A log that never had a
-    head here has nothing to be compared with."""
+    size. Two quorums share an honest witness, so no head that ever counted is longer. Nothing may be signed before, but the first charter
+    version's entry, which has the same bytes whenever it is signed."""
     before_signing: Callable[[], Awaitable[None]] | None = None
     """Done once the log is confirmed, before anything else may be signed."""
     ahead: dict[str, int] = field(default_factory=dict)
@@ -101,9 +101,6 @@ class Publisher:
     """Witnesses, by key name, that the last head did not wait for: their answers say where they stand."""
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     """Somebody waits for an entry to be under a cosigned head."""
-
-    def __post_init__(self) -> None:
-        self.confirmed = self.files.published is None
 
     @property
     def size(self) -> int:
