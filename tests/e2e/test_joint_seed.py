@@ -12,10 +12,12 @@ import pytest
 from e2e.stage import Stage
 from safetensors.numpy import load_file, save_file
 
+from dure.audit.report import FIRST
 from dure_coordinator.admin_client import call
 from dure_demo.consortium import StepFailed
 
 MEMBERS = ("ara", "bora", "chan", "dan")
+STEP = "nesterov,lr=0.8,momentum=0.5"
 RULES = 'initial = ["*.bias constant 0", "* normal 0.17"]\n'
 
 
@@ -117,6 +119,35 @@ def audited(stage: Stage, run: str, tmp_path: Path) -> None:
     save_file(other, tmp_path / "other.safetensors")
     with pytest.raises(StepFailed, match="exited with 9"):
         stage.consortium.dure(*ask, "--model", tmp_path / "other.safetensors")
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(240)
+def test_a_second_run_is_proved_to_go_back_to_the_first_ones_seed_up_to_its_uploads(stage, tmp_path):
+    hub, app, runs = stage.consortium.dir_of("coordinator"), drawing_app(tmp_path / "app"), []
+    for more in ((), ("--from",)):
+        words = ("run", "start", app, "--rounds", "1", "--outer-step", STEP, *more, *(runs if more else ()), "--json", "--dir", hub)
+        told = json.loads(stage.consortium.dure(*words).strip().splitlines()[-1])
+        for member in MEMBERS:
+            node = stage.consortium.dir_of(f"{member}/node")
+            stage.consortium.dure("node", "allow", told["plan_digest"], "--yes", "--consent", "--dir", node)
+        stage.wait(told["run"])
+        runs.append(told["run"])
+    bundle, last = tmp_path / "bundle", tmp_path / "last"
+    call(hub, "run-export", {"run": runs[1], "out": str(last)}, timeout_s=30.0)
+    made = json.loads(stage.consortium.dure("audit", "export", "--run", runs[1], "--level", "3", "--out", bundle, "--json", "--dir", hub))
+    ask = ("audit", "verify", bundle, "--root-sha256", made["root_sha256"], "--level", "3", "--model", last, "--json")
+    found = json.loads(stage.consortium.dure(*ask))
+    assert found["holds"] and found["model"]["run"] == runs[1]
+    rows = {r["claim"]: r for r in found["table"]}
+    assert (
+        rows[FIRST]["how"] == "proved" and f"run {runs[1][:12]}: from run {runs[0][:12]}, exchange 2, recomputed" in rows[FIRST]["detail"]
+    )
+    assert rows["the sums follow from the uploads"]["how"] == "proved" and {e["run"] for e in found["exchanges"]} == set(runs)
+    alone = tmp_path / "alone"
+    stage.consortium.dure("audit", "export", "--run", runs[1], "--without-ancestors", "--out", alone, "--dir", hub)
+    found = json.loads(stage.consortium.dure("audit", "verify", alone, *ask[3:5], "--level", "2", "--json"))
+    assert {r["claim"]: r["how"] for r in found["table"]}[FIRST] == "not checked" and found["not_shown"]
 
 
 @pytest.mark.timeout(120)
