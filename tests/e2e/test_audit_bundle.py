@@ -312,6 +312,13 @@ def test_administrator_member_and_auditor_get_the_same_contributions(played):
     hub = table("contributions", "--json", "--dir", consortium.dir_of("coordinator"))
     mirror = table("contributions", "--json", "--dir", consortium.dir_of("bora/node"))
     audited = table("audit", "contributions", bundle, "--root-sha256", pin, "--json")
+    (ara,) = (row for row in hub["rows"] if row["member"] == "ara")
+    assert ara["flop_hardware"] == pytest.approx(1e15 * ara["seconds"]) and ara["kwh_sources"] == ["declared"]
+    assert ara["kwh"] == pytest.approx(2_800 * ara["seconds"] / 3_600_000)
+    words = worked("contributions", "--dir", consortium.dir_of("bora/node"))
+    assert words.count(" FLOP by hardware; ") == words.count(" kWh by the power their sites declare*") == 1
+    others = [row for row in hub["rows"] if row["member"] != "ara"]
+    assert {row[name] for row in others for name in ("flop_formula", "flop_measured", "flop_hardware", "kwh")} == {None}
     assert hub["rows"] == mirror["rows"] == audited["rows"]
     assert [(r["member"], r["invited"], r["counted"], r["late"], r["left_out"]) for r in hub["rows"]] == [(m, 2, 2, 0, []) for m in MEMBERS]
     assert all(r["bytes_up"] > 0 and r["seconds"] >= 0 for r in hub["rows"])

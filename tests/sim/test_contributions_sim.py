@@ -7,12 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sim.exchange_world import World
+from sim.exchange_world import LAYOUT, World
 from sim.test_exchange_sim import ready_world
 
 from dure.provenance.contains import contains
 from dure.provenance.contributions import Row, contributions
-from dure.provenance.drawn_from_log import member_facts, run_in
+from dure.provenance.drawn_from_log import compute, member_facts, run_in
+from dure.provenance.facts import About
+from dure.provenance.spent import Total
 from dure.statements.anykind import open_any
 from dure.statements.kinds import DataCommitment, Usage
 from dure.statements.statement import Chain, Signed, seal
@@ -76,7 +78,11 @@ def test_every_member_is_counted_where_it_is_in_the_sum_and_nowhere_else(world: 
         assert (row.counted, row.accepted) == (len(counted), len(counted))
         assert row.invited == row.counted + len(row.left_out) + row.unsummed == 4
         assert (row.tokens, row.steps, row.milliseconds) == (10 * row.counted, row.counted, 5 * row.counted), "as the simulated worker says"
-        assert row.devices == ("cpu",)
+        assert row.devices == ("cpu",) and row.usages == row.counted
+        assert row.spent.formula_flop == Total(str(6 * LAYOUT.parameters * 10 * row.counted), row.counted)
+        assert row.spent.hardware_flop == Total(str(5 * 10**9 * row.counted), row.counted)
+        assert row.spent.energy_millijoules == {"declared": Total(str(500 * row.counted), row.counted)}
+        assert row.spent.measured_flop is None, "the app did not count"
     assert rows["m00"].unsummed == 1
 
 
@@ -116,6 +122,9 @@ def test_what_a_nodes_usage_says_of_its_members_data_is_found_and_stands_in_a_re
     facts = {m.member: m.data for m in member_facts(run_in(entries, world.run.hex()), SimpleNamespace(members=()), 3)}  # type: ignore[arg-type]
     digest = registered(world).envelope.payload_sha256.hex()[:16]
     said = f"news: 3 files, 900 bytes, 7 documents; MIT, collected ? to 2026-01-01 (data-commitment {digest})"
+    told = compute(run_in(entries, world.run.hex()), 3, About())
+    assert told.statements == sum(r.counted for r in rows_of(world).values())
+    assert told.tokens * 6 * LAYOUT.parameters == int(told.spent.formula_flop.amount)  # type: ignore[union-attr]
     assert facts["m00"] == said and {v for m, v in facts.items() if m != "m00"} == {None}
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from support.synthetic_log import environment
+
+from dure.provenance.environments import in_words
 from dure.provenance.facts import (
     About,
     Accelerator,
@@ -16,14 +19,16 @@ from dure.provenance.facts import (
     Tensors,
     TrainingRun,
 )
+from dure.provenance.spent import Spent, Total
 
+SPENT = Spent(Total("18000000000", 12), None, Total("2000000000000", 3), {"declared": Total("1800000000", 12)})
 FILES = {"model.safetensors": b"\1" * 32, "config.json": b"\2" * 32}
 
 
 def some_facts() -> Facts:
     """Three members, one of whom declared data, with Korean and markup in their words."""
     members = tuple(
-        MemberFacts(m, name, 4, 4, 4, 1000, 10, 2500, ("cpu",), data)
+        MemberFacts(m, name, 4, 4, 4, 1000, 10, 2500, ("cpu",), data, in_words(environment(m)))
         for m, name, data in (
             ("krafton", "크래프톤", "Game dialogue, licence: own | 2019-2024 <script>"),
             ("rebellions", "Rebellions *Inc*", None),
@@ -58,7 +63,7 @@ def some_facts() -> Facts:
         binding=Binding(b"\x0a" * 32, ("krafton", "skt"), (9,)),
         members=members,
         metrics=(Metric(9, "evaluate", "loss", "3.25", 300, 3),),
-        compute=Compute(3000, "18000000000", None, None, {"cpu": 7500}),
+        compute=Compute(3000, 12, SPENT, {"cpu": 7500}),
         about=About(title="타이탄", summary="A small model.\n\nTwo paragraphs.", license="Apache-2.0", languages=("ko", "en")),
     )
 
@@ -66,8 +71,8 @@ def some_facts() -> Facts:
 def nothing_said() -> Facts:
     """The same release where nobody declared anything that may be left out."""
     facts = some_facts()
-    quiet = tuple(replace(m, data=None, devices=(), tokens=0) for m in facts.members)
-    return replace(facts, members=quiet, metrics=(), compute=Compute(0, None, None, None, {}), about=About())
+    quiet = tuple(replace(m, data=None, environment=None, devices=(), tokens=0) for m in facts.members)
+    return replace(facts, members=quiet, metrics=(), compute=Compute(0, 12, Spent(), {}), about=About())
 
 
 ACCELERATORS = (Accelerator("cpu", "1.5e12"),)

@@ -23,6 +23,7 @@ from dure.console import DEFAULT_DIR, AsJson, Dir, draw, one_line_errors, say, s
 from dure.errors import BadInput, Refused
 from dure.provenance.allocation import shown_by
 from dure.provenance.contributions import SELF_DECLARED, Row, contributions
+from dure.provenance.spent import Spent, energy_in_words, flop_in_words
 from dure.statements.kinds import Allocation, RunPlan
 from dure.tlog.tiles import TiledTree
 
@@ -164,6 +165,17 @@ def as_dict(row: Row) -> dict[str, Any]:
         "bytes_up": row.bytes_up,
         "bytes_down": row.bytes_down,
         "devices": list(row.devices),
+        **_compute(row.spent),
+    }
+
+
+def _compute(spent: Spent) -> dict[str, Any]:
+    """FLOP by method and kWh, whatever its source; null where no usage statement says it."""
+    methods = {"flop_formula": spent.formula_flop, "flop_measured": spent.measured_flop, "flop_hardware": spent.hardware_flop}
+    energy = sum(total.kwh for total in spent.energy_millijoules.values())
+    return {name: None if total is None else int(total.amount) for name, total in methods.items()} | {
+        "kwh": energy or None,
+        "kwh_sources": sorted(spent.energy_millijoules),
     }
 
 
@@ -185,6 +197,15 @@ def _cell(value: object) -> object:
 
 def _words(row: Row) -> list[str]:
     return [f"exchange {x.exchange}{' (late)' if x.late else ''}, {x.phase or 'survivors'}: {x.reason}" for x in row.left_out]
+
+
+def compute_words(row: Row) -> list[str]:
+    """What the member says its training took; nothing where it does not say."""
+    methods = (("formula", row.spent.formula_flop), ("measured", row.spent.measured_flop), ("hardware", row.spent.hardware_flop))
+    flop = [f"{words} by {name}" for name, total in methods if (words := flop_in_words(total, row.usages))]
+    energy = energy_in_words(row.spent.energy_millijoules, row.usages)
+    said = "; ".join([*flop, *([energy] if energy else [])])
+    return [f"{said}*"] if said else []
 
 
 def _table(rows: tuple[Row, ...], size: int) -> None:
@@ -216,7 +237,7 @@ def _table(rows: tuple[Row, ...], size: int) -> None:
         table.add_row(f"{row.run.hex()[:12]} {row.app}", row.member, *(f"{n:,}" for n in counts), *spent)
     draw(table)
     for row in rows:
-        for line in _words(row):
+        for line in (*_words(row), *compute_words(row)):
             say(f"  {row.run.hex()[:12]} {row.member}: {line}")
     say(f"* the member's own word. All else is signed by the coordinator, what is counted by a quorum of members too. {size} entries read")
 

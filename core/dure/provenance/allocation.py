@@ -19,7 +19,7 @@ from dure.statements.kinds import Allocation, Portion
 AGREED = "agreed"
 BASES = ("counted", "accepted", "tokens", "steps", "milliseconds", "bytes_up")
 """Columns of the table that can be the basis: whole numbers, one per member and run."""
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 """Of the table's form; one more for every change of what a row has."""
 
 

@@ -181,6 +181,6 @@ def facts_of(source: Source, tensors: Tensors, base_id: bytes | None) -> Facts:
         binding=drawn.binding(log, exchange, tensors.weights_id, base_id),
         members=members,
         metrics=drawn.metrics_of(log, exchange, tensors.weights_id),
-        compute=drawn.compute(members, drawn.device_times(log, exchange), tensors.parameters, source.about),
+        compute=drawn.compute(log, exchange, source.about),
         about=source.about,
     )

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dure.provenance.spent import Spent, spent
 from dure.recompute.joint_seed import is_draw
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
 from dure.statements.statement import Signed
 
-SELF_DECLARED = ("tokens", "steps", "seconds", "bytes_up", "bytes_down", "devices")
+COMPUTE = ("flop_formula", "flop_measured", "flop_hardware", "kwh")
+SELF_DECLARED = ("tokens", "steps", "seconds", "bytes_up", "bytes_down", "devices", *COMPUTE)
 """Columns that are the member's own word."""
 
 
@@ -52,6 +54,9 @@ class Row:
     bytes_up: int
     bytes_down: int
     devices: tuple[str, ...]
+    usages: int
+    """Usage statements that tokens, …, devices and `spent` are of."""
+    spent: Spent
 
     @property
     def late(self) -> int:
@@ -206,4 +211,6 @@ def _row(run: bytes, known: _Run, member: str, span: tuple[float, float]) -> Row
         bytes_up=sum(u.bytes_up for u in used),
         bytes_down=sum(u.bytes_down for u in used),
         devices=tuple(sorted({u.device for u in used if u.device})),
+        usages=len(used),
+        spent=spent(used),
     )

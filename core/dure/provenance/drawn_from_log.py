@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -13,7 +13,10 @@ from dure.errors import BadInput
 from dure.model.outer import lineage
 from dure.provenance.ancestry import Ancestry
 from dure.provenance.contributions import Row, contributions
+from dure.provenance.environments import in_words
 from dure.provenance.facts import MOST_ANCESTORS, About, Ancestor, Binding, Compute, MemberFacts, Metric, TrainingRun
+from dure.provenance.spent import said_of_hardware, spent
+from dure.recompute.joint_seed import is_draw
 from dure.secagg.encode import decode_trailer, from_words, num_examples
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
@@ -37,6 +40,8 @@ class LogOfRun:
     """Unix seconds of the newest entry of the whole log."""
     data: dict[bytes, kinds.DataCommitment] = field(default_factory=dict)
     """Every data commitment of the whole log, by its payload digest."""
+    environments: dict[bytes, kinds.EnvCommitment] = field(default_factory=dict)
+    """Every env-commitment of the whole log, by its envelope's digest."""
     ancestry: Ancestry = field(default_factory=Ancestry)
     """Of every run of the log."""
 
@@ -75,12 +80,15 @@ def run_in(entries: Iterable[Signed[Any]], wanted: str) -> LogOfRun:
     found: dict[bytes, LogOfRun] = {}
     time = 0
     data: dict[bytes, kinds.DataCommitment] = {}
+    environments: dict[bytes, kinds.EnvCommitment] = {}
     ancestry = Ancestry()
     for signed in ancestry.following(entries):
         time = max(time, signed.time)
         run = _run_of(signed)
         if isinstance(signed.fact, kinds.DataCommitment):
             data[signed.envelope.payload_sha256] = signed.fact
+        elif isinstance(signed.fact, kinds.EnvCommitment):
+            environments[signed.envelope.sha256] = signed.fact
         if isinstance(signed.fact, kinds.RunPlan) and run.hex().startswith(wanted.lower()):
             found[run] = LogOfRun(run, signed.fact)
         if run in found:
@@ -88,7 +96,7 @@ def run_in(entries: Iterable[Signed[Any]], wanted: str) -> LogOfRun:
     if len(found) != 1:
         raise BadInput(f"run {wanted}: {'several runs' if found else 'no run'} in the log start so; `dure contributions` shows all")
     only = next(iter(found.values()))
-    only.time, only.data, only.ancestry = time, data, ancestry
+    only.time, only.data, only.environments, only.ancestry = time, data, environments, ancestry
     return only
 
 
@@ -151,8 +159,8 @@ def member_facts(log: LogOfRun, charter: Charter, exchange: int) -> tuple[Member
     """Every roster member's part, up to and with this exchange."""
     names = {m.id: m.display_name for m in charter.members}
     rows = contributions(_until(log, exchange), span=(0.0, float(2**48)))
-    words = _data_words(log, exchange)
-    return tuple(_member(row, names.get(row.member, row.member), words.get(row.member)) for row in rows)
+    words, places = _data_words(log, exchange), _environment_words(log, exchange)
+    return tuple(_member(row, names.get(row.member, row.member), words.get(row.member), places.get(row.member)) for row in rows)
 
 
 def _until(log: LogOfRun, exchange: int) -> Iterator[Signed[Any]]:
@@ -163,10 +171,9 @@ def _until(log: LogOfRun, exchange: int) -> Iterator[Signed[Any]]:
             yield signed
 
 
-def _member(row: Row, display_name: str, data: str | None) -> MemberFacts:
-    return MemberFacts(
-        row.member, display_name, row.invited, row.counted, row.accepted, row.tokens, row.steps, row.milliseconds, row.devices, data
-    )
+def _member(row: Row, display_name: str, data: str | None, environment: str | None) -> MemberFacts:
+    exchanges, spent = (row.invited, row.counted, row.accepted), (row.tokens, row.steps, row.milliseconds)
+    return MemberFacts(row.member, display_name, *exchanges, *spent, row.devices, data, environment)
 
 
 def _data_words(log: LogOfRun, exchange: int) -> dict[str, str]:
@@ -178,6 +185,16 @@ def _data_words(log: LogOfRun, exchange: int) -> dict[str, str]:
             if fact is not None and fact.member == said.member:
                 found.setdefault(said.member, {})[digest] = f"{_described(fact)} (data-commitment {digest.hex()[:16]})"
     return {member: "; ".join(own.values())[:MOST_WORDS] for member, own in found.items()}
+
+
+def _environment_words(log: LogOfRun, exchange: int) -> dict[str, str]:
+    """By member the environments of its own that its counted usage statements name, in the order they were first named."""
+    found: dict[str, dict[bytes, str]] = {}
+    for said in _counted(log, exchange):
+        fact = log.environments.get(said.environment_sha256 or b"")
+        if fact is not None and fact.member == said.member and said.environment_sha256 is not None:
+            found.setdefault(said.member, {})[said.environment_sha256] = in_words(fact)
+    return {member: " / ".join(own.values())[:MOST_WORDS] for member, own in found.items()}
 
 
 def _described(fact: kinds.DataCommitment) -> str:
@@ -213,27 +230,23 @@ def metrics_of(log: LogOfRun, exchange: int, weights_id: bytes) -> tuple[Metric,
     return tuple(sorted(found, key=lambda m: (m.category, m.exchange, m.name)))
 
 
-def compute(members: Iterable[MemberFacts], device_ms: Mapping[str, int], parameters: int, about: About) -> Compute:
-    """The three totals (docs/spec/releases.md, "Compute"); integers throughout."""
-    tokens = sum(m.tokens for m in members)
-    known = {a.device: a for a in about.accelerators}
-    hardware: int | None = None
-    if device_ms and all(device in known for device in device_ms):
-        hardware = sum(int(Decimal(known[d].peak_flops)) * known[d].devices * ms for d, ms in device_ms.items()) // 1000
-    formula = str(6 * parameters * tokens) if tokens else None
-    return Compute(tokens, formula, None, None if hardware is None else str(hardware), dict(sorted(device_ms.items())))
+def compute(log: LogOfRun, exchange: int, about: About) -> Compute:
+    """The totals (docs/spec/releases.md, "Compute") up to and with this exchange."""
+    rates = {a.device: int(Decimal(a.peak_flops)) * a.devices for a in about.accelerators}
 
+    def hardware(said: kinds.Usage) -> int | None:
+        rate = rates.get(said.device)
+        return said_of_hardware(said) or (rate * said.milliseconds // 1000 if rate is not None else None)
 
-def device_times(log: LogOfRun, exchange: int) -> dict[str, int]:
-    """Milliseconds by device, of usage statements that a counted member's commit names."""
-    total: Counter[str] = Counter()
-    for said in _counted(log, exchange):
-        total[said.device] += said.milliseconds
-    return dict(total)
+    used = list(_counted(log, exchange))
+    device_ms: Counter[str] = Counter()
+    for said in used:
+        device_ms[said.device] += said.milliseconds
+    return Compute(sum(u.tokens for u in used), len(used), spent(used, hardware), dict(sorted(device_ms.items())))
 
 
 def _counted(log: LogOfRun, exchange: int) -> Iterator[kinds.Usage]:
-    """Usage statements that a counted member's commit names."""
+    """Usage statements that a counted member's commit names; in the draw of first weights nobody spends anything."""
     counted, named = _counted_usage(log, exchange)
     for signed in _until(log, exchange):
         said = signed.fact
@@ -242,13 +255,14 @@ def _counted(log: LogOfRun, exchange: int) -> Iterator[kinds.Usage]:
 
 
 def _counted_usage(log: LogOfRun, exchange: int) -> tuple[set[tuple[int, str]], set[bytes]]:
+    drawn = {InstanceId.decode(opened.instance).exchange for opened in log.opens.values() if is_draw(opened)}
     counted: set[tuple[int, str]] = set()
     named: set[bytes] = set()
     for signed in _until(log, exchange):
         said = signed.fact
         if isinstance(said, kinds.InstanceSurvivors):
             where = InstanceId.decode(said.instance)
-            if where.purpose is not Purpose.SCALES:
+            if where.purpose is not Purpose.SCALES and where.exchange not in drawn:
                 counted |= {(where.exchange, s.member) for s in said.survivors}
         elif isinstance(said, kinds.InstanceCommit) and said.usage_sha256 is not None:
             named.add(said.usage_sha256)

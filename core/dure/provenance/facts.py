@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from dure.errors import Refused
+from dure.provenance.spent import Spent
 from dure.statements import schema
 from dure.statements.dsse import canonical_json, parse_canonical
 from dure.statements.kinds import Counter, Digest, MemberId, Nonce
@@ -84,6 +85,8 @@ class MemberFacts:
     devices: tuple[Line, ...]
     data: Words | None
     """What the member put on the record about its data; null: nothing."""
+    environment: Words | None
+    """What its node says its app worked in; null: nothing."""
 
 
 @dataclass(frozen=True)
@@ -163,16 +166,14 @@ class Binding:
 
 @dataclass(frozen=True)
 class Compute:
-    """Training compute by three methods; each null where what it needs was not declared."""
+    """Training compute, as the members' counted usage statements say it."""
 
     tokens: Counter
     """Declared by the members, in exchanges that were counted."""
-    formula_flop: Number | None
-    """6 x parameters x tokens."""
-    measured_flop: Number | None
-    """Counted by the members' own training code."""
-    hardware_flop: Number | None
-    """Device-seconds x peak rate: an upper bound."""
+    statements: Counter
+    """Usage statements these totals are of."""
+    spent: Spent
+    """Hardware: by the peak rate the member's site says, else by the one that `about` gives for the device it named."""
     device_ms: Mapping[str, Counter]
     """Device as members named it -> milliseconds; "" where they named none."""
 

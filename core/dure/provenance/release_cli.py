@@ -22,7 +22,7 @@ from dure.provenance import check
 from dure.provenance.about import EXAMPLE, read_about
 from dure.provenance.attestation import check_enough, merge, published, read_signatures, sign, signers_of
 from dure.provenance.candidate import ReleaseCa, create, run_of_model
-from dure.provenance.documents.words import flop, said, start, when
+from dure.provenance.documents.words import energy, flop, said, start, when
 from dure.provenance.facts import FACTS, Facts
 from dure.provenance.model_signature import EVIDENCE, file_names
 from dure.provenance.own_log import same_facts, source_of, write_evidence
@@ -93,15 +93,17 @@ def create_command(
 
 def described(facts: Facts) -> list[str]:
     """A release in words, for whoever must decide on it."""
-    run, tensors, compute = facts.run, facts.tensors, facts.compute
+    run, tensors, compute, spent = facts.run, facts.tensors, facts.compute, facts.compute.spent
     lines = [
         f"release {facts.name} of {facts.consortium}, as of {when(facts.log.time)} ({facts.log.size} entries of the log)",
         f"  {tensors.parameters:,} parameters, {', '.join(tensors.dtypes)}; weights id {tensors.weights_id.hex()}",
         f"  run {run.run.hex()[:12]} ({run.app_name} {run.app_version}), round {run.round} of {run.rounds}; bases {run.lineage}",
         f"  began with {start(run)}",
-        f"  licence {said(facts.about.license)}; compute {flop(compute.formula_flop)} by formula, {compute.tokens:,} tokens declared",
+        f"  licence {said(facts.about.license)}; {compute.tokens:,} tokens declared",
+        f"  compute by formula {flop(spent.formula_flop, compute)}, measured {flop(spent.measured_flop, compute)}, "
+        f"by hardware {flop(spent.hardware_flop, compute)}; energy {energy(compute)}",
     ]
-    lines += [f"  {m.member:<32} in {m.counted} sums; data: {said(m.data)}" for m in facts.members]
+    lines += [f"  {m.member:<32} in {m.counted} sums; data: {said(m.data)}; trained in: {said(m.environment)}" for m in facts.members]
     return lines
 
 

@@ -22,6 +22,7 @@ from dure.provenance.attestation import check_enough, merge, sign, signers_of
 from dure.provenance.candidate import ReleaseCa, create, run_of_model
 from dure.provenance.errors import ContentDiffers, ExtraFiles, MissingFiles, NotSigned, OtherDtype, OtherShape
 from dure.provenance.own_log import same_facts, source_of
+from dure.provenance.spent import Spent
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_a_release_holds_and_says_who_signed(made):
     facts = found.candidate.facts
     assert facts.tensors.parameters == 64 * 32 + 32 * 8 and facts.about.license == "Apache-2.0"
     assert [(m.member, m.data, m.tokens) for m in facts.members] == [(m, None, 0) for m in ("ara", "bora", "chan")]
-    assert facts.compute.formula_flop is None and facts.binding.base_id is None
+    assert facts.compute.spent == Spent() and facts.binding.base_id is None
 
 
 def flip(path: Path, at: int) -> None:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from dure.provenance.documents.words import NOT_DECLARED, flop, rounded, said, start, title, when
+from dure.provenance.documents.words import NOT_DECLARED, energy, flop, rounded, said, start, title, when
 from dure.provenance.facts import Facts, MemberFacts
 
 CDX = "bom.cdx.json"
@@ -88,9 +88,10 @@ def _properties(facts: Facts) -> list[dict[str, str]]:
         "dure:log-size": str(facts.log.size),
         "dure:log-root": facts.log.root.hex(),
         "dure:tokens-self-declared": str(facts.compute.tokens),
-        "dure:flop-formula": flop(facts.compute.formula_flop),
-        "dure:flop-measured": flop(facts.compute.measured_flop),
-        "dure:flop-hardware": flop(facts.compute.hardware_flop),
+        "dure:flop-formula": flop(facts.compute.spent.formula_flop, facts.compute),
+        "dure:flop-measured": flop(facts.compute.spent.measured_flop, facts.compute),
+        "dure:flop-hardware": flop(facts.compute.spent.hardware_flop, facts.compute),
+        "dure:energy-self-declared": energy(facts.compute),
     }
     return [{"name": name, "value": value} for name, value in pairs.items()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dure.provenance.documents.words import NOT_DECLARED, back, flop, rounded, said, table, title, when
+from dure.provenance.documents.words import NOT_DECLARED, back, energy, flop, rounded, said, table, title, when
 from dure.provenance.facts import Facts
 
 CARD = "README.md"
@@ -112,13 +112,15 @@ def _compute(facts: Facts) -> str:
     ms = sum(total.device_ms.values())
     devices = ", ".join(f"{d or NOT_DECLARED}: {v / 3_600_000:,.3f} h" for d, v in total.device_ms.items()) or NOT_DECLARED
     rows = [
-        ("formula, 6 × parameters × tokens", flop(total.formula_flop)),
-        ("measured by the members' code", flop(total.measured_flop)),
-        ("hardware, seconds × peak rate (upper bound)", flop(total.hardware_flop)),
+        ("formula, 6 × parameters × tokens (2 × where nothing was trained)", flop(total.spent.formula_flop, total)),
+        ("measured by the members' code", flop(total.spent.measured_flop, total)),
+        ("hardware, seconds × peak rate (upper bound)", flop(total.spent.hardware_flop, total)),
+        ("energy", energy(total)),
         ("worker hours by device, as members named it", f"{devices} ({ms / 3_600_000:,.3f} h together)"),
     ]
     before = "" if facts.run.base_weights_id is None else "\nWhat came before the weights this run began with is not in these totals.\n"
-    return f"## Compute\n\n{table(('Method', 'Total'), rows)}{before}"
+    places = table(("Member", "Trained in, as its node said"), ((m.display_name, said(m.environment)) for m in facts.members))
+    return f"## Compute\n\nAll of it is what members say of themselves.\n\n{table(('Method', 'Total'), rows)}{before}\n{places}"
 
 
 def _limits(facts: Facts) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dure.provenance.documents.words import flop, rounded, said, start, title, when
+from dure.provenance.documents.words import energy, flop, rounded, said, start, title, when
 from dure.provenance.facts import Facts, MemberFacts
 
 SPDX = "bom.spdx.json"
@@ -58,12 +58,13 @@ def _entries(pairs: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _model(at: str, facts: Facts) -> dict[str, Any]:
-    compute, run = facts.compute, facts.run
+    compute, spent, run = facts.compute, facts.compute.spent, facts.run
     training = (
         f"Rounds of local training at {len(facts.members)} members, summed under secure aggregation; run {run.run.hex()}, "
         f"round {run.round} of {run.rounds}, outer step {run.outer_step}; bases: {run.lineage}; "
         f"began with {start(run)}. Compute: "
-        f"formula {flop(compute.formula_flop)}, measured {flop(compute.measured_flop)}, hardware {flop(compute.hardware_flop)}."
+        f"formula {flop(spent.formula_flop, compute)}, measured {flop(spent.measured_flop, compute)}, "
+        f"hardware {flop(spent.hardware_flop, compute)}; energy {energy(compute)}."
     )
     metrics = {f"{m.category}:{m.exchange}:{m.name}": rounded(m.value) for m in facts.metrics}
     optional: dict[str, Any] = {"ai_metric": _entries(metrics)} if metrics else {}

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from dure.provenance.facts import Facts, TrainingRun
+from dure.provenance.facts import Compute, Facts, TrainingRun
+from dure.provenance.spent import Total, energy_in_words, flop_in_words
 
 NOT_DECLARED = "not declared"
 
@@ -36,8 +37,14 @@ def rounded(number: str, digits: int = 6) -> str:
     return f"{Decimal(number):.{digits}g}"
 
 
-def flop(number: str | None) -> str:
-    return NOT_DECLARED if number is None else f"{Decimal(number):.3e} FLOP"
+def flop(total: Total | None, compute: Compute) -> str:
+    """FLOP by one method, and how many of the statements say it."""
+    return flop_in_words(total, compute.statements) or NOT_DECLARED
+
+
+def energy(compute: Compute) -> str:
+    """By source, in kWh."""
+    return energy_in_words(compute.spent.energy_millijoules, compute.statements) or NOT_DECLARED
 
 
 def cell(text: str) -> str:
