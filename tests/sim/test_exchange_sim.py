@@ -11,8 +11,10 @@ from dure.blobs import BlobId
 from dure.model.base import BaseRecord
 from dure.secagg import thresholds
 from dure.wire.messages import DirectiveKind, ReportKind
+from dure_coordinator.exchange import view
 from dure_coordinator.exchange.events import Seen
 from dure_coordinator.exchange.state import RunPhase
+from dure_coordinator.rpc.serverapp import no_quorum
 
 
 def ready_world(n: int = 5, c: int = 1, **how: object) -> World:
@@ -399,3 +401,13 @@ def test_the_next_base_names_the_scales_and_the_number_of_its_exchange() -> None
     base = BaseRecord.from_json(world.state.base_record)
     assert base.exchange == 1 and base.e_b == BlobId.parse(world.state.exchange.scales.e_b)  # type: ignore[union-attr]
     assert thresholds.u_min(5, 1) == world.facts.u_min
+
+
+def test_where_members_are_there_and_keys_are_not_agreed_it_is_said_so_and_of_whom() -> None:
+    """Not "5 of 3 members needed are there"."""
+    world = World(5, 1, seed=1)
+    world.start()
+    world.run_until(lambda w: w.state.phase is RunPhase.EPOCH and 0 < len(view.waiting_for(w.state)) < 5)
+    said = no_quorum(world.state, list(world.members))
+    assert said == f"5 members are there, but their keys are not agreed: nothing heard from {', '.join(view.waiting_for(world.state))}"
+    assert no_quorum(world.state, ["ara"]).startswith(f"1 of {world.state.facts.u_min} members needed are there; missing: ")

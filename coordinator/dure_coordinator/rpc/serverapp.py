@@ -25,6 +25,7 @@ from dure.model.layout import Layout
 from dure.model.weights import NonFinite, check_finite, check_padding, open_flat, weights_id
 from dure.statements.kinds import RunPlan
 from dure_coordinator.engine import RunEngine
+from dure_coordinator.exchange import view
 from dure_coordinator.exchange.events import Abort, Asked, Stop
 from dure_coordinator.exchange.history import finish_words
 from dure_coordinator.exchange.state import EpochPhase, RunPhase, RunState
@@ -43,6 +44,14 @@ REPLIES_KEPT = 2
 """Reply files left in the run's folder: the one being read and the one before."""
 GATHER_S = 2.0
 """How long `Nodes` waits for more than the quorum, once the quorum is there."""
+
+
+def no_quorum(state: RunState, eligible: list[str]) -> str:
+    """Why no exchange could begin so far, naming whom it waits for."""
+    if len(eligible) >= state.facts.u_min:
+        return f"{len(eligible)} members are there, but their keys are not agreed: nothing heard from {', '.join(view.waiting_for(state))}"
+    missing = [m for m in state.facts.roster if m not in eligible]
+    return f"{len(eligible)} of {state.facts.u_min} members needed are there; missing: {', '.join(missing)}"
 
 
 class ServerAppGrid(rpc.ServerAppGridServiceServicer):
@@ -97,8 +106,7 @@ class ServerAppGrid(rpc.ServerAppGridServiceServicer):
             else:
                 enough_since = None
             if now >= deadline:
-                missing = [m for m in state.facts.roster if m not in eligible]
-                return f"{len(eligible)} of {state.facts.u_min} members needed are there; missing: {', '.join(missing)}"
+                return no_quorum(state, eligible)
             await self._engine.changes.wait(seen, min(0.5, deadline - now))
         return f"the run is over: {self._engine.label[1] or self._engine.label[0]}"
 
