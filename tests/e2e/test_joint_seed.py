@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from e2e.stage import Stage
 from safetensors.numpy import load_file, save_file
+from support import killed_audit
 
 from dure.audit.report import FIRST
 from dure_coordinator.admin_client import call
@@ -65,6 +67,7 @@ def added_up(stage: Stage, run: str, tmp_path: Path) -> None:
     found = json.loads(stage.consortium.dure(*ask))
     assert found["holds"] and [(e["exchange"], e["level"]) for e in found["exchanges"]] == [(n, 3) for n in range(1, 6)]
     assert {r["claim"]: r["how"] for r in found["table"]}["the sums follow from the uploads"] == "proved"
+    killed_and_back(ask[2:-1], found)
     home = bundle / "rounds" / run
     for name in ("000002.update.bora.upload", "000004.scales.ara.upload", "000003.scalars.seeds", "000002.update.evidence"):
         whole = (home / name).read_bytes()
@@ -84,6 +87,15 @@ def added_up(stage: Stage, run: str, tmp_path: Path) -> None:
     found = json.loads(stage.consortium.dure(*ask))
     assert found["holds"] and [e["exchange"] for e in found["exchanges"] if e["level"] == 2] == [2]
     assert {r["claim"]: r["how"] for r in found["table"]}["the sums follow from the uploads"] == "not checked"
+
+
+def killed_and_back(words, found):
+    """The audit killed in the middle of the models, then in the middle of the sums; it goes on, twice, and says what it said in one go."""
+    assert killed_audit.verified(*words, lines=2).returncode == -signal.SIGKILL
+    assert killed_audit.verified(*words, lines=4).returncode == -signal.SIGKILL
+    last = killed_audit.verified(*words)
+    assert "all 2 exchanges were recomputed before" in last.stderr and "sums: resumed at exchange 3 of 5" in last.stderr
+    assert json.loads(last.stdout) == found
 
 
 def audited(stage: Stage, run: str, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from dure.audit import bundle as bundles
 from dure.audit import report
 from dure.audit.contributions_cli import of_bundle
+from dure.audit.kept import Kept, place_of
 from dure.audit.level1 import verify
 from dure.audit.level2 import lines, match, trace
 from dure.audit.level3 import add_up
@@ -114,7 +116,10 @@ def verify_command(
         Path | None, typer.Option(help="With level 2: a model.safetensors or its folder, which must be among the models.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here: one file in Korean and English, prints on A4.")] = None,
-    work: Annotated[Path | None, typer.Option(help="With level 2: folder for two models and two sums; default: the system's.")] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="With level 2: folder to keep what was established in, and two models and two sums; default: beside the bundle."),
+    ] = None,
     cores: Annotated[int | None, typer.Option(min=1, help="Processes that verify; default: every core this one may use.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -122,8 +127,12 @@ def verify_command(
 
     Exit codes: 0 all holds; 1 something does not hold, each named (or an entry is of a kind this version does not know); 2 a file is
     missing, and the table says what could be checked without it, or an argument is out of form; 3 a charter version has too few signatures;
-    5 no room on the disk, or a process was ended; 6 the pin is of another consortium; 7 a clock was off by a day, this machine's or a
-    signer's; 8 a run was planned under an expired charter; 9 the model is none of those recomputed.
+    4 another audit of this bundle is under way; 5 no room on the disk, or a process was ended; 6 the pin is of another consortium;
+    7 a clock was off by a day, this machine's or a signer's; 8 a run was planned under an expired charter; 9 the model is none of those
+    recomputed.
+
+    Levels 2 and 3 may be ended (Ctrl-C, a power cut) and started again with the same bundle and pin: they go on where they were, from
+    BUNDLE's neighbour dure-audit-…, or below --work; it is gone once the audit is through. Level 1 begins anew each time.
 
     Example: dure audit verify bundle --root-sha256 3f9a…
 
@@ -133,8 +142,9 @@ def verify_command(
         raise BadInput("--model is looked for among recomputed models; add --level 2")
     bundle = bundles.Bundle.open(folder)
     result = verify(bundle, pin_of(pin), cores=cores, progress=_progress("entries"))
-    traced = trace(bundle, result, work=work, watching=bars()) if level > 1 and result.holds else None
-    summed = add_up(bundle, traced, threads=cores, progress=_progress("sums")) if level > 2 and traced is not None else None
+    with _kept(folder, pin_of(pin), work) if level > 1 and result.holds else nullcontext() as kept:
+        traced = trace(bundle, result, kept=kept, watching=bars()) if level > 1 and result.holds else None
+        summed = add_up(bundle, traced, threads=cores, kept=kept, progress=_progress("sums")) if level > 2 and traced is not None else None
     matched = match(model, traced.lineages) if model is not None and traced is not None and not traced.exit_code else None
     found = Found(result, level, traced, summed, matched)
     if html is not None:
@@ -145,6 +155,25 @@ def verify_command(
         _tell(found)
     if found.exit_code:
         raise typer.Exit(found.exit_code)
+
+
+@contextmanager
+def _kept(bundle: Path, pin: bytes, work: Path | None) -> Iterator[Kept | None]:
+    """Where this audit's findings are kept until it is through. None: nowhere, since the bundle is where nothing can be written."""
+    try:
+        kept = Kept.open(place_of(bundle, pin, work), err.print)
+    except OSError as error:
+        if work is not None:
+            raise BadInput(f"--work {work}: {error.strerror}") from None
+        err.print(f"nothing can be kept beside {bundle} ({error.strerror}): an audit that is ended begins again; --work DIR keeps it there")
+        yield None
+        return
+    finished = False
+    try:
+        yield kept
+        finished = True
+    finally:
+        kept.close(finished=finished)
 
 
 def pin_of(text: str) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from dure.audit.bundle import LOG, Bundle, PartMissing
 from dure.audit.descent import RECOMPUTED, Descent, descent
 from dure.audit.descent import row as beginnings
+from dure.audit.kept import Kept
 from dure.audit.level1 import BROKEN, INCOMPLETE, Finding, Result
 from dure.audit.lineage import Lineage, recompute, unreferenced
 from dure.audit.parts import RunRecord, chosen, records
@@ -67,13 +70,20 @@ class Traced:
 
 
 def trace(
-    bundle: Bundle, result: Result, *, run: str | None = None, work: Path | None = None, watching: Watching = lambda _r, _d, _a: None
+    bundle: Bundle,
+    result: Result,
+    *,
+    run: str | None = None,
+    work: Path | None = None,
+    kept: Kept | None = None,
+    watching: Watching = lambda _r, _d, _a: None,
 ) -> Traced:
     """Recomputes one run and those it descends from, or every run, of those that the bundle has parts of; in the order of the log.
 
     Args:
         result: of level 1, which must hold.
         work: where two models and two sums at a time find room; None: the system's folder for temporary files.
+        kept: where they find room, instead, and what was established by an audit that was ended.
 
     Raises:
         BadInput: no such run, or parts of none.
@@ -92,15 +102,18 @@ def trace(
     if not wanted:
         raise BadInput(f"{bundle.folder} has no parts of any run: it was exported without --run, and shows level 1 only")
     for record in wanted:
-        _trace(bundle, record, versions, traced, work, watching)
+        _trace(bundle, record, traced, work, kept, watching)
     return traced
 
 
-def _trace(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], traced: Traced, work: Path | None, watching: Watching) -> None:
-    with tempfile.TemporaryDirectory(prefix="dure-lineage-", dir=work) as scratch:
+def _trace(bundle: Bundle, record: RunRecord, traced: Traced, work: Path | None, kept: Kept | None, watching: Watching) -> None:
+    def progress(done: int, total: int) -> None:
+        watching(record, done, total)
+
+    with _room(record, work, kept) as room:
         try:
             came = descent(record, traced.ancestry, traced.by_run)
-            found = recompute(bundle, record, versions, Path(scratch), progress=lambda done, total: watching(record, done, total))
+            found = recompute(bundle, record, traced.versions, room, kept=kept, progress=progress)
         except PartMissing as missing:
             traced.missing.append(str(missing))
         except DureError as broken:
@@ -109,6 +122,18 @@ def _trace(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], trace
             traced.lineages.append(found)
             if came is not None:
                 traced.descents[record.run] = came
+
+
+@contextmanager
+def _room(record: RunRecord, work: Path | None, kept: Kept | None) -> Iterator[Path]:
+    """A folder for a run's blobs; gone once the run is done with, or the audit is ended and nothing is kept."""
+    if kept is None:
+        with tempfile.TemporaryDirectory(prefix="dure-lineage-", dir=work) as scratch:
+            yield Path(scratch)
+    else:
+        room = kept.room(record.run)
+        yield room
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def match(model: Path, lineages: list[Lineage]) -> dict[str, Any]:

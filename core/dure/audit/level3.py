@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from dure.audit.bundle import Bundle
 from dure.audit.cores import available
+from dure.audit.kept import Kept, Question
 from dure.audit.level1 import BROKEN, INCOMPLETE, Finding
 from dure.audit.level2 import Traced
 from dure.audit.lineage import trust_of
@@ -58,21 +60,36 @@ class Summed:
         return BROKEN if self.findings else INCOMPLETE if self.missing else 0
 
 
-def add_up(bundle: Bundle, traced: Traced, *, threads: int | None = None, progress: Progress = lambda _done, _all: None) -> Summed:
+def add_up(
+    bundle: Bundle,
+    traced: Traced,
+    *,
+    threads: int | None = None,
+    kept: Kept | None = None,
+    progress: Progress = lambda _done, _all: None,
+) -> Summed:
     """Every opened sum of every run the bundle has parts of.
 
     Args:
         traced: what level 2 found of this bundle.
         threads: that add; None: as many as cores.
+        kept: what was established before, and where more is written down; None: nothing was, nothing is.
     """
     found = Summed()
     runs = [record for record in traced.records.values() if record.run in traced.touched]
     jobs = [(record, trust_of(record, traced.versions), opened) for record in runs for opened in record.aggregates.values()]
+    known = {} if kept is None else _known(bundle, kept, jobs)
     with ThreadPoolExecutor(threads or available(), thread_name_prefix="sum") as pool:
         for done, (record, trust, opened) in enumerate(jobs):
             progress(done, len(jobs))
             key, wrong = (record.run, opened.where.exchange), len(found.findings)
-            level = _one(bundle, record, trust, opened, pool, found, threads or available())
+            if done in known:
+                level, found.bytes = 3, found.bytes + known[done]
+            else:
+                asked, before = None if kept is None else _asked(bundle, kept, record, trust, opened), found.bytes
+                level = _one(bundle, record, trust, opened, pool, found, threads or available())
+                if kept is not None and asked is not None and level == 3:
+                    kept.write(asked, {"bytes": found.bytes - before})
             found.levels[key] = min(found.levels.get(key, 3), level)
             if level < 3 and record.plan.keep_uploads == "all" and wrong == len(found.findings):
                 found.missing.append(
@@ -92,6 +109,32 @@ def _left_out(traced: Traced) -> list[str]:
         for record in gone
         if record.plan.keep_uploads == "all" and record.aggregates
     ]
+
+
+_Job = tuple[RunRecord, judged.Trust, Opened]
+
+
+def _known(bundle: Bundle, kept: Kept, jobs: Sequence[_Job]) -> dict[int, int]:
+    """Sums that were added up before, by the same statements and keys and from files that nobody has written to since; bytes of uploads."""
+    known = {}
+    for number, job in enumerate(jobs):
+        if (said := kept.answer(_asked(bundle, kept, *job))) is not None:
+            known[number] = int(said["bytes"])
+    left = {(record.run, opened.where.exchange) for number, (record, _, opened) in enumerate(jobs) if number not in known}
+    total = len({(record.run, opened.where.exchange) for record, _, opened in jobs})
+    if known:
+        kept.tell(f"sums: resumed at exchange {min(total - len(left) + 1, total)} of {total}")
+    return known
+
+
+def _asked(bundle: Bundle, kept: Kept, record: RunRecord, trust: judged.Trust, opened: Opened) -> Question:
+    """By all that decides a sum: the statements, the keys they are judged by, and the files it is put together from."""
+    name = bundle.folder / ROUNDS / record.run.hex() / sum_name(opened)
+    keys = [[member, *(key.hex() for key in of)] for member, of in sorted(trust.signing_keys.items())]
+    judges = (trust.consortium, trust.run, trust.coordinator_key, keys, trust.colluders, trust.u_min)
+    inputs = ("sum", record.run, opened.open_sha256, sha256(opened.envelope).digest(), list(opened.survivors), *judges)
+    parts = ("evidence", "seeds", *(f"{member}.upload" for member in opened.survivors))
+    return kept.ask(inputs, (name.with_name(f"{name.name}.{part}") for part in parts))
 
 
 def _one(

@@ -14,7 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from dure.audit.bundle import Bundle
+from dure.audit.kept import Kept
 from dure.audit.parts import ROUNDS, Opened, RunRecord, Step, sum_name
+from dure.audit.way import Reached, Way
 from dure.blobs import BlobId, BlobStore
 from dure.charter.model import Charter
 from dure.charter.succession import signing_keys
@@ -61,13 +63,20 @@ class Lineage:
 
 
 def recompute(
-    bundle: Bundle, record: RunRecord, versions: Sequence[Charter], work: Path, *, progress: Progress = lambda _done, _all: None
+    bundle: Bundle,
+    record: RunRecord,
+    versions: Sequence[Charter],
+    work: Path,
+    *,
+    kept: Kept | None = None,
+    progress: Progress = lambda _done, _all: None,
 ) -> Lineage:
     """Recomputes every base of a run.
 
     Args:
         versions: of the charter, every one.
-        work: an empty folder; takes two models and two sums at a time.
+        work: takes two models and two sums at a time; empty, or `kept.room` of this run.
+        kept: what was established before, and where more is written down; None: nothing was, nothing is.
 
     Raises:
         LineageBroken: names the exchange or file that does not follow.
@@ -80,19 +89,35 @@ def recompute(
         return Lineage(record.run, begins, origin, b"", (), bytes(32), {}, recomputable=record.named_step)
     store = BlobStore(work)
     layout = _layout(bundle, record)
-    base, seed = _first(bundle, record, versions, layout, store)
-    _same(f"{_home(record)}/first weights", base.id, record.first_base_id, "are not the base the first exchange started from")
-    wid = weights_id(open_flat(store.path(base.weights), layout), layout)
-    models = {wid: 0}
-    for done, step in enumerate(steps):
+    seed = _seed(bundle, record, versions) if record.plan.initial is not None else b""
+    way = Way(bundle, record, steps, seed, kept)
+    reached = way.taken_up(store) or _begun(way, layout, store)
+    base, wid, models = reached.base, reached.weights_id, reached.models
+    for done, step in enumerate(steps[reached.done :], reached.done):
         progress(done, len(steps))
+        asked = way.step(base, step)
         after, wid = _moved(bundle, record, layout, store, base, step)
-        for old in (base.weights, base.outer_state):
-            if old is not None and old not in (after.weights, after.outer_state):
-                store.remove(old)
+        way.write(asked, after, wid)
+        _remove(store, base, after)
         base, models[wid] = after, step.exchange
     progress(len(steps), len(steps))
     return Lineage(record.run, begins, origin, seed, tuple(s.exchange for s in steps), wid, models, recomputable=True)
+
+
+def _begun(way: Way, layout: Layout, store: BlobStore) -> Reached:
+    """At the first base."""
+    asked = way.first()
+    base = _first(way.bundle, way.record, way.seed, layout, store)
+    _same(f"{_home(way.record)}/first weights", base.id, way.record.first_base_id, "are not the base the first exchange started from")
+    wid = weights_id(open_flat(store.path(base.weights), layout), layout)
+    way.write(asked, base, wid)
+    return Reached(0, base, wid, {wid: 0})
+
+
+def _remove(store: BlobStore, base: BaseRecord, after: BaseRecord) -> None:
+    for old in (base.weights, base.outer_state):
+        if old is not None and old not in (after.weights, after.outer_state):
+            store.remove(old)
 
 
 def _home(record: RunRecord) -> str:
@@ -113,11 +138,9 @@ def _layout(bundle: Bundle, record: RunRecord) -> Layout:
     return Layout.from_json(raw)
 
 
-def _first(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], layout: Layout, store: BlobStore) -> tuple[BaseRecord, bytes]:
-    """(the first base, the seed it was drawn from or nothing)"""
-    seed, initial = b"", record.plan.initial
+def _first(bundle: Bundle, record: RunRecord, seed: bytes, layout: Layout, store: BlobStore) -> BaseRecord:
+    initial = record.plan.initial
     if initial is not None:
-        seed = _seed(bundle, record, versions)
         _same(
             f"{_home(record)}/layout.json", layout.tensors_sha256, initial.tensors_sha256, "has other tensors than the plan's first weights"
         )
@@ -131,7 +154,7 @@ def _first(bundle: Bundle, record: RunRecord, versions: Sequence[Charter], layou
             _same(
                 name, weights_id(open_flat(store.path(weights), layout), layout), record.plan.base.weights_id, "is not what the plan names"
             )
-    return BaseRecord.first(weights, record.plan.outer_step.config), seed
+    return BaseRecord.first(weights, record.plan.outer_step.config)
 
 
 def _seed(bundle: Bundle, record: RunRecord, versions: Sequence[Charter]) -> bytes:

@@ -1,0 +1,157 @@
+"""What an audit had established when it was ended: a folder of the auditor's own, from which the same audit goes on.
+
+journal     one line per finding of level 2 or 3 that held: which inputs it is of, and the files it was read from
+runs/<run>  blobs of the newest base of a run whose recomputation is under way
+
+A line is believed for exactly its inputs: their digests, as the log signs them, are its key. That a file of the bundle is still the one
+that was read is told by its inode, size, and times of change, which the file system sets; a file that was written to, replaced, or copied
+anew is read again. Bases are read again and must have the digests the log names. So what is trusted, beyond what a first audit trusts,
+is this folder, which nobody else may write (mode 0700, the auditor's own), and the file system's word that a file was not changed.
+Only what held is written down: whatever does not hold is found anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dure.blobs import sync_dir, writing
+from dure.errors import BadInput, Conflict
+from dure.statements.dsse import canonical_json
+
+JOURNAL, LOCK, RUNS = "journal", "lock", "runs"
+_FORM = 1
+
+
+class Question(NamedTuple):
+    """What is asked of the bundle: by all its inputs."""
+
+    key: str
+    """Digest of the inputs and of the program that judges them."""
+    files: str
+    """Digest of which files they are read from, as they were before that."""
+
+
+@dataclass
+class Kept:
+    """An audit's folder, held by one process at a time."""
+
+    folder: Path
+    tell: Callable[[str], None] = lambda _line: None
+    """Shows a person a line."""
+    _answers: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    _last: str = ""
+    """Digest of the journal's last line, which the next one names."""
+    _lock: int = -1
+
+    @staticmethod
+    def open(folder: Path, tell: Callable[[str], None] = lambda _line: None) -> Kept:
+        """Takes the folder, made if need be, and reads what is in it.
+
+        Raises:
+            BadInput: somebody else may write to it.
+            Conflict: another process has it.
+            OSError: it cannot be made.
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise BadInput(
+                f"{folder}: is not this user's alone (mode 0700), so nothing in it can be believed; remove it, or give another --work"
+            )
+        kept = Kept(folder, tell)
+        kept._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(kept._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(kept._lock)
+            raise Conflict(f"{folder}: another audit of this bundle is under way; wait for it, or give another --work") from None
+        kept._read()
+        return kept
+
+    def room(self, run: bytes) -> Path:
+        """The folder of a run's blobs."""
+        path = self.folder / RUNS / run.hex()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def ask(self, inputs: Iterable[object], files: Iterable[Path]) -> Question:
+        """To be called before the files are read: what changes after it is another question.
+
+        Args:
+            inputs: numbers, texts and bytes that together say what is judged.
+        """
+        whole = json.dumps([_FORM, version("dure"), *(each.hex() if isinstance(each, bytes) else each for each in inputs)])
+        return Question(sha256(whole.encode()).hexdigest(), sha256(json.dumps([_as_it_is(path) for path in files]).encode()).hexdigest())
+
+    def answer(self, question: Question) -> dict[str, Any] | None:
+        """What was found then; None: it was not asked, or of other files."""
+        files, said = self._answers.get(question.key, ("", {}))
+        return said if files == question.files else None
+
+    def write(self, question: Question, said: Mapping[str, object]) -> None:
+        """Keeps an answer, durably. Raises DiskFull."""
+        line, self._last = _line(self._last, question, said)
+        path = self.folder / JOURNAL
+        with writing(path), path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_dir(self.folder)
+        self._answers[question.key] = question.files, dict(said)
+
+    def close(self, *, finished: bool) -> None:
+        """Lets go of the folder. `finished`: the audit said all it can; nothing is kept for another one."""
+        if finished or not self._answers:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+    def _read(self) -> None:
+        """Lines up to the first that is torn or changed; the rest is cut off."""
+        path, good = self.folder / JOURNAL, 0
+        raw = path.read_bytes() if path.exists() else b""
+        for line in raw.splitlines(keepends=True):
+            try:
+                read = json.loads(line)
+                question, said = Question(read["key"], read["files"]), read["said"]
+                whole, digest = _line(self._last, question, said)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                break
+            if whole != line:
+                break
+            self._last, self._answers[question.key], good = digest, (question.files, said), good + len(line)
+        if good < len(raw):
+            self.tell(f"{path}: the end of it is torn or was changed, and is not believed; what it was about is done again")
+            os.truncate(path, good)
+
+
+def place_of(bundle: Path, pin: bytes, work: Path | None) -> Path:
+    """Where an audit of this bundle keeps what it established: below `work`, or beside the bundle."""
+    whole = bundle.resolve()
+    name = f"dure-audit-{sha256(pin + str(whole).encode(errors='surrogateescape')).hexdigest()[:16]}"
+    return (whole.parent if work is None else work) / name
+
+
+def _line(last: str, question: Question, said: Mapping[str, object]) -> tuple[bytes, str]:
+    """(a line, its digest)"""
+    body = {"after": last, "files": question.files, "key": question.key, "said": dict(said)}
+    digest = sha256(canonical_json(body)).hexdigest()
+    return canonical_json({**body, "sha256": digest}) + b"\n", digest
+
+
+def _as_it_is(path: Path) -> list[object]:
+    """All that changes when a file does. The time of change (ctime) is the kernel's: no program sets it."""
+    try:
+        found = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return [path.name]
+    return [path.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
