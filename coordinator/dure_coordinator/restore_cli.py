@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +27,8 @@ def register(app: typer.Typer) -> None:
 
         Example: dure coordinator restore-log /media/stick/krafton-node --dir /var/lib/dure/coordinator
         """
+        import asyncio
+
         from dure.charter.coordinator import CoordinatorFolder
         from dure_coordinator.app import database_of, only_one
         from dure_coordinator.log.restore import Restored, restore

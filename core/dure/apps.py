@@ -21,7 +21,7 @@ from typing import Any
 
 from dure.environments.lock import LOCK_NAMES, Lock, read_lock
 from dure.errors import BadInput
-from dure.model.initial import KINDS, Rule
+from dure.model.rules import KINDS, Rule
 
 MAX_FILES = 2000
 MAX_ARCHIVE_BYTES = 32 << 20

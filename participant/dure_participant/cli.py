@@ -17,13 +17,12 @@ from dure.environments.cli import environments
 from dure.errors import BadInput, Unavailable
 from dure.identity import tls
 from dure.identity.node import NodeIdentity, create_node, load_node
-from dure.model.outer import lineage
+from dure.model.lineage_words import lineage
 from dure.statements.kinds import RunPlan
 from dure.statements.statement import open_statement, read_verified
-from dure_participant import environment, named_data, policy, recompute_cli, settings
-from dure_participant.exchange.again import needs_consent
+from dure_participant import environment, named_data, recompute_cli, settings
 from dure_participant.exchange.state import NodeRunState
-from dure_participant.log.mirror import noted
+from dure_participant.log.noted import noted
 from dure_participant.store import NodeStore
 
 app = typer.Typer(no_args_is_help=True, help="A node in your data centre: it only dials out, and runs only what you allowed.")
@@ -176,6 +175,9 @@ def allow(
 
     Given again for a plan that is allowed, --data counts from the next exchange on.
     """
+    from dure_participant import policy
+    from dure_participant.exchange.again import needs_consent
+
     identity, store = load_node(directory), _store(directory)
     plans = store.plans()
     if list_plans or digest is None:

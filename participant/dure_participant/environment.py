@@ -10,13 +10,11 @@ from pathlib import Path
 
 import dure
 from dure.environments import place
-from dure.environments.runtime import command_in
 from dure.errors import Unavailable
 from dure.statements.kinds import EnvCommitment, RunPlan
 from dure_participant.accelerators import ask, declared, looked_up
 from dure_participant.settings import NodeSettings
 from dure_participant.store import Decision
-from dure_participant.worker_host import OWN_INTERPRETER
 
 PREPARE = "dure node env prepare {} --wheels FOLDER"
 
@@ -51,10 +49,12 @@ def launcher(directory: Path, env_sha256: bytes | None, run: bytes) -> Sequence[
         BadInput: it cannot be used with this version of Dure.
     """
     if env_sha256 is None:
-        return OWN_INTERPRETER
+        return place.OWN_INTERPRETER
     found = place.prepared(directory, env_sha256)
     if found is None:
         raise NotPrepared(env_sha256, run, directory)
+    from dure.environments.runtime import command_in  # not for commands that start no worker
+
     return command_in(found)
 
 

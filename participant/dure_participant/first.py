@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from dure.blobs import BlobId, BlobStore
 from dure.errors import DureError, Refused, Unavailable
-from dure.model.initial import Rule, initialise
+from dure.model.initial import initialise
 from dure.model.layout import Layout
+from dure.model.rules import Rule
 from dure.recompute.evidence import MAX_EVIDENCE_BYTES, MAX_SEEDS_BYTES, Trust
 from dure.recompute.joint_seed import judged_draw
 from dure.statements.kinds import RunPlan

@@ -25,7 +25,7 @@ from typing import Any
 
 from dure.console import span_words
 from dure.errors import BadInput
-from dure.model.outer import lineage
+from dure.model.lineage_words import lineage
 from dure.statements.kinds import Deadlines, RunPlan
 from dure_participant.exchange import again
 from dure_participant.exchange.again import needs_consent

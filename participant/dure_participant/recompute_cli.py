@@ -6,7 +6,6 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from dure.console import DEFAULT_DIR, AsJson, Dir, err, one_line_errors, say, show_json
 from dure.errors import BadInput, Unavailable
@@ -67,6 +66,8 @@ def _exchange(store: NodeStore, run: bytes, wanted: int | None) -> int:
 
 
 def _wait(store: NodeStore, number: int, *, quiet: bool) -> Recomputation:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = TextColumn("recomputing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[waits]}")
     with Progress(*columns, console=err, disable=quiet or not err.is_terminal, transient=True) as bar:
         task = bar.add_task("recomputing", total=None, waits="")

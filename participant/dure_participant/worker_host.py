@@ -13,13 +13,12 @@ import os
 import shutil
 import signal
 import stat
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dure.environments.place import ISOLATED
+from dure.environments.place import OWN_INTERPRETER
 from dure.model.content import Instruction
 from dure.output_log import OutputLog
 from dure_participant.worker.protocol import (
@@ -45,8 +44,6 @@ ENV_FIXED = {
 }
 LOOK_S = 2.0
 """How often the scratch folder is looked at while a task runs."""
-OWN_INTERPRETER = (sys.executable, *ISOLATED, "-m")
-"""The agent's interpreter; the working folder is the worker's to write, so nothing is imported from it."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from hashlib import sha256
 
 import numpy as np
 
-from dure.model.initial import Rule, initialise
+from dure.model.initial import initialise
 from dure.model.layout import Layout
 from dure.model.outer import parse_step
+from dure.model.rules import Rule
 from dure.secagg import field
 from dure.secagg.encode import Weight, decode_mean_chunk, encode_update_chunk, rounding_streams
 from dure.secagg.masks import MaskSet, MaskStream

@@ -17,10 +17,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from dure.blobs import writing
 from dure.model.content import ArrayItem, ConfigItem, Instruction, InstructionRefused, Item, MetricItem
 from dure.model.dtypes import DTYPES, bfloat16_of, flat_values
-from dure.model.initial import Rule, initialise
+from dure.model.initial import initialise
 from dure.model.layout import CHUNK_ELEMENTS, Layout
 from dure.model.mapped import chunk_starts
 from dure.model.metrics import gather
+from dure.model.rules import Rule
 from dure.model.weights import Floats, check_finite, flatten, open_flat, unflatten, weights_id
 from dure_coordinator.flower.backend import GridRefused
 from dure_coordinator.flower.mapped import MappedArray, numbers

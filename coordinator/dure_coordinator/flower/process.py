@@ -26,8 +26,8 @@ from flwr.app import ArrayRecord, Context, RecordDict
 
 from dure.apps import read_app
 from dure.errors import DureError
-from dure.model.initial import Rule
 from dure.model.layout import Layout
+from dure.model.rules import Rule
 from dure_coordinator.flower import convert, private
 from dure_coordinator.flower.backend import Backend, GridRefused, QuorumMissing, RunResult, RunStopped
 from dure_coordinator.flower.grid import DureGrid

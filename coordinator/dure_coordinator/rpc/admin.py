@@ -20,7 +20,7 @@ from dure.apps import App, run_config, unpack_app
 from dure.errors import BadInput, DureError, Unavailable, world_error
 from dure.identity.keys import public_bytes
 from dure.model.layout import Layout
-from dure.model.outer import lineage
+from dure.model.lineage_words import lineage
 from dure.statements.dsse import key_id
 from dure.statements.kinds import AllocationPublished, ReleasePublished, RunPlan
 from dure.statements.statement import read_verified, seal

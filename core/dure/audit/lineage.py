@@ -23,8 +23,9 @@ from dure.charter.succession import signing_keys
 from dure.errors import DureError, Refused
 from dure.model.advance import next_base, opened_exponents
 from dure.model.base import BaseRecord
-from dure.model.initial import Rule, initialise
+from dure.model.initial import initialise
 from dure.model.layout import MAX_LAYOUT_BYTES, Layout
+from dure.model.rules import Rule
 from dure.model.weights import open_flat, weights_id
 from dure.recompute.evidence import Trust
 from dure.recompute.joint_seed import judged_draw

@@ -18,6 +18,8 @@ FOLDER = "envs"
 RECORD = "environment.json"
 ISOLATED = ("-I", "-B", "-u")
 """No PYTHON* variable, no user site, no import from the working folder."""
+OWN_INTERPRETER = (sys.executable, *ISOLATED, "-m")
+"""The agent's interpreter; the working folder is the worker's to write, so nothing is imported from it."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ Source: ledger.md, section 5. Format: docs/spec/formats.md, "First weights".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from dure.errors import Refused
 from dure.model.dtypes import settled
 from dure.model.layout import CHUNK_ELEMENTS, Entry, Layout, named
+from dure.model.rules import Rule
 from dure.secagg.kdf import hkdf
 from dure.secagg.streams import ChunkStream
 
@@ -31,19 +31,7 @@ TERMS = 12
 BLOCK = 1 << 14
 """Elements drawn at once; their key stream is 384 KiB."""
 MEAN = TERMS * 65_535 // 2
-KINDS = ("normal", "constant")
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What the tensors of a pattern begin as: `normal` with standard deviation `value`, or all `value`."""
-
-    tensors: str
-    """A name, or with a star at either end the end, beginning or middle of one; `*`: every tensor."""
-    kind: str
-    value: str
-    """Decimal text; what float32 is nearest to it."""
 
 
 def rule_of(entry: Entry, rules: Sequence[Rule]) -> Rule:

@@ -134,11 +134,6 @@ def parse_step(config: Mapping[str, object]) -> OuterStep:
     return Average()
 
 
-def lineage(step: str) -> str:
-    """Who vouches for the bases of a run whose plan names this outer step (`none`: the ServerApp chooses), for people."""
-    return "signed by the coordinator, not recomputed" if step == "none" else f"recomputed by every member ({step})"
-
-
 def steps_taken(step: Mapping[str, str]) -> int:
     """`t` of a base record's step: how many outer steps made it; absent is 0."""
     text = step.get("t", "0")

@@ -10,7 +10,7 @@ from typing import Any
 
 from dure.charter.model import Charter
 from dure.errors import BadInput
-from dure.model.outer import lineage
+from dure.model.lineage_words import lineage
 from dure.provenance.ancestry import Ancestry
 from dure.provenance.contributions import Row, contributions
 from dure.provenance.environments import in_words

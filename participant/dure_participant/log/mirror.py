@@ -28,11 +28,11 @@ from dure.tlog.merkle import Frontier, frontier_at, leaf_hash, root_at
 from dure.tlog.note import Note, NoteKey, SignatureLine
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
 from dure_participant.log.following import Followed, Follower
+from dure_participant.log.noted import FACT, noted
 from dure_participant.store import NodeStore
 
 log = structlog.get_logger()
 
-FACT = "mirror"
 EVIDENCE = "log-evidence"
 MOST_EVIDENCE = 256
 """Pieces that are kept: one convicts, and a log that lies for ever must not fill this disk."""
@@ -210,14 +210,6 @@ class Mirror:
         write_atomic(folder / "why", f"{refused.why}\n".encode())
         self.store.note(f"the log was caught: {refused.why}; evidence in {folder}")
         log.error("log.evidence", reason=refused.why, folder=str(folder))
-
-
-def noted(store: NodeStore) -> Followed:
-    """What a node's mirror says, as noted with the head cosigned last; nothing where there is no note that can be read."""
-    try:
-        return Followed.from_json(store.fact(FACT) or {})
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return Followed()
 
 
 def _put(spool: IO[bytes], entry: bytes) -> None:

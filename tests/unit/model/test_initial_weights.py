@@ -11,8 +11,9 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from dure.errors import Refused
-from dure.model.initial import BLOCK, MEAN, TERMS, Rule, check_rules, initialise, normal_chunk, tensor_key
+from dure.model.initial import BLOCK, MEAN, TERMS, check_rules, initialise, normal_chunk, tensor_key
 from dure.model.layout import CHUNK_ELEMENTS, Layout
+from dure.model.rules import Rule
 
 SEED = bytes(range(32))
 RULES = (Rule("*.bias", "constant", "0"), Rule("norm*", "constant", "1"), Rule("*", "normal", "0.02"))

@@ -10,8 +10,9 @@ from support.opened_instance import Instance, open_instance
 
 from dure.blobs import BlobId, BlobStore
 from dure.errors import Unavailable
-from dure.model.initial import Rule, initialise
+from dure.model.initial import initialise
 from dure.model.layout import Layout
+from dure.model.rules import Rule
 from dure.recompute import joint_seed
 from dure.secagg.ids import Purpose
 from dure.statements.kinds import InitialRule, JointInitial
