@@ -100,7 +100,7 @@ def _holder(weights_id: bytes, record: RunRecord, ancestry: Ancestry, recomputed
 
 def standing(run: bytes, lineages: Mapping[bytes, Lineage], descents: Mapping[bytes, Descent]) -> str:
     """How far it is shown where a run's weights begin, back to the oldest run: proved | signed | not checked."""
-    how = PROVED
+    how = PROVED if lineages[run].recomputable else SIGNED  # what its ServerApp sent first is in no file here
     while found := descents.get(run):
         if found.how in (NOT_HERE, OUTSIDE):
             return UNCHECKED

@@ -182,7 +182,7 @@ def lines(one: Lineage, traced: Traced) -> list[str]:
     """What was recomputed of a run, for a person."""
     record, came = traced.records[one.run], traced.descents.get(one.run)
     head = f"run {one.run.hex()[:12]} {record.plan.app_name}: first weights {one.begins} ({one.origin})"
-    before = [] if came is None else [f"  first weights {came.words()}{': proved' if came.how == RECOMPUTED else ''}"]
+    before = [] if came is None else [f"  first weights {came.words()}{': proved' if came.how == RECOMPUTED and one.recomputable else ''}"]
     if not one.recomputable:
         return [head, *before, "  its ServerApp makes the bases: signed, not recomputed"]
     seed = [f"  seed {one.seed.hex()}, put together from what each member committed to before any was opened: proved"] if one.seed else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ from dure.audit.lineage import DRAWN, NAMED, Lineage
 from dure.audit.lineage_cli import add_runs
 from dure.audit.pages import Found, found_in_json, page_of
 from dure.audit.places import LogPlace
+from dure.audit.reading import verified
 from dure.charter.root import walk_all
+from dure.provenance.ancestry import Ancestry
+from dure.statements.kinds import RunPlan
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,6 +115,20 @@ def test_weights_are_proved_to_come_from_a_seed_only_through_runs_that_were_all_
     )
     descents = {second.run: Descent(came, b"" if came == OUTSIDE else first.run, 2), third.run: Descent(RECOMPUTED, second.run, 2)}
     assert row({one.run: one for one in (first, second, third)}, descents).how == how
+    told = row({one.run: one for one in (first, second, replace(third, recomputable=False))}, descents)
+    assert told.how == (report.SIGNED if how == report.PROVED else how), "what a ServerApp sent first is in no file"
+
+
+def test_a_plan_that_names_a_run_planned_after_it_names_a_stranger_so_nothing_goes_in_circles(world):
+    log, a, b, *_ = world
+    entries = list(verified(log.made, walk_all(log.roots, None)))
+    plans = {s.envelope.payload_sha256: s for s in entries if isinstance(s.fact, RunPlan)}
+    backwards = Ancestry()
+    for run in (b.run, a.run):
+        backwards.take(plans[run])
+    assert backwards.stranger(b.run) == a.run and backwards.chain(b.run) == () and backwards.chain(a.run) == ()
+    onwards = Ancestry()
+    assert list(onwards.following(entries)) == entries and onwards.chain(b.run) == (a.run,) and onwards.stranger(b.run) == b""
 
 
 # -- tampered twins ------------------------------------------------------------------------------------------------------
