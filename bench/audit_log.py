@@ -38,7 +38,7 @@ def main() -> None:
         results = []
         for entries in sorted({min(100_000, asked.entries), asked.entries}):
             print(f"making {entries} entries …", file=sys.stderr, flush=True)
-            log = SyntheticLog(versions_at=tuple(entries * i // 4 for i in (1, 2, 3)))
+            log = SyntheticLog(versions_at=tuple(entries * i // 4 for i in (1, 2, 3)), evaluations=True)
             bundle = log.write(Path(work) / str(entries), log.entries(entries))
             results.append(_result(asked, log, bundle, entries))
     write(asked.json, results)

@@ -30,6 +30,7 @@ from dure.statements.statement import seal
 from dure.tlog.merkle import merkle_root
 from dure_coordinator.aggregate import Group, sum_spools
 from dure_coordinator.engine import Decided, RunEngine
+from dure_coordinator.evaluated import eval_of
 from dure_coordinator.exchange.duties import Answer, Cosign, Sign, Step, Sum
 from dure_coordinator.exchange.retention import keep_after
 from dure_coordinator.exchange.thinning import steps_to
@@ -102,14 +103,19 @@ class Duties:
         async with self.chain_lock:  # one chain, one writer; the chain moves in the transaction that keeps the envelope
             chain = (await self.store.chain_of(party)).having_seen(self.publisher.seen)
             envelope, after = seal(duty.statement, self.signing_key, chain, self.clock())
-            raw = envelope.to_bytes()
+            raw, signed = envelope.to_bytes(), [envelope]
             if isinstance(duty.statement, InstanceAggregate):
+                measured = await eval_of(self.store, run.state, duty.statement, envelope.payload_sha256)
+                if measured is not None:
+                    second, after = seal(measured, self.signing_key, after, self.clock())
+                    signed.append(second)
                 reach(Point.AGGREGATE_SEALED)
 
             def also(decision: Decided) -> With:
                 slots = upload_slots(decision.state) if isinstance(duty.statement, InstanceOpen) else ()
                 uploads = tuple(upload_row(run.run, slot) for slot in slots)
-                return With(statements=(StatementRow.of(raw, run.run),), chain=(party, after), uploads=uploads)
+                rows = tuple(StatementRow.of(each.to_bytes(), run.run) for each in signed)
+                return With(statements=rows, chain=(party, after), uploads=uploads)
 
             await run.done(duty, {"envelope": raw}, also)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from dure.errors import DureError, Refused
 from dure.identity.keys import load_signing_key
 from dure.provenance.attestation import read_statement, statement_of
 from dure.statements.dsse import Envelope, key_id, seal_payload
-from dure.statements.kinds import Allocation, InstanceAggregate
-from dure.statements.statement import Chain, read_verified, seal
+from dure.statements.kinds import Allocation, Eval, InstanceAggregate
+from dure.statements.statement import Chain, read_payload, read_verified, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.note import Note, cosign, sign
 from dure.tlog.tiles import TileBuilder, TiledTree
@@ -124,6 +125,16 @@ def test_an_auditor_verifies_a_bundle(played):
     words = audit(bundle, pin).stdout
     assert "ara says that it trains in (self-declared): 8 x npu Rebellions ATOM-Max, 64 GiB, driver 1.1.67; dure " in words
     assert all(label in words for label in ("proved", "signed", "self-declared", "not checked", "all of level 1 holds"))
+
+
+def test_the_log_says_what_was_measured_on_which_weights_and_on_whose_data(played):
+    consortium, _, _ = played
+    tree = log_of(consortium.dir_of("coordinator")).tree()
+    payloads = [Envelope.from_bytes(entry).payload for entry in tree.entries()]
+    (said,) = [read_payload(p, Eval)[0] for p in payloads if b"urn:dure:eval:v1" in p]
+    assert [m.name for m in said.metrics] == ["accuracy", "loss"]
+    assert (said.exchange, said.members) == (2, MEMBERS)
+    assert said.data == tuple(sha256(p).digest() for p in payloads if b"urn:dure:data-commitment:v1" in p)
 
 
 def test_an_allocation_that_members_signed_is_made_again_from_the_bundle(played):

@@ -21,12 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dure.charter import root
 from dure.charter.log_keys import log_key, origin_of, witness_name
 from dure.charter.model import CharterCoordinator, CharterMember, Terms
+from dure.provenance.evaluation import evaluation
 from dure.secagg.certificate import context, survivors_message
 from dure.secagg.ids import InstanceId, Purpose
 from dure.secagg.thresholds import default_colluders, share_threshold, u_min, voids_needed
 from dure.statements import kinds
 from dure.statements.dsse import Envelope
-from dure.statements.statement import Chain, SeenHead, seal
+from dure.statements.statement import Chain, SeenHead, read_payload, seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.merkle import Frontier, leaf_hash
 from dure.tlog.note import Note, cosign, sign
@@ -81,14 +82,24 @@ class SyntheticLog:
         members: how many the consortium begins with, at least 4.
         exchanges_per_run: half of them train (scales, then update), half evaluate.
         versions_at: entries after which the charter gets its versions 2, 3, …, at the end of the run under way.
+        evaluations: the coordinator says what evaluate exchanges measured, in words too.
     """
 
-    def __init__(self, *, members: int = 5, exchanges_per_run: int = 100, versions_at: tuple[int, ...] = (), seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        members: int = 5,
+        exchanges_per_run: int = 100,
+        versions_at: tuple[int, ...] = (),
+        seed: int = 0,
+        evaluations: bool = False,
+    ) -> None:
         self.rng = random.Random(seed)
         self.exchanges_per_run, self.versions_at = exchanges_per_run, versions_at
         self.log, self.coordinator = self._key(), Signer(self._key())
         self.members = [self._member(name) for name in NAMES[:members]]
         self.now, self.size, self.frontier = BEGAN, 0, Frontier()
+        self.evaluations = evaluations
         self.news = random.Random(seed)
         """Who hears of a head in time; apart, so that the story does not depend on it."""
         self.environments: dict[str, Envelope] = {}
@@ -284,6 +295,8 @@ class SyntheticLog:
             length = LENGTH[purpose]
             aggregate = self._aggregate(where, ctx, survivors, length)
             yield aggregate
+            if self.evaluations and purpose is Purpose.SCALARS:
+                yield self._eval(where, opened, aggregate, commits, plan)
             if lost in cohort:
                 yield self.coordinator.say(kinds.InstanceDropout(where.tlv(), lost, "upload", "connection lost", False), self.now)
             sums.append(aggregate.payload_sha256)
@@ -306,7 +319,7 @@ class SyntheticLog:
             elements=2_410,
             codec={"update": "ring16", "scales": "fp61", "scalars": "none"}[where.purpose],
             cohort=tuple(kinds.CohortMember(m, self.rng.randbytes(32), self.member(m).node.chain.seq) for m in cohort),
-            metrics=("accuracy", "loss"),
+            metrics=METRICS,
             shares_sha256=self.rng.randbytes(32),
             scales=scales if where.purpose is Purpose.UPDATE else None,
             u_min=plan.u_min,
@@ -346,9 +359,26 @@ class SyntheticLog:
 
     def _aggregate(self, where: InstanceId, ctx: bytes, survivors: Envelope, length: int) -> Envelope:
         trailer = tuple(self.rng.getrandbits(64) for _ in range(1 if where.purpose is Purpose.SCALES else 4))
+        if self.evaluations and where.purpose is Purpose.SCALARS:
+            trailer = (5, *(self.news.randrange(1, 1 << 30) for _ in range(2 + len(METRICS))))  # which says something
         root, seeds, tag = self.rng.randbytes(32), self.rng.randbytes(32), self.rng.getrandbits(60)
         fact = kinds.InstanceAggregate(where.tlv(), ctx, survivors.payload_sha256, root, length, trailer, tag, seeds)
         return self.coordinator.say(self.told(fact), self.now)
+
+    def _eval(self, where: InstanceId, opened: Envelope, aggregate: Envelope, commits: dict[str, bytes], plan: kinds.RunPlan) -> Envelope:
+        """What the sum says in words."""
+        fact = evaluation(
+            run=where.run,
+            exchange=where.exchange,
+            weights_id=read_payload(opened.payload, kinds.InstanceOpen)[0].weights_id,
+            aggregate_sha256=aggregate.payload_sha256,
+            members=commits,
+            names=METRICS,
+            trailer=read_payload(aggregate.payload, kinds.InstanceAggregate)[0].trailer,
+            w_max=plan.w_max,
+            data=(),
+        )
+        return self.coordinator.say(fact, self.now)
 
     def _voids(self, where: InstanceId, cohort: tuple[str, ...], plan: kinds.RunPlan) -> Iterator[Envelope]:
         for name in cohort[: voids_needed(len(cohort), plan.colluders)]:
@@ -394,6 +424,7 @@ def environment(member: str) -> kinds.EnvCommitment:
     return kinds.EnvCommitment(member, "0.1.0", None, bytes(32), None, "cpython-311 linux-x86_64", (devices,))
 
 
+METRICS = ("accuracy", "loss")
 LENGTH = {Purpose.SCALES: 192, Purpose.UPDATE: 4_824, Purpose.SCALARS: 0}
 """Bytes of a masked vector of 2,410 parameters."""
 

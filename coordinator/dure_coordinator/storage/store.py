@@ -383,6 +383,11 @@ class Store:
         query = sa.select(sa.func.count()).select_from(t.statements).where(t.statements.c.party == party, where)
         return await self._read(lambda c: c.scalar(query) or 0)
 
+    async def envelope(self, digest: bytes) -> bytes | None:
+        """The statement whose envelope has this digest; None if it is not here."""
+        query = sa.select(t.statements.c.envelope).where(t.statements.c.digest == digest).limit(1)
+        return await self._read(lambda c: c.scalar(query))
+
     async def log_index(self, digest: bytes) -> int | None:
         """Index of the entry with this envelope digest; None if there is none."""
         return await self._read(lambda c: log_rows.index_of(c, digest))

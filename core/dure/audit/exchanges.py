@@ -36,6 +36,14 @@ class Instance:
     survivors_sha256: bytes = b""
     aggregate_sha256: bytes = b""
     voids: set[str] = field(default_factory=set)
+    measures: tuple[bytes, tuple[str, ...]] | None = None
+    """Of an evaluate exchange's last instance: (weights id, names of the metrics)."""
+    trailer: tuple[int, ...] = ()
+    """Its opened one."""
+    usages: dict[str, bytes] = field(default_factory=dict)
+    """And by member the envelope digest of the usage statement its commit names."""
+    worded: bool = False
+    """An eval statement says it in words."""
 
 
 @dataclass(slots=True)
@@ -47,10 +55,12 @@ class Exchange:
     """member -> (payload digests of the sums it verified, next base)."""
     summed: bool = False
     """An instance other than scales was opened."""
+    data: dict[bytes, tuple[str, tuple[bytes, ...]]] = field(default_factory=dict)
+    """Envelope digest of a usage statement -> (member, data commitments it names); of those that name any."""
 
     def packed(self) -> _Plain:
         """In plain values, which are written in a third of the time."""
-        return [(raw, *(getattr(one, name) for name in _KEPT)) for raw, one in self.instances.items()], self.accepts, self.summed
+        return [(raw, *(getattr(one, name) for name in _KEPT)) for raw, one in self.instances.items()], self.accepts, self.summed, self.data
 
     @staticmethod
     def unpacked(body: _Plain) -> Exchange:

@@ -18,6 +18,7 @@ from dure.audit.keys import Keys, Party
 from dure.errors import Refused
 from dure.provenance.allocation import check_portions
 from dure.provenance.attestation import check_published
+from dure.provenance.evaluation import CATEGORY, evaluation
 from dure.secagg.certificate import check_set, check_signers, context, survivors_message, verify_survivors_signature
 from dure.secagg.ids import InstanceId, Purpose
 from dure.secagg.thresholds import share_threshold, u_min, voids_needed
@@ -64,6 +65,7 @@ class Run:
     outer_step: str
     charter_version: int
     charter_sha256: bytes
+    w_max: int
     approvals: set[str] = field(default_factory=set)
     opened: int = 0
     """Instances."""
@@ -79,7 +81,7 @@ class Run:
     def of(plan: kinds.RunPlan) -> Run:
         step = plan.outer_step.name
         limits = (plan.roster, plan.colluders, plan.u_min, plan.max_exchanges)
-        return Run(plan.app_name, plan.rounds, plan.consortium, *limits, step, plan.charter_version, plan.charter_sha256)
+        return Run(plan.app_name, plan.rounds, plan.consortium, *limits, step, plan.charter_version, plan.charter_sha256, plan.w_max)
 
 
 @dataclass
@@ -183,6 +185,8 @@ def _open(history: History, said: kinds.InstanceOpen, entry: Entry) -> None:
     if said.scales is not None:
         _scales(exchange, said.scales, cohort)
     made = Instance(where, cohort, context(where, entry.payload_sha256), history.keys.node_keys())
+    if said.category == CATEGORY and where.purpose is not Purpose.SCALES:
+        made.measures = said.weights_id, said.metrics
     exchange.instances[said.instance] = made
     run.opened += 1
 
@@ -204,6 +208,8 @@ def _commit(history: History, said: kinds.InstanceCommit, entry: Entry) -> None:
     )
     must(said.member not in instance.survivors, "instance", "comes after the survivor set that has it")
     instance.commits[said.member] = (entry.payload_sha256, said.length)
+    if instance.measures is not None and said.usage_sha256 is not None:
+        instance.usages[said.member] = said.usage_sha256
 
 
 def _survivors(history: History, said: kinds.InstanceSurvivors, entry: Entry) -> None:
@@ -240,11 +246,38 @@ def _aggregate(history: History, said: kinds.InstanceAggregate, entry: Entry) ->
     needed = voids_needed(len(instance.cohort), run.colluders)
     must(len(instance.voids) < needed, "instance", "is opened although enough members voided it")
     instance.aggregate_sha256 = entry.payload_sha256
+    if instance.measures is not None:
+        instance.trailer = said.trailer
     run.aggregates += 1
     if instance.id.purpose is not Purpose.SCALES:
         run.counted.update(instance.survivors)
         run.summed += not exchange.summed
         exchange.summed = True
+
+
+def _eval(history: History, said: kinds.Eval, _entry: Entry) -> None:
+    run, exchange = history.run_of(said.run), history.shelf.get(said.run, said.exchange)
+    found = next((i for i in exchange.instances.values() if i.measures and i.aggregate_sha256 == said.aggregate_sha256), None)
+    if found is None or found.measures is None:
+        raise RuleBroken("aggregate_sha256", "is of no opened sum of an evaluate exchange that stands before")
+    must(not found.worded, "aggregate_sha256", "is put into words twice")
+    weights_id, names = found.measures
+    used = [exchange.data.get(found.usages.get(member, b""), ("", ())) for member in found.survivors]
+    named = [digest for member, (by, data) in zip(found.survivors, used, strict=True) if by == member for digest in data]
+    expected = evaluation(
+        run=said.run,
+        exchange=said.exchange,
+        weights_id=weights_id,
+        aggregate_sha256=said.aggregate_sha256,
+        members=found.survivors,
+        names=names,
+        trailer=found.trailer,
+        w_max=run.w_max,
+        data=named,
+    )
+    differs = [f for f in ("weights_id", "members", "examples", "metrics", "data") if getattr(expected, f, None) != getattr(said, f)]
+    must(not differs, "".join(differs[:1]), "is not what the opened sum says")
+    found.worded = True
 
 
 def _dropout(history: History, said: kinds.InstanceDropout, _entry: Entry) -> None:
@@ -273,9 +306,11 @@ def _accept(history: History, said: kinds.ExchangeAccept, _entry: Entry) -> None
     run.accepted += 1
 
 
-def _usage(history: History, said: kinds.Usage, _entry: Entry) -> None:
+def _usage(history: History, said: kinds.Usage, entry: Entry) -> None:
     history.run_of(said.run)
     history.names_data += bool(said.data)
+    if said.data:
+        history.shelf.get(said.run, said.exchange).data[entry.sha256] = said.member, said.data
     if said.environment_sha256 is not None:
         found = history.environments.get(said.environment_sha256)
         if found is None:
@@ -313,6 +348,7 @@ _JUDGES: dict[str, tuple[frozenset[str], _Judge | None]] = {
     "instance-commit": (_NODE, _commit),
     "instance-survivors": (_COORDINATOR, _survivors),
     "instance-aggregate": (_COORDINATOR, _aggregate),
+    "eval": (_COORDINATOR, _eval),
     "instance-dropout": (_COORDINATOR, _dropout),
     "instance-void": (_NODE, _void),
     "exchange-accept": (_NODE, _accept),

@@ -62,6 +62,7 @@ CLAIMS = {
     ),
     "the sums follow from the uploads": "합계는 업로드들로부터 나옴",
     "tokens, steps, seconds, bytes": "토큰, 스텝, 초, 바이트",
+    "metrics in words are those of the opened sums": "글로 적힌 지표는 열린 합계의 지표임",
     "how it was shared out": "어떻게 배분하였는가",
     "what environments were trained in": "어떤 환경에서 학습하였는가",
     "what data was trained on": "어떤 데이터로 학습하였는가",

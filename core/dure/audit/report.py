@@ -54,6 +54,7 @@ def rows(result: Result, weights: Row | None = None, sums: Row | None = None, fi
         first or Row(FIRST, UNCHECKED, "needs the sums (--level 2, and a bundle exported with --run)"),
         sums or Row("the sums follow from the uploads", UNCHECKED, "needs the kept uploads (--level 3, and a bundle exported with it)"),
         Row("tokens, steps, seconds, bytes", DECLARED, f"{history.counts.get('usage', 0)} usage statements"),
+        *_evaluations(result),
         *_allocations(history),
         Row("what environments were trained in", DECLARED if history.environments else UNCHECKED, _environments(history)),
         Row("what data was trained on", DECLARED if history.counts.get("data-commitment") else UNCHECKED, _data(history)),
@@ -94,6 +95,12 @@ def _whole(result: Result, claim: str, how: str, detail: str) -> Row:
     return Row(
         claim, UNCHECKED, f"holds for entries before {result.checked_to}, {detail}; the next ones are missing, later ones refer to them"
     )
+
+
+def _evaluations(result: Result) -> list[Row]:
+    count = result.history.counts.get("eval", 0)
+    detail = f"{count} evaluations, means over members; what each measured is secret, on what data its own word"
+    return [_whole(result, "metrics in words are those of the opened sums", PROVED, detail)] if count else []
 
 
 def _allocations(history: History) -> list[Row]:

@@ -14,6 +14,7 @@ from dure.model.lineage_words import lineage
 from dure.provenance.ancestry import Ancestry
 from dure.provenance.contributions import Row, contributions
 from dure.provenance.environments import in_words
+from dure.provenance.evaluation import decimal
 from dure.provenance.facts import MOST_ANCESTORS, About, Ancestor, Binding, Compute, MemberFacts, Metric, TrainingRun
 from dure.provenance.spent import said_of_hardware, spent
 from dure.recompute.joint_seed import is_draw
@@ -224,7 +225,7 @@ def metrics_of(log: LogOfRun, exchange: int, weights_id: bytes) -> tuple[Metric,
             totals = decode_trailer(from_words(total.trailer), opened.metrics)
             examples = num_examples(totals.sum_w_int, log.plan.w_max)
             found += [
-                Metric(where.exchange, opened.category, name, format(Decimal(repr(value)), "f")[:80], examples, totals.members)
+                Metric(where.exchange, opened.category, name, decimal(value)[:80], examples, totals.members)
                 for name, value in sorted(totals.metrics.items())
             ]
     return tuple(sorted(found, key=lambda m: (m.category, m.exchange, m.name)))

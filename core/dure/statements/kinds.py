@@ -279,6 +279,35 @@ class InstanceAggregate:
 
 
 @dataclass(frozen=True)
+class Measured:
+    name: Annotated[str, Pattern(r"[^\x00-\x1f]{1,200}")]
+    """As instance-open has it."""
+    value: Annotated[str, Pattern(r"-?[0-9]{1,40}(\.[0-9]{1,120})?")]
+    """Weighted mean over the members: the shortest decimal of the float64."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """What members measured together on one model, in words: of the opened sum of an evaluate exchange (dure.provenance.evaluation)."""
+
+    kind: ClassVar[str] = "eval"
+    run: Digest
+    exchange: Counter
+    weights_id: Digest
+    """Of the model."""
+    aggregate_sha256: Digest
+    """Payload digest of the instance-aggregate."""
+    members: Annotated[tuple[MemberId, ...], Items(1, 255)]
+    """Whose sum it is: each on data of its own."""
+    examples: Counter
+    """Behind the means."""
+    metrics: Annotated[tuple[Measured, ...], Items(0, 64)]
+    """In order of name."""
+    data: Annotated[tuple[Digest, ...], Items(0, 128)]
+    """Payload digests of data commitments that the members' usage statements of this exchange name, ascending: their own word."""
+
+
+@dataclass(frozen=True)
 class InstanceDropout:
     """A member the exchange began with, or the instance, is not in the opened sum."""
 
@@ -572,6 +601,7 @@ KINDS: dict[str, type] = {
         InstanceCommit,
         InstanceSurvivors,
         InstanceAggregate,
+        Eval,
         InstanceDropout,
         ExchangeAccept,
         InstanceVoid,

@@ -18,7 +18,7 @@ ENTRIES = 2_500
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(log, its bundle)"""
-    log = SyntheticLog(exchanges_per_run=10, versions_at=(300, 800, 1_500))
+    log = SyntheticLog(exchanges_per_run=10, versions_at=(300, 800, 1_500), evaluations=True)
     return log, log.write(tmp_path_factory.mktemp("log") / "bundle", log.entries(ENTRIES))
 
 

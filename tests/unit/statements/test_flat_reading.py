@@ -17,7 +17,7 @@ from dure.statements.kinds import KINDS, Dispute, InstanceVoid, Usage
 from dure.statements.statement import Chain, read_payload, seal
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
-LOG = list(SyntheticLog(exchanges_per_run=8, versions_at=(200,), seed=3).entries(500))
+LOG = list(SyntheticLog(exchanges_per_run=8, versions_at=(200,), seed=3, evaluations=True).entries(500))
 BY_KIND = {}
 for entry in LOG:
     payload = Envelope.from_bytes(entry).payload

@@ -23,6 +23,7 @@ from dure.statements.kinds import (
     Dispute,
     Energy,
     EnvCommitment,
+    Eval,
     ExchangeAccept,
     InstanceAggregate,
     InstanceCommit,
@@ -30,6 +31,7 @@ from dure.statements.kinds import (
     InstanceOpen,
     InstanceSurvivors,
     InstanceVoid,
+    Measured,
     MemberSignature,
     NodeDelegation,
     NodeRevocation,
@@ -105,6 +107,7 @@ FACTS: list[Any] = [
     NodeDelegation("a", "node1", D, 1, 0, 99),
     NodeRevocation("a", "node1", 1, 99, "stolen"),
     ReleasePublished("{}", (MemberSignature("a", bytes(64)), MemberSignature("b", bytes(64)))),
+    Eval(D, 4, D, D, ("a", "b"), 1_000, (Measured("loss", "0.25"), Measured("손실", "-3")), (D,)),
     AllocationPublished('{"purpose":"배분"}', (MemberSignature("a", bytes(64)), MemberSignature("b", bytes(64)))),
 ]
 

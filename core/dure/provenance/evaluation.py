@@ -1,0 +1,58 @@
+"""What an opened sum says in words: the metrics that members measured together on one model. Pure; whoever has the log gets the same.
+
+What one member measured is secret: it is summed under masks and opened only as a weighted mean (ledger.md §8). So `eval` is the
+coordinator's statement over what the members accepted, and nothing in it is not in the log already. Source: docs/spec/ledger.md,
+"Evaluations".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from dure.secagg.encode import decode_trailer, from_words, num_examples
+from dure.statements.kinds import Eval, Measured
+
+CATEGORY = "evaluate"
+MOST_DATA = 128
+"""Data commitments that one statement names; of more, those with the smallest digests."""
+
+
+def decimal(value: float) -> str:
+    """The shortest decimal that reads back as this float64, without an exponent."""
+    return format(Decimal(repr(value)), "f")
+
+
+def evaluation(
+    *,
+    run: bytes,
+    exchange: int,
+    weights_id: bytes,
+    aggregate_sha256: bytes,
+    members: Iterable[str],
+    names: Sequence[str],
+    trailer: Sequence[int],
+    w_max: int,
+    data: Iterable[bytes],
+) -> Eval | None:
+    """The statement that belongs to an opened sum of an evaluate exchange; None where nobody's weight was above zero.
+
+    Args:
+        members: whose sum it is.
+        names, trailer: as its instance-open and its instance-aggregate have them.
+        data: data commitments that the counted members' usage statements name: payload digests, in any order.
+    """
+    values = from_words(trailer)
+    if values[1] <= 0:
+        return None
+    totals = decode_trailer(values, names)
+    return Eval(
+        run=run,
+        exchange=exchange,
+        weights_id=weights_id,
+        aggregate_sha256=aggregate_sha256,
+        members=tuple(sorted(members)),
+        examples=num_examples(totals.sum_w_int, w_max),
+        metrics=tuple(Measured(name, decimal(value)) for name, value in sorted(totals.metrics.items())),
+        data=tuple(sorted(set(data)))[:MOST_DATA],
+    )

@@ -1,0 +1,81 @@
+"""An `eval` statement says in words what an opened sum says, and nothing else: whatever is changed in one, an audit names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.synthetic_log import SyntheticLog
+
+from dure.audit import report
+from dure.audit.bundle import Bundle
+from dure.audit.level1 import verify
+from dure.provenance.evaluation import decimal, evaluation
+from dure.statements.kinds import Eval, Measured
+
+ENTRIES = 200
+
+
+class Told(SyntheticLog):
+    """A log in which the coordinator says its first evaluation otherwise, or says it again in the place of the second."""
+
+    def __init__(self, change=lambda said: said, *, twice: bool = False) -> None:
+        super().__init__(exchanges_per_run=8, seed=9, evaluations=True)
+        self.evals = list[Eval]()
+        honest = self.coordinator.say
+
+        def say(fact, now):
+            if isinstance(fact, Eval):
+                fact = change(fact) if not self.evals else self.evals[0] if twice and len(self.evals) == 1 else fact
+                self.evals.append(fact)
+            return honest(fact, now)
+
+        self.coordinator.say = say  # type: ignore[method-assign]
+
+
+def audited(log, folder):
+    return verify(Bundle.open(log.write(folder, log.entries(ENTRIES))), log.pin, now=log.now, cores=1)
+
+
+def test_evaluations_follow_from_the_sums_and_are_counted(tmp_path):
+    log = Told()
+    result = audited(log, tmp_path / "b")
+    assert (result.findings, result.history.counts["eval"] >= 3) == ([], True)
+    (row,) = [r for r in report.rows(result) if r.claim.startswith("metrics in words")]
+    assert row.how == report.PROVED
+    assert [m.name for m in log.evals[0].metrics] == ["accuracy", "loss"]
+    assert len(log.evals[0].members) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda said: {"metrics": (Measured("accuracy", "0.99"), said.metrics[1])}, "metrics"),
+        (lambda said: {"metrics": said.metrics[:1]}, "metrics"),
+        (lambda said: {"metrics": tuple(replace(m, value=m.value + "0") for m in said.metrics)}, "metrics"),
+        (lambda said: {"examples": said.examples + 1}, "examples"),
+        (lambda said: {"members": said.members[1:]}, "members"),
+        (lambda said: {"weights_id": bytes(32)}, "weights_id"),
+        (lambda said: {"data": (bytes(32),)}, "data"),
+        (lambda said: {"aggregate_sha256": bytes(32)}, "aggregate_sha256"),
+        (lambda said: {"exchange": said.exchange + 1}, "aggregate_sha256"),
+    ],
+)
+def test_one_that_says_otherwise_is_named(tmp_path, change, field):
+    result = audited(Told(lambda said: replace(said, **change(said))), tmp_path / "b")
+    (found,) = result.findings
+    assert found.why.startswith(f"{field}: ")
+
+
+def test_a_sum_is_put_into_words_once(tmp_path):
+    result = audited(Told(twice=True), tmp_path / "b")
+    (found,) = result.findings
+    assert "is put into words twice" in found.why
+
+
+def test_a_mean_reads_back_as_the_very_float_and_without_weight_there_is_none():
+    for value in (0.1, 1e-12, -3.5, 123456789.25, 2.0**-40):
+        assert float(decimal(value)) == value
+        assert "e" not in decimal(value)
+    shared = {"run": bytes(32), "exchange": 1, "weights_id": bytes(32), "aggregate_sha256": bytes(32), "names": ("loss",), "w_max": 100}
+    assert evaluation(**shared, members=("ara",), trailer=(3, 0, 0, 0), data=()) is None
