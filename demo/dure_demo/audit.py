@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dure.errors import Unavailable
+from dure.audit.places import log_of
+from dure.errors import DureError, Unavailable
 from dure_demo.bare import NOT_FOR_AUDITORS, Bare, bare_environment
 from dure_demo.consortium import Consortium, StepFailed
 
@@ -21,16 +22,16 @@ def wait_for_mirror(consortium: Consortium, member: str) -> None:
     """Until this member's node knows the coordinator's newest cosigned head; both still run."""
     deadline = time.monotonic() + MIRRORED_S
     hub, node = consortium.dir_of("coordinator"), consortium.dir_of(f"{member}/node")
-    while _size(consortium, node) < _size(consortium, hub):
+    while _size(node) < _size(hub):
         if time.monotonic() > deadline:
             raise Unavailable(f"{member}'s mirror did not catch up in {MIRRORED_S:.0f} s; logs are in {consortium.root / 'logs'}")
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
-def _size(consortium: Consortium, directory: Path) -> int:
+def _size(directory: Path) -> int:
     try:
-        return int(json.loads(consortium.dure("log", "show", "--json", "--dir", directory))["size"])
-    except StepFailed:
+        return log_of(directory).head().checkpoint.size
+    except DureError:
         return 0  # no head there yet
 
 

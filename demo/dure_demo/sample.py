@@ -24,8 +24,8 @@ ROUNDS = 2
 LIMIT_S = 120.0
 
 
-def build(out: Path, say: Callable[[str], None]) -> None:
-    """Makes `out` with bundle/, release/ and root-sha256. Half a minute.
+def build(out: Path, say: Callable[[str], None], play: type[Consortium] = Consortium) -> None:
+    """Makes `out` with bundle/, release/ and root-sha256. Half a minute; `play` is how its commands are run.
 
     Raises:
         Conflict: `out` is there already.
@@ -35,7 +35,7 @@ def build(out: Path, say: Callable[[str], None]) -> None:
         raise Conflict(f"{out} is there already; remove it, or name another folder")
     work = out.with_name(f".{out.name}.work")
     shutil.rmtree(work, ignore_errors=True)
-    consortium = Consortium(work / "c", MEMBERS, say)
+    consortium = play(work / "c", MEMBERS, say)
     try:
         consortium.found(label="sample")
         consortium.serve()

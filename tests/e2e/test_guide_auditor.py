@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.founded import Founded
 from support.tampered_rounds import CHANGES, Rounds, masked_anew, remembered_signatures
 
 from dure_demo.sample import build
@@ -22,7 +23,7 @@ LINES = [line for block in re.findall(r"```sh\n(.*?)```", GUIDE, flags=re.S) for
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     out = tmp_path_factory.mktemp("guide") / "sample-bundle"
-    build(out, lambda _line: None)
+    build(out, lambda _line: None, Founded)
     return out
 
 

@@ -10,7 +10,7 @@ from dure_demo.consortium import Consortium, StepFailed
 
 
 class Founded(Consortium):
-    """As `Consortium`, which the demo, the guide and the README's test start as processes throughout."""
+    """As `Consortium`, which the demo, `make sample-bundle` and the README's test start as processes throughout."""
 
     def dure(self, *arguments: str | Path, timeout_s: float = 30.0) -> str:
         """Run one `dure` command to its end and return what it printed; `timeout_s` is the test's own here."""
