@@ -41,7 +41,7 @@ from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunState
 from dure_coordinator.gate import Gate
 from dure_coordinator.log.heads import NamedHeads
-from dure_coordinator.log.referred import check_environments
+from dure_coordinator.log.referred import check_references
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, With, upload_row
 
@@ -353,7 +353,7 @@ class Fleet:
         try:
             bodies = envelopes_in(report)
             await self.heads.check(*bodies)
-            await check_environments(self.store, *bodies)
+            await check_references(self.store, *bodies)
         except Refused as refused:
             return ReportReply(False, refused.field, refused.why)
 
@@ -463,6 +463,7 @@ class Fleet:
         if fact.length != slot.length:
             raise Refused("length", f"says {fact.length}, this upload has {slot.length} bytes")
         await self.heads.check(commit)
+        await check_references(self.store, commit)
         if slot.length:
             spool = await asyncio.to_thread(self.spools.open, upload, length=slot.length, chunk_bytes=slot.chunk_bytes, run=engine.run)
             await asyncio.to_thread(spool.finish, fact.root)

@@ -12,7 +12,7 @@ from dure.statements.kinds import DataCommitment, NodeDelegation, NodeRevocation
 from dure.statements.statement import Signed
 from dure_coordinator.callers import Caller
 from dure_coordinator.fleet import Fleet
-from dure_coordinator.log.referred import check_environments
+from dure_coordinator.log.referred import check_references
 from dure_coordinator.storage.store import StatementRow, With
 
 MOST_PER_EXCHANGE = 16
@@ -74,7 +74,7 @@ class Intake:
             return f"statement {following} is missing before it"
         if not known:
             await self.fleet.heads.check(raw)
-            await check_environments(store, raw)
+            await check_references(store, raw)
             await self._check_prev(party, signed)
             await self._check_room(party, signed)
             await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))

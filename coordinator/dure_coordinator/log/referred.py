@@ -1,34 +1,61 @@
-"""Environments that members' usage statements name: each must be an entry before, or no audit would hold any more; one member could do
-that to all."""
+"""What members' statements refer to: a commit its usage statement, that one its environment. Each must be an entry before, or no audit
+holds any more: one member could do that to all."""
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 from dure.errors import Refused
+from dure.secagg.ids import InstanceId
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope
-from dure.statements.kinds import EnvCommitment, Usage
+from dure.statements.kinds import EnvCommitment, InstanceCommit, Usage
 from dure.statements.statement import read_verified
 from dure_coordinator.storage.store import Store
 
+S = TypeVar("S", Usage, EnvCommitment)
 
-async def check_environments(store: Store, *envelopes: bytes) -> None:
-    """That each usage statement among these names an env-commitment of its own member that is an entry of the log, or none.
+
+async def check_references(store: Store, *envelopes: bytes) -> None:
+    """That each of these statements names what its own member said before, in an entry of the log, or nothing.
 
     Raises:
-        Refused: out of form, or it names another one.
+        Refused: out of form, or it names something else.
     """
     for raw in envelopes:
-        if kind_of(Envelope.from_bytes(raw).payload) != Usage.kind:
-            continue
-        said = read_verified(raw, Usage)
-        if said.environment_sha256 is not None:
-            await _check(store, said.member, said.environment_sha256)
+        kind = kind_of(Envelope.from_bytes(raw).payload)
+        if kind == Usage.kind:
+            await _check_usage(store, read_verified(raw, Usage))
+        elif kind == InstanceCommit.kind:
+            await _check_commit(store, read_verified(raw, InstanceCommit))
 
 
-async def _check(store: Store, member: str, digest: bytes) -> None:
+async def _check_usage(store: Store, said: Usage) -> None:
+    if said.environment_sha256 is not None:
+        await _named(store, EnvCommitment, said.environment_sha256, "environment_sha256", said.member)
+
+
+async def _check_commit(store: Store, said: InstanceCommit) -> None:
+    if said.usage_sha256 is None:
+        return
+    found = await _named(store, Usage, said.usage_sha256, "usage_sha256", said.member)
+    where = InstanceId.decode(said.instance)
+    if (found.run, found.exchange) != (where.run, where.exchange):
+        raise Refused("usage_sha256", "names the usage statement of another exchange")
+
+
+async def _named(store: Store, kind: type[S], digest: bytes, field: str, member: str) -> S:
+    """The statement of this kind and member that is the entry with this digest."""
     index = await store.log_index(digest)
     if index is None:
-        raise Refused("environment_sha256", "names no entry of the log: the env-commitment comes first")
+        raise Refused(field, f"names no entry of the log: the {_name(kind)} comes first")
     (entry,) = await store.log_entries(index, index + 1)
-    if kind_of(Envelope.from_bytes(entry).payload) != EnvCommitment.kind or read_verified(entry, EnvCommitment).member != member:
-        raise Refused("environment_sha256", f"names entry {index}, which is no env-commitment of {member}")
+    if kind_of(Envelope.from_bytes(entry).payload) == _name(kind):
+        found = read_verified(entry, kind)
+        if found.member == member:
+            return found
+    raise Refused(field, f"names entry {index}, which is no {_name(kind)} of {member}")
+
+
+def _name(kind: Any) -> str:
+    return str(kind.kind)

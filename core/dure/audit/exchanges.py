@@ -55,12 +55,13 @@ class Exchange:
     """member -> (payload digests of the sums it verified, next base)."""
     summed: bool = False
     """An instance other than scales was opened."""
-    data: dict[bytes, tuple[str, tuple[bytes, ...]]] = field(default_factory=dict)
-    """Envelope digest of a usage statement -> (member, data commitments it names); of those that name any."""
+    usages: dict[bytes, tuple[str, tuple[bytes, ...]]] = field(default_factory=dict)
+    """Envelope digest of a usage statement -> (member, data commitments it names)."""
 
     def packed(self) -> _Plain:
         """In plain values, which are written in a third of the time."""
-        return [(raw, *(getattr(one, name) for name in _KEPT)) for raw, one in self.instances.items()], self.accepts, self.summed, self.data
+        instances = [(raw, *(getattr(one, name) for name in _KEPT)) for raw, one in self.instances.items()]
+        return instances, self.accepts, self.summed, self.usages
 
     @staticmethod
     def unpacked(body: _Plain) -> Exchange:

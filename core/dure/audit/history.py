@@ -199,8 +199,11 @@ def _scales(exchange: Exchange, named: kinds.ScalesReference, cohort: tuple[str,
 
 
 def _commit(history: History, said: kinds.InstanceCommit, entry: Entry) -> None:
-    instance, _, _ = history.instance_of(said.instance)
+    instance, _, exchange = history.instance_of(said.instance)
     must(said.member in instance.cohort, "member", "is not in the cohort")
+    if said.usage_sha256 is not None:
+        by, _ = exchange.usages.get(said.usage_sha256, ("", ()))
+        must(by == said.member, "usage_sha256", f"names no usage statement of {said.member} for this exchange before")
     must(said.ctx == instance.ctx, "ctx", "is of another instance-open than the one in the log")
     before = instance.commits.get(said.member)
     must(
@@ -262,8 +265,7 @@ def _eval(history: History, said: kinds.Eval, _entry: Entry) -> None:
         raise RuleBroken("aggregate_sha256", "is of no opened sum of an evaluate exchange that stands before")
     must(not found.worded, "aggregate_sha256", "is put into words twice")
     weights_id, names = found.measures
-    used = [exchange.data.get(found.usages.get(member, b""), ("", ())) for member in found.survivors]
-    named = [digest for member, (by, data) in zip(found.survivors, used, strict=True) if by == member for digest in data]
+    named = [digest for member in found.survivors for digest in exchange.usages.get(found.usages.get(member, b""), ("", ()))[1]]
     expected = evaluation(
         run=said.run,
         exchange=said.exchange,
@@ -308,9 +310,8 @@ def _accept(history: History, said: kinds.ExchangeAccept, _entry: Entry) -> None
 
 def _usage(history: History, said: kinds.Usage, entry: Entry) -> None:
     history.run_of(said.run)
+    history.shelf.get(said.run, said.exchange).usages[entry.sha256] = said.member, said.data
     history.names_data += bool(said.data)
-    if said.data:
-        history.shelf.get(said.run, said.exchange).data[entry.sha256] = said.member, said.data
     if said.environment_sha256 is not None:
         found = history.environments.get(said.environment_sha256)
         if found is None:

@@ -246,6 +246,7 @@ def last_words(log: SyntheticLog, entries: list[bytes]) -> int:
 LIES = {
     ("instance-commit", "another root"): lambda p: p.update(root="00" * 32),
     ("instance-commit", "for another member"): lambda p: p.update(member="bora" if p["member"] != "bora" else "chan"),
+    ("instance-commit", "with usage that nobody signed"): lambda p: p.update(usage_sha256="00" * 32),
     ("instance-commit", "of another context"): lambda p: p.update(ctx="00" * 32),
     ("instance-survivors", "without a member"): lambda p: p["survivors"].pop(),
     ("instance-survivors", "with a member's other commit"): lambda p: p["survivors"][0].update(commit_sha256="00" * 32),

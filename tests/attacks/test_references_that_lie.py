@@ -1,4 +1,5 @@
-"""A usage statement that names an environment nobody committed to becomes no entry: every audit of the consortium would fail by it."""
+"""A usage statement that names an environment nobody committed to, or a commit that names no usage, becomes no entry: every audit of the
+consortium would fail by it."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from attacks.ports import hands, serving
 from support.synthetic_log import environment
 
 from dure.secagg import tlv
+from dure.secagg.ids import InstanceId, Purpose
 from dure.statements.dsse import Envelope
-from dure.statements.kinds import EnvCommitment, ExchangeAccept, NodeDelegation, Usage
+from dure.statements.kinds import EnvCommitment, ExchangeAccept, InstanceCommit, NodeDelegation, Usage
 from dure.statements.statement import Chain, seal
 from dure.wire.messages import Report, ReportKind
 from dure_pb.v1 import log_pb2 as pb
@@ -38,7 +40,7 @@ class Speaker:
         return error.value.details()
 
 
-async def test_only_an_environment_of_its_own_that_is_an_entry_before_can_be_named(tmp_path):
+async def test_only_what_the_same_member_said_in_an_entry_before_can_be_named(tmp_path):
     async with serving(tmp_path) as port, hands(port, "ara", "bora") as found:
         engine = await port.start_run()
         await port.coordinator.enter_charter()
@@ -55,8 +57,17 @@ async def test_only_an_environment_of_its_own_that_is_an_entry_before_can_be_nam
         word = await port.coordinator.store.statements(kind=NodeDelegation.kind)
         for named in (theirs, *(Envelope.from_bytes(row.envelope).sha256 for row in word[:1])):
             assert "which is no env-commitment of ara" in await ara.refused(usage("ara", named))
-        await ara.say(usage("ara", mine))
+        spent = await ara.say(usage("ara", mine))
         assert len(await port.coordinator.store.statements(kind=EnvCommitment.kind)) == 2
+
+        # A commit names its usage statement in the same way, whether it ends an upload or comes by itself.
+        def commit(exchange: int, named: bytes) -> InstanceCommit:
+            where = InstanceId(engine.state.facts.consortium, engine.run, exchange, Purpose.SCALARS)
+            return InstanceCommit(where.tlv(), bytes(32), "ara", bytes(32), 0, (1,), 1, named)
+
+        for named, why in ((bytes(32), "names no entry"), (mine, "is no usage of ara"), (theirs, "is no usage of ara")):
+            assert why in await ara.refused(commit(1, named))
+        assert "of another exchange" in await ara.refused(commit(2, spent))
 
         # An acceptance brings a usage statement, too, and it becomes an entry with it.
         accept, chain = seal(ExchangeAccept(engine.run, 1, "ara", (bytes(32),), (), None), ara.hand.identity.key, ara.chain, time.time())
