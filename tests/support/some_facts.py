@@ -62,7 +62,7 @@ def some_facts() -> Facts:
         tensors=Tensors(b"\x08" * 32, b"\x09" * 32, 1_000_000, {"float32": 1_000_000}, ("model.safetensors",)),
         binding=Binding(b"\x0a" * 32, ("krafton", "skt"), (9,)),
         members=members,
-        metrics=(Metric(9, "evaluate", "loss", "3.25", 300, 3),),
+        metrics=(Metric(9, "evaluate", "loss", "3.25", 300, 3, b"\x07" * 32),),
         compute=Compute(3000, 12, SPENT, {"cpu": 7500}),
         about=About(title="타이탄", summary="A small model.\n\nTwo paragraphs.", license="Apache-2.0", languages=("ko", "en")),
     )

@@ -65,6 +65,10 @@ class LogOfRun:
         """Numbers of the train exchanges that were summed, in order: round k is the k-th."""
         return sorted({where.exchange for where, opened, _ in self.summed() if opened.category == "train"})
 
+    def evaluations(self) -> dict[int, bytes]:
+        """Payload digest of what the log says in words, by exchange."""
+        return {s.fact.exchange: s.envelope.payload_sha256 for s in self._of(kinds.Eval)}
+
     def accepts(self, exchange: int) -> dict[str, kinds.ExchangeAccept]:
         return {s.fact.member: s.fact for s in self._of(kinds.ExchangeAccept) if s.fact.exchange == exchange}
 
@@ -219,13 +223,14 @@ def binding(log: LogOfRun, exchange: int, weights_id: bytes, base_id: bytes | No
 def metrics_of(log: LogOfRun, exchange: int, weights_id: bytes) -> tuple[Metric, ...]:
     """What members measured on these weights (evaluate), and while they made them (train)."""
     found: list[Metric] = []
+    worded = log.evaluations()
     for where, opened, total in log.summed():
         evaluated = opened.category == "evaluate" and opened.weights_id == weights_id
         if evaluated or (opened.category == "train" and where.exchange == exchange):
             totals = decode_trailer(from_words(total.trailer), opened.metrics)
             examples = num_examples(totals.sum_w_int, log.plan.w_max)
             found += [
-                Metric(where.exchange, opened.category, name, decimal(value)[:80], examples, totals.members)
+                Metric(where.exchange, opened.category, name, decimal(value)[:80], examples, totals.members, worded.get(where.exchange))
                 for name, value in sorted(totals.metrics.items())
             ]
     return tuple(sorted(found, key=lambda m: (m.category, m.exchange, m.name)))

@@ -99,6 +99,8 @@ class Metric:
     value: Number
     examples: Counter
     members: Counter
+    eval_sha256: Digest | None
+    """Payload digest of the log's eval statement that says it; null while training, which none is about."""
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,15 @@ def _evaluation(facts: Facts) -> str:
             _MEASURED[m.category],
             f"{m.examples:,}",
             str(m.members),
+            f"`{m.eval_sha256.hex()[:16]}`" if m.eval_sha256 else "",
         )
         for m in facts.metrics
     )
-    names = ("Metric", "Value", "Measured on", "Examples", "Members")
-    means = "Weighted means over members, opened under masks and signed. What each metric means is the app's affair."
+    names = ("Metric", "Value", "Measured on", "Examples", "Members", "Statement")
+    means = (
+        "Weighted means over members, opened under masks and signed; a statement is the log's `eval` of this payload digest. "
+        "What each metric means is the app's affair."
+    )
     return f"## Evaluation\n\n{table(names, rows)}\n{means}\n"
 
 
