@@ -99,7 +99,7 @@ def _evaluation(facts: Facts) -> str:
             _MEASURED[m.category],
             f"{m.examples:,}",
             str(m.members),
-            f"`{m.eval_sha256.hex()[:16]}`" if m.eval_sha256 else "",
+            m.eval_sha256.hex()[:16] if m.eval_sha256 else "",
         )
         for m in facts.metrics
     )
