@@ -18,7 +18,19 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from dure.audit.similarity import CKA_FOUND, COSINE_FOUND, PROFILE_FOUND, Z_FOUND, Pair, Prepared, Tensor, compare, prepare
+from dure.audit.similarity import (
+    CKA_FOUND,
+    COSINE_FOUND,
+    DRAWS,
+    PERMUTATIONS,
+    PROFILE_FOUND,
+    Z_FOUND,
+    Pair,
+    Prepared,
+    Tensor,
+    compare,
+    prepare,
+)
 from dure.model.dtypes import bfloat16_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,6 +214,10 @@ Made by `python bench/similarity_rates.py` ({made}); seeds are fixed.
 A pair of tensors is called *copied* or *derived* by its cosine (at least {COSINE_FOUND}, and {Z_FOUND:g} standard deviations from what
 permuted rows give), *permuted* by a CKA of {CKA_FOUND} or more, or by singular values nearer than {PROFILE_FOUND} of the nearest of
 independently drawn matrices.
+
+`--html FILE` writes a page in Korean and English that prints on A4: the files by SHA-256, the numbers of each pair with
+their range of chance, and for each measure a histogram of all that chance gave ({PERMUTATIONS} permutations of the very tensors,
+{DRAWS * (DRAWS - 1) // 2} pairs of independent draws), with the pairs marked on it.
 
 ## Nets trained on digits ({"-".join(map(str, SIZES))}), {MODELS} seeds, each on its own half of the data
 

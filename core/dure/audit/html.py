@@ -96,17 +96,24 @@ def page(found: Page) -> str:
         ("가능한 검사를 통과함" if found.left else "모든 검사를 통과함") if found.holds else f"{len(found.findings)}가지가 성립하지 않음"
     )
     facts = "".join(f"<tr><th>{escape(name)}</th><td><code>{escape(value)}</code></td></tr>" for name, value in found.facts)
-    return (
-        '<!doctype html>\n<html lang="ko"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(found.consortium)}: audit report · 감사 보고서</title><style>{STYLE}</style></head><body>"
+    return document(
+        f"{found.consortium}: audit report · 감사 보고서",
         f'<h1>{escape(found.consortium)}<br><span class="ko">감사 보고서</span> · Audit report, level {found.level}</h1>'
         f'<p class="verdict {"good" if found.holds else "bad"}">{escape(korean)} · {escape(good)}</p>'
         f"<table>{facts}</table>"
         f"{_findings(found)}<h2>무엇이 어디까지 확인되었는가 · What is shown, and how far</h2>{_claims(found.rows)}"
         f"{''.join(_section(section) for section in found.sections)}<h2>표시의 뜻 · What the labels mean</h2>{_labels()}"
         "<footer>이 보고서는 인터넷 연결 없이, 조정자를 믿지 않고 만들어졌습니다. 다시 만들기: · "
-        f"Made offline, trusting nobody. To make it again:<br><code>{escape(found.command)}</code></footer></body></html>\n"
+        f"Made offline, trusting nobody. To make it again:<br><code>{escape(found.command)}</code></footer>",
+    )
+
+
+def document(title: str, body: str) -> str:
+    """A page that takes nothing from outside: the title, which is escaped here, and what stands in it."""
+    return (
+        '<!doctype html>\n<html lang="ko"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
 
 

@@ -189,6 +189,8 @@ class Measure:
     """The most extreme of the permutations and independent draws: the largest cosine or CKA, the smallest distance."""
     z: float
     """Standard deviations of the permutations from their mean; 0 for the profile."""
+    null: tuple[float, ...] = ()
+    """All that chance gave, cosines without their sign: what `chance` is the most extreme of."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,23 @@ class Pair:
         return ""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A model against one reference."""
+
+    reference: str
+    tensors: int
+    """Matrices of the model that the reference has a tensor of the same shape for."""
+    matrices: int
+    """Matrices of the model."""
+    pairs: tuple[Pair, ...]
+    """Those of one name, and every other that is beyond chance."""
+
+    @property
+    def found(self) -> tuple[Pair, ...]:
+        return tuple(p for p in self.pairs if p.verdict)
+
+
 def compare(mine: Prepared, other: Prepared) -> Pair | None:
     """The measures of two tensors of the same shape; None where one is constant, or has too few elements to say anything."""
     if mine.tensor.shape != other.tensor.shape or not (mine.norm and other.norm) or min(mine.tensor.shape) < 4:
@@ -224,13 +243,13 @@ def compare(mine: Prepared, other: Prepared) -> Pair | None:
     chance = independent(*mine.tensor.shape)
     profile = None
     if mine.profile is not None and other.profile is not None:
-        profile = Measure(float(np.linalg.norm(mine.profile - other.profile)), chance.profile, 0.0)
+        profile = Measure(float(np.linalg.norm(mine.profile - other.profile)), min(chance.profile), 0.0, chance.profile)
     kernels = ((mine.rows_kernel, other.rows_kernel), (mine.columns_kernel, other.columns_kernel))
     cka = max((_cka(a, b, chance.cka) for a, b in kernels), key=lambda m: m.value)
     return Pair(mine.tensor.name, other.tensor.name, _cosine(mine, other, chance.cosine), cka, profile)
 
 
-def _cosine(mine: Prepared, other: Prepared, chance: float) -> Measure:
+def _cosine(mine: Prepared, other: Prepared, chance: tuple[float, ...]) -> Measure:
     """Of all elements where they have one name or the sample says so; else of the sample."""
     cross = mine.sample @ other.sample.T
     norm = float(np.linalg.norm(mine.sample) * np.linalg.norm(other.sample)) or 1.0
@@ -239,16 +258,22 @@ def _cosine(mine: Prepared, other: Prepared, chance: float) -> Measure:
     if mine.tensor.name == other.tensor.name or abs(_z(value, null)) > Z_LOOK:
         pairs = zip(mine.centred(), other.centred(), strict=True)
         value = sum(float((a * b).sum()) for a, b in pairs) / (mine.norm * other.norm)
-    return Measure(value, max(chance, float(np.abs(null).max())), _z(value, null))
+    return _above(value, np.abs(null), chance, _z(value, null))
 
 
-def _cka(a: F32, b: F32, chance: float) -> Measure:
+def _cka(a: F32, b: F32, chance: tuple[float, ...]) -> Measure:
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     if not norm:
-        return Measure(0.0, chance, 0.0)
+        return Measure(0.0, max(chance), 0.0, chance)
     null = np.array([(a * b[np.ix_(p, p)]).sum() for p in _permutations(a.shape[0])]) / norm
     value = float((a * b).sum()) / norm
-    return Measure(value, max(chance, float(null.max())), _z(value, null))
+    return _above(value, null, chance, _z(value, null))
+
+
+def _above(value: float, null: F64, chance: tuple[float, ...], z: float) -> Measure:
+    """Of a measure that is large where matrices are alike."""
+    every = (*map(float, null), *chance)
+    return Measure(value, max(every), z, every)
 
 
 def _z(value: float, null: F64) -> float:
@@ -264,11 +289,11 @@ def _permutations(count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Chance:
-    """The most extreme values among independently drawn Gaussian matrices of one shape."""
+    """What every pair of independently drawn Gaussian matrices of one shape gives."""
 
-    cosine: float
-    cka: float
-    profile: float
+    cosine: tuple[float, ...]
+    cka: tuple[float, ...]
+    profile: tuple[float, ...]
 
 
 @lru_cache(maxsize=64)
@@ -282,7 +307,7 @@ def independent(rows: int, columns: int) -> Chance:
     cosines = [abs(float((a.sample * b.sample).sum()) / (np.linalg.norm(a.sample) * np.linalg.norm(b.sample))) for a, b in pairs]
     ckas = [_bare_cka(a.rows_kernel, b.rows_kernel) for a, b in pairs] + [_bare_cka(a.columns_kernel, b.columns_kernel) for a, b in pairs]
     profiles = [float(np.linalg.norm(_of(a) - _of(b))) for a, b in pairs]
-    return Chance(float(max(cosines)), float(max(ckas)), float(min(profiles)) / shrink)
+    return Chance(tuple(map(float, cosines)), tuple(ckas), tuple(p / shrink for p in profiles))
 
 
 def _bare_cka(a: F32, b: F32) -> float:

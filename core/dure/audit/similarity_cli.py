@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dure.audit.similarity import Measure, Pair, Prepared, Tensor, compare, prepare
+from dure.audit.similarity import Compared, Measure, Pair, Prepared, Tensor, compare, prepare
+from dure.audit.similarity_html import MEANS, SimilarityPage, similarity_page
 from dure.console import AsJson, draw, err, one_line_errors, out, say, show_json
 from dure.errors import BadInput
+from dure.identity.files import write_atomic
 from dure.provenance.errors import OtherShape
 from dure.provenance.weight_files import WeightFiles
-
-MEANS = {
-    "copied": "the same, or the same times a factor",
-    "derived": "a mixture with it, or trained on from it",
-    "permuted": "the same with its neurons in another order",
-}
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A model against one reference."""
-
-    reference: str
-    tensors: int
-    """Matrices of the model that the reference has a tensor of the same shape for."""
-    matrices: int
-    """Matrices of the model."""
-    pairs: tuple[Pair, ...]
-    """Those of one name, and every other that is beyond chance."""
-
-    @property
-    def found(self) -> tuple[Pair, ...]:
-        return tuple(p for p in self.pairs if p.verdict)
 
 
 def matrices(weights: WeightFiles) -> Iterator[Tensor]:
@@ -72,6 +52,7 @@ def against(mine: dict[str, Prepared], weights: WeightFiles, reference: str) -> 
 def similarity(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file, or a folder of them.")],
     references: Annotated[list[Path], typer.Argument(metavar="REFERENCE...", help="Models it might have been taken from.")],
+    html: Annotated[Path | None, typer.Option(help="Write the report here: one file in Korean and English, prints on A4.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Foreign-weights report: is a layer of MODEL a copy of one of REFERENCE, a permuted, scaled or mixed one?
@@ -82,7 +63,7 @@ def similarity(
     Exit codes: 0 nothing beyond chance, 1 something is, 2 a file is missing, 11 weights in a dtype that cannot be read, 12 a reference of
     another architecture.
 
-    Example: dure audit similarity titan-1.0 other/model.safetensors
+    Example: dure audit similarity titan-1.0 other/model.safetensors --html similarity.html
     """
     for path in (model, *references):
         if not path.exists():
@@ -91,6 +72,8 @@ def similarity(
     if not mine:
         raise OtherShape(f"{model}: has no float matrix; of vectors and integers nothing can be said")
     compared = [against(mine, WeightFiles.open(path), str(path)) for path in references]
+    if html is not None:
+        write_atomic(html, _page(model, references, compared).encode(errors="backslashreplace"))  # a file's name need not be text
     if as_json:
         show_json({"model": str(model), "references": [_as_json(c) for c in compared], "found": any(c.found for c in compared)})
     else:
@@ -100,19 +83,38 @@ def similarity(
         raise typer.Exit(1)
 
 
+def _page(model: Path, references: list[Path], compared: list[Compared]) -> str:
+    files = [(str(file), _sha256(file)) for path in (model, *references) for file in _files(path)]
+    command = f"dure audit similarity {shlex.join(map(str, (model, *references)))} --html FILE"
+    return similarity_page(SimilarityPage(str(model), files, compared, command))
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [path / name for name, _ in WeightFiles.open(path).files]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _as_json(compared: Compared) -> dict[str, Any]:
     pairs = [
         {
             "tensor": p.name,
             "reference_tensor": p.other,
             "verdict": p.verdict,
-            "cosine": vars(p.cosine),
-            "cka": vars(p.cka),
-            "profile": None if p.profile is None else vars(p.profile),
+            "cosine": _measure(p.cosine),
+            "cka": _measure(p.cka),
+            "profile": None if p.profile is None else _measure(p.profile),
         }
         for p in compared.pairs
     ]
     return {"reference": compared.reference, "compared": compared.tensors, "matrices": compared.matrices, "pairs": pairs}
+
+
+def _measure(measure: Measure) -> dict[str, float]:
+    return {"value": measure.value, "chance": measure.chance, "z": measure.z}
 
 
 def _tell(compared: Compared) -> None:
@@ -129,7 +131,7 @@ def _tell(compared: Compared) -> None:
     count = f"{compared.tensors} of {compared.matrices} matrices could be compared"
     say(f"{compared.reference}: {count}, {len(compared.found)} are beyond chance")
     for verdict in sorted({p.verdict for p in compared.found}):
-        say(f"  {verdict}: {MEANS[verdict]}")
+        say(f"  {verdict}: {MEANS[verdict][0]}")
 
 
 def _cell(measure: Measure | None) -> str:
