@@ -49,7 +49,7 @@ def train(message, context):
     what = message.content["config"]["what"]
     w = weights(message)
     if what == "ok":
-        return reply(message, {k: v + 1 for k, v in w.items()}, {"loss": 0.5, "dure.tokens": 100, "dure.steps": 7})
+        return reply(message, {k: v + 1 for k, v in w.items()}, {"loss": 0.5, "dure.tokens": 100, "dure.steps": 7, "dure.flop": 3e21})
     if what == "print":
         print("\\0\\0\\0\\0 hello from user code " * 100); sys.stdout.write("x" * 10000); os.write(1, b"raw"); os.system("echo child")
         return reply(message)
@@ -169,7 +169,7 @@ async def test_weights_metrics_and_usage_come_back_and_the_worker_stays_warm(hos
     flat = open_flat(result.flat_path, LAYOUT)
     assert np.array_equal(unflatten(flat, LAYOUT)["a"], TENSORS["a"] + 1)
     assert result.metrics == {"loss": 0.5} and result.num_examples == 3
-    assert (result.usage.tokens, result.usage.steps) == (100, 7) and result.usage.seconds > 0
+    assert (result.usage.tokens, result.usage.steps, result.usage.flop) == (100, 7, 3 * 10**21) and result.usage.seconds > 0
     pid = host.pid
     assert (await host.run(task(tmp_path))).status == "ok"
     assert host.pid == pid and host.restarts == 0

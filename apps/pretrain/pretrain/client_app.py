@@ -35,7 +35,8 @@ def train(message: Message, context: Context) -> Message:
     )
     _keep(context.state, number, done.moments)
     # num-examples is the weight in the mean: one member, one vote.
-    metrics = MetricRecord({"loss": done.loss, "num-examples": 1, "dure.tokens": done.tokens, "dure.steps": schedule.steps})
+    used = {"dure.tokens": done.tokens, "dure.steps": schedule.steps, "dure.flop": done.flop}
+    metrics = MetricRecord({"loss": done.loss, "num-examples": 1, **used})
     arrays = ArrayRecord({name: Array(value) for name, value in weights_of(model).items()})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model import Gpt
 
@@ -68,6 +70,8 @@ class Trained:
     loss: float
     """Nats per token, mean over the last steps."""
     tokens: int
+    flop: int
+    """Forward and backward, as torch counts them: matrix products and attention, nothing elementwise."""
     moments: Moments
 
 
@@ -99,20 +103,22 @@ def train(
     """
     torch.set_num_threads(1)
     optimiser = _optimiser(model, schedule, moments)
-    losses: list[float] = []
+    counter, losses = FlopCounterMode(display=False), list[float]()
     for step in range(first_step, first_step + steps):
         for group in optimiser.param_groups:
             group["lr"] = schedule.lr_at(step)
-        loss = model.loss(windows_at(tokens, schedule, text_key, step))
         optimiser.zero_grad()
-        loss.backward()
+        with counter if step == first_step else nullcontext():  # every step is of the same shapes, so one is counted for all
+            loss = model.loss(windows_at(tokens, schedule, text_key, step))
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
         optimiser.step()
         losses.append(loss.item())
         each_step(step, losses[-1])
     taken = steps + (0 if moments is None else moments.steps)
     kept = _moments(model, optimiser, taken)
-    return Trained(float(np.mean(losses[-LOSS_STEPS:])), steps * schedule.batch * schedule.sequence, kept)
+    flop = counter.get_total_flops() * steps
+    return Trained(float(np.mean(losses[-LOSS_STEPS:])), steps * schedule.batch * schedule.sequence, flop, kept)
 
 
 def _optimiser(model: Gpt, schedule: Schedule, moments: Moments | None) -> torch.optim.AdamW:

@@ -87,6 +87,8 @@ def test_a_round_asked_again_gives_the_same_bytes_and_says_what_it_used(node):
     assert set(first.metrics) == set(read_app(APP).dure.metrics) == {"loss"}
     assert first.num_examples == read_app(APP).dure.w_max == 1
     assert (first.usage.tokens, first.usage.steps) == (3 * 4 * 16, 3)
+    parameters = sum(value.size for value in one.values())
+    assert 0.5 < first.usage.flop / (6 * parameters * first.usage.tokens) < 1.5 and first.usage.flop == second.usage.flop
     assert not same(one, first_weights())
 
 
