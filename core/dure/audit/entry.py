@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, cast
 
@@ -15,11 +16,11 @@ from dure.statements.flat import fact_of, read_flat
 from dure.statements.kinds import KINDS
 from dure.statements.statement import SeenHead, read_payload, read_place
 
-_HEAD = b'{"payload":"'
-_TAIL = re.compile(
-    rb'","payloadType":"application/vnd\.in-toto\+json","signatures":\[\{"keyid":"([0-9a-f]{64})","sig":"([A-Za-z0-9+/]{86}==)"\}\]\}'
-)
-_TAIL_BYTES = len('","payloadType":"","signatures":[{"keyid":"","sig":""}]}') + len(IN_TOTO) + 64 + 88
+_HEAD, _HEX = b'{"payload":"', re.compile(rb"[0-9a-f]{64}")
+_BEFORE_KEY, _BEFORE_SIGNATURE, _END = f'","payloadType":"{IN_TOTO}","signatures":[{{"keyid":"'.encode(), b'","sig":"', b'"}]}'
+_END_AT, _SIGNATURE_AT = -len(_END), -len(_END) - 88
+_KEY_AT = _SIGNATURE_AT - len(_BEFORE_SIGNATURE) - 64
+_PAYLOAD_ENDS = _KEY_AT - len(_BEFORE_KEY)
 
 
 @dataclass(slots=True)
@@ -95,17 +96,24 @@ def read_entry(raw: bytes) -> Entry:
 
 def _opened(raw: bytes) -> tuple[bytes, str, bytes]:
     """(payload, key id, signature) of an envelope with the one signature that an entry has."""
-    tail = _TAIL.fullmatch(raw, len(raw) - _TAIL_BYTES) if len(raw) > _TAIL_BYTES else None
-    if tail is not None and raw.startswith(_HEAD) and len(raw) <= MAX_ENVELOPE_BYTES:
-        payload, signature = _decoded(raw[len(_HEAD) : -_TAIL_BYTES]), _decoded(tail[2])
-        if payload and signature:
-            return payload, tail[1].decode(), signature
+    parts = raw[_PAYLOAD_ENDS:_KEY_AT], raw[_KEY_AT + 64 : _SIGNATURE_AT], raw[_END_AT:]
+    if parts == (_BEFORE_KEY, _BEFORE_SIGNATURE, _END) and raw.startswith(_HEAD) and len(raw) <= MAX_ENVELOPE_BYTES:
+        payload, signature = _decoded(raw[len(_HEAD) : _PAYLOAD_ENDS]), _decoded(raw[_SIGNATURE_AT:_END_AT])
+        key = _key_id(raw[_KEY_AT : _KEY_AT + 64])
+        if payload and len(signature) == 64 and key:
+            return payload, key, signature
     envelope = Envelope.from_bytes(raw)
     if len(envelope.signatures) != 1:
         raise Refused("signatures", "an entry has exactly one")
     if envelope.payload_type != IN_TOTO:
         raise Refused("payloadType", f"must be {IN_TOTO}")
     return envelope.payload, *envelope.signatures[0]
+
+
+@lru_cache(maxsize=4096)
+def _key_id(text: bytes) -> str:
+    """Empty where it is not 64 lower-case hex digits."""
+    return text.decode() if _HEX.fullmatch(text) else ""
 
 
 def _decoded(text: bytes) -> bytes:

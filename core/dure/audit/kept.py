@@ -72,7 +72,8 @@ class Kept:
         kept._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(kept._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            os.stat(folder / LOCK)  # whoever had it may have removed the folder with it, being through
+        except (BlockingIOError, FileNotFoundError):
             os.close(kept._lock)
             raise Conflict(f"{folder}: another audit of this bundle is under way; wait for it, or give another --work") from None
         kept._read()

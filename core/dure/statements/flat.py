@@ -27,9 +27,8 @@ _CHAIN = {
     "seq": "(?P<seq>0|[1-9][0-9]{0,13})",  # below 2^48
     "time": "(?P<time>0|[1-9][0-9]{0,13})",
 }
-_KIND = re.compile(r'"name":"([a-z-]{1,40})"\}\]\}')
-_KIND_REACHES = 64
-"""The statement's kind is within so many characters of its end."""
+_END = '"}]}'
+"""After the statement's kind, which is its last word."""
 
 
 class Heard(NamedTuple):
@@ -94,8 +93,8 @@ def read_flat(payload: bytes) -> Heard | None:
         text = payload.decode()
     except UnicodeDecodeError:
         return None
-    named = _KIND.search(text, max(0, len(text) - _KIND_REACHES))
-    reader = _reader(named[1]) if named is not None else None
+    kind = text[text.rfind('"', 0, -len(_END)) + 1 : -len(_END)]
+    reader = _reader(kind) if kind in KINDS else None
     found = reader.matches(text) if reader is not None else None
     if reader is None or found is None:
         return None
