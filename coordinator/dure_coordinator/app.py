@@ -25,12 +25,11 @@ from dure.apps import App, config_of_plan, read_app, unpack_app
 from dure.blobs import BlobId, BlobStore
 from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.log_keys import log_key, origin_of, witness_name, witnessing
+from dure.charter.log_keys import log_keys, origin_of, witness_name, witnessing
 from dure.charter.model import Charter, expired
 from dure.environments import place
 from dure.environments.runtime import command_in
 from dure.errors import BadInput, Conflict, DureError, Unavailable
-from dure.identity.keys import public_bytes
 from dure.logs import configure_logs
 from dure.memory import keep_freed_memory
 from dure.model.content import flower_run_id
@@ -206,7 +205,6 @@ class Coordinator:
     async def open(cls, folder: CoordinatorFolder, settings: CoordinatorSettings) -> Coordinator:
         """Everything but the ports. Raises DureError where the folder, charter or database cannot be used."""
         folder.charter()  # before a database is made
-        signing_key = folder.signing_key
         store = await Store.open(database_of(folder, settings))
         try:
             await check_own(store, tuple(folder.versions()))
@@ -222,11 +220,12 @@ class Coordinator:
         spools.belong(await store.runs_of_uploads())
         journals = Journals(store)
         changes, witnesses = Changes(), Witnesses(fixed=outside_witnesses(charter, settings, charters.former))
+        newest, *former = log_keys(charters.all)
         publisher = Publisher(
             store=store,
-            files=await asyncio.to_thread(LogFiles, folder.directory / "log", log_key(charter.terms)),
+            files=await asyncio.to_thread(LogFiles, folder.directory / "log", newest, former=former),
             origin=origin_of(charter.terms),
-            key=folder.log_key,
+            key=charters.log_key,
             witnessing=lambda size: witnessing(charters.at(size).terms),
             reach=witnesses.reach,
             committed=changes,
@@ -243,17 +242,15 @@ class Coordinator:
                 charter_version=plan.charter_version,
                 charter_sha256=plan.charter_sha256,
                 member_signing_keys={m: keys[m] for m in plan.roster},
-                coordinator_key=public_bytes(signing_key),
                 challenge_window_s=then.terms.challenge_window_s,
             )
 
-        duties = Duties(store, blobs, spools, journals, signing_key, publisher)
+        duties = Duties(store, blobs, spools, journals, lambda: charters.signing_key, publisher)
         fleet = Fleet(
             store=store,
             blobs=blobs,
             spools=spools,
             roster=lambda: made.roster,
-            coordinator_key=public_bytes(signing_key),
             logic_of=exchange_logic,
             facts_of=facts_of,
             performer=duties,
@@ -428,6 +425,7 @@ class Coordinator:
     def roster_changed(self) -> None:
         """The port and the witnesses go by the charter in force from here on."""
         self.roster = replace(roster_of(self.charters), revoked=self.roster.revoked)
+        self.publisher.files.signed_by(log_keys(self.charters.all))
         self.witnesses.fixed = outside_witnesses(self.charter, self.settings, self.charters.former)
 
     async def start(self) -> None:

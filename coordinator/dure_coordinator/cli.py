@@ -13,7 +13,7 @@ from dure.console import DEFAULT_DIR, AsJson, Dir, first_use, one_line_errors, s
 from dure.environments.cli import environments
 from dure.errors import BadInput
 from dure.identity import keys
-from dure_coordinator import restore_cli, serve_cli
+from dure_coordinator import keys_cli, restore_cli, serve_cli
 
 app = typer.Typer(no_args_is_help=True, help="The consortium's coordinator: keys, server, state.")
 
@@ -55,3 +55,4 @@ def _app_folder(_directory: Path, app_name: str) -> Path:
 app.add_typer(environments(_app_folder), name="env")
 serve_cli.register(app)
 restore_cli.register(app)
+keys_cli.register(app)

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dure.blobs import BlobDamaged, BlobId, BlobStore
 from dure.errors import Refused
 from dure.failpoints import Point, reach
+from dure.identity.keys import public_bytes
 from dure.model.advance import mean_update, next_base, opened_exponents
 from dure.model.base import BaseRecord
 from dure.model.layout import Layout
@@ -68,7 +69,8 @@ class Duties:
     blobs: BlobStore
     spools: Spools
     journals: Journals
-    signing_key: Ed25519PrivateKey
+    signing_key: Callable[[], Ed25519PrivateKey]
+    """The one in force; read under `chain_lock`."""
     publisher: Publisher
     clock: Callable[[], float] = time.time
     chain_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -99,15 +101,16 @@ class Duties:
 
     async def _sign(self, run: RunEngine, duty: Sign) -> None:
         await self.publisher.may_sign()
-        party = key_id(self.signing_key.public_key().public_bytes_raw())
         async with self.chain_lock:  # one chain, one writer; the chain moves in the transaction that keeps the envelope
+            key = self.signing_key()
+            party = key_id(public_bytes(key))
             chain = (await self.store.chain_of(party)).having_seen(self.publisher.seen)
-            envelope, after = seal(duty.statement, self.signing_key, chain, self.clock())
+            envelope, after = seal(duty.statement, key, chain, self.clock())
             raw, signed = envelope.to_bytes(), [envelope]
             if isinstance(duty.statement, InstanceAggregate):
                 measured = await eval_of(self.store, run.state, duty.statement, envelope.payload_sha256)
                 if measured is not None:
-                    second, after = seal(measured, self.signing_key, after, self.clock())
+                    second, after = seal(measured, key, after, self.clock())
                     signed.append(second)
                 reach(Point.AGGREGATE_SEALED)
 

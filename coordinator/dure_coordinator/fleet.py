@@ -90,8 +90,6 @@ class Fleet:
     blobs: BlobStore
     spools: Spools
     roster: Callable[[], Roster]
-    coordinator_key: bytes
-    """32 bytes: under it this coordinator's plans verify."""
     logic_of: Callable[[RunFacts], Logic]
     facts_of: Callable[[RunRow, RunPlan], RunFacts]
     performer: Performer
@@ -189,7 +187,7 @@ class Fleet:
         return engine
 
     def plan_of(self, row: RunRow) -> RunPlan:
-        return open_statement(row.plan, RunPlan, [self.coordinator_key]).fact
+        return read_verified(row.plan, RunPlan)
 
     async def _fold(self, row: RunRow) -> RunEngine:
         facts = self.facts_of(row, self.plan_of(row))

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dure.charter.model import check_current
+from dure.charter.succession import coordinator_keys
 from dure.console import DEFAULT_DIR, AsJson, Dir, Metrics, Yes, first_use, one_line_errors, say, show_json
 from dure.environments import place
 from dure.environments.cli import environments
@@ -236,7 +237,7 @@ def _offered(identity: NodeIdentity, envelope: bytes | None) -> RunPlan | None:
     """The plan in an offered envelope; None if none was."""
     if envelope is None:
         return None
-    return open_statement(envelope, RunPlan, [identity.charter.terms.coordinator.signing_key]).fact
+    return open_statement(envelope, RunPlan, coordinator_keys(identity.charters, 1)).fact
 
 
 def _word(store: NodeStore, run: bytes) -> str:

@@ -27,7 +27,7 @@ from dure.recompute.joint_seed import MESSAGE_TYPE
 from dure.recompute.sums import Finding
 from dure.secagg import thresholds, tlv
 from dure.statements.kinds import RunPlan
-from dure.statements.statement import open_statement
+from dure.statements.statement import read_verified
 from dure.tlog.merkle import merkle_root
 from dure.wire.messages import Report, ReportKind
 from dure_participant import policy
@@ -137,7 +137,7 @@ class Hands:
 
     async def _ask(self, run: Run, action: act.AskOperator) -> None:
         await asyncio.to_thread(self._store.offer, run.run, action.plan_envelope, action.app_blob)
-        plan = self._plan(run, action.plan_envelope)
+        plan = read_verified(action.plan_envelope, RunPlan)
         await self._show_code(run, plan)
         decision = await asyncio.to_thread(self._store.decision, run.run)
         if decision is None:
@@ -181,9 +181,6 @@ class Hands:
             log.warning("policy.unreadable", reason=str(error))
             self._store.note(str(error), run.run)
             return None
-
-    def _plan(self, run: Run, envelope: bytes) -> RunPlan:
-        return open_statement(envelope, RunPlan, [self._site(run).coordinator_key]).fact
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -383,7 +380,7 @@ class Hands:
         """What this node judges a run's sums by."""
         site, plan = self._site(run), plan_of(run.state.plan_envelope)
         needed = thresholds.u_min(len(plan.roster), site.colluders)
-        return Trust(site.consortium, run.run, site.coordinator_key, site.delegators, site.colluders, needed)
+        return Trust(site.consortium, run.run, site.coordinator_keys, site.delegators, site.colluders, needed)
 
     def _kept_until(self, run: Run, accepted: Accepted) -> float | None:
         """Until when the coordinator must have the uploads of what was accepted; None for ever."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from dure.charter.log_keys import log_key, witness_name, witnessing
-from dure.charter.succession import barred, changes, signing_keys
+from dure.charter.log_keys import log_keys, witness_name, witnessing
+from dure.charter.succession import barred, changes, coordinator_keys, signing_keys
 from dure.identity.node import NodeIdentity
 from dure.statements.kinds import RunPlan
 from dure.tlog.files import LogFiles
@@ -45,7 +45,7 @@ def site_of(identity: NodeIdentity, settings: NodeSettings, plan: RunPlan | None
         delegators=signing_keys(identity.charters, version),
         former=frozenset(m.id for charter in identity.charters for m in charter.members) - members.keys(),
         ended_keys=ended,
-        coordinator_key=then.terms.coordinator.signing_key,
+        coordinator_keys=coordinator_keys(identity.charters, version),
         witnessing=tuple(witnessing(charter.terms) for charter in reversed(charters)),
         barred="" if plan is None else barred(plan, identity.charters),
         w_max=then.terms.w_max,
@@ -58,10 +58,9 @@ def site_of(identity: NodeIdentity, settings: NodeSettings, plan: RunPlan | None
 
 def mirror_of(identity: NodeIdentity, settings: NodeSettings, store: NodeStore, clock: Callable[[], float]) -> Mirror:
     """This member's copy of the log, and its witness, unless that is elsewhere."""
-    log_is = log_key(identity.charter.terms)
+    newest, *former = log_keys(identity.charters)
     return Mirror(
-        files=LogFiles(identity.directory / "log", log_is),
-        log=log_is,
+        files=LogFiles(identity.directory / "log", newest, former=former),
         member=identity.member,
         name=witness_name(identity.charter.member(identity.member).host),
         key=identity.witness_key if settings.cosign else None,
@@ -100,7 +99,7 @@ class Standing:
         before, self.identity = self.identity, self.identity.followed(roots)
         if self.identity is before:
             return []
-        self._mirror.charters = self.identity.charters
+        self._mirror.obey(self.identity.charters)
         self._sites.clear()
         newer = itertools.pairwise(self.identity.charters[before.charter.version - 1 :])
         words = ((now.version, "; ".join(changes(then.terms, now.terms)) or "nothing but its term") for then, now in newer)

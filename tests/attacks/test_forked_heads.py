@@ -120,5 +120,5 @@ async def published(coordinator) -> SeenHead:
     publisher = coordinator.publisher
     await publisher._write()
     text = Checkpoint(publisher.origin, publisher.files.size, publisher.files.root).text()
-    publisher.files.publish(Note(text, (sign(text, publisher.origin, publisher.key),)).to_bytes())
+    publisher.files.publish(Note(text, (sign(text, publisher.origin, publisher.key(publisher.files.keys[0])),)).to_bytes())
     return publisher.seen

@@ -74,7 +74,6 @@ def mirror(tmp_path):
     store.commit(bytes(32), NodeRunState(run=bytes(32)).to_bytes(), MY_CHAIN, (), "", tuple(MINE))
     yield Mirror(
         files=LogFiles(tmp_path / "log", LOG),
-        log=LOG,
         member="ara",
         name="ara.titan/witness",
         key=WITNESS,

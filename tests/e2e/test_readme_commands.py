@@ -43,6 +43,7 @@ ELSEWHERE = {
     "dure log contains --member ID": "tests/e2e/test_audit_bundle.py",
     "dure member leave": "tests/e2e/test_charter_in_force.py",
     "dure member replace-keys": "tests/e2e/test_charter_in_force.py",
+    "dure coordinator replace-keys --dir hub": "tests/attacks/test_replaced_coordinator_keys.py",
     "dure member revoke node1 --reason stolen": "tests/attacks/test_revoked_node.py",
     "dure coordinator enter krafton.revocation.json": "tests/attacks/test_revoked_node.py",
     "dure data register FOLDER --name NAME --licence LICENCE --dir krafton/keys": "tests/unit/audit/test_data_commitments.py",

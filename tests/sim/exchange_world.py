@@ -157,9 +157,7 @@ class World:
         envelope, self.chain = seal(self.plan, self.coordinator_key, self.chain, self.now)
         self.run = envelope.payload_sha256
         public = {m: (k.public_key().public_bytes_raw(),) for m, k in self.signing.items()}
-        self.facts = RunFacts(
-            CONSORTIUM, self.run, self.plan, envelope.to_bytes(), 1, b"h" * 32, public, self.coordinator_key.public_key().public_bytes_raw()
-        )
+        self.facts = RunFacts(CONSORTIUM, self.run, self.plan, envelope.to_bytes(), 1, b"h" * 32, public)
         self.began = self.now
         self.state: RunState = decide.begin(self.facts, self.now)
         self.log: list[tuple[float, bytes]] = []
@@ -213,7 +211,7 @@ class World:
             charter_sha256=b"h" * 32,
             colluders=self.plan.colluders,
             members={m: keys[-1] for m, keys in self.facts.member_signing_keys.items()},
-            coordinator_key=self.facts.coordinator_key,
+            coordinator_keys=(self.coordinator_key.public_key().public_bytes_raw(),),
             allow_unrecomputed_bases=True,
             witnessing=(self.sim_log.witnessing,),
         )
@@ -554,7 +552,7 @@ class World:
     def recompute(self, member: str, action: act.Recompute) -> Finding:
         """As the agent does it: everything from what the coordinator shows this member, nothing on trust."""
         site = self.nodes[member].site
-        trust = Trust(CONSORTIUM, self.run, site.coordinator_key, self.facts.member_signing_keys, site.colluders, self.plan.u_min)
+        trust = Trust(CONSORTIUM, self.run, site.coordinator_keys, self.facts.member_signing_keys, site.colluders, self.plan.u_min)
         for said in view.opened_sums(self.state, member, action.exchange):
             if Envelope.from_bytes(said.aggregate).payload_sha256 == action.aggregate_sha256:
                 break

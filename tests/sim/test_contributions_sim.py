@@ -25,7 +25,10 @@ ALWAYS = (0.0, float(2**48))
 
 def entries_of(world: World) -> list[Signed[Any]]:
     """Every statement of a world."""
-    keys = [world.facts.coordinator_key, *(n.site.node_key.public_key().public_bytes_raw() for n in world.nodes.values())]
+    keys = [
+        world.coordinator_key.public_key().public_bytes_raw(),
+        *(n.site.node_key.public_key().public_bytes_raw() for n in world.nodes.values()),
+    ]
     done = [event for _, body in world.log if isinstance(event := decode_event(body), Done)]
     signed = [event.result["envelope"] for event in done if "envelope" in event.result]
     return [open_any(raw, keys) for raw in dict.fromkeys([world.facts.plan_envelope, *signed, *world.envelopes])]

@@ -118,7 +118,7 @@ def _fill(c: sa.Connection, world: World) -> None:
         c.execute(sa.insert(t.events), {"run": world.run, "position": position, "time": at, "body": body})
     kept = {e: None for e in (world.facts.plan_envelope, *world.envelopes)}
     rows = sorted((StatementRow.of(raw, world.run) for raw in kept), key=lambda row: (row.party, row.seq))
-    party = key_id(world.facts.coordinator_key)
+    party = key_id(world.coordinator_key.public_key().public_bytes_raw())
     _write_with(c, world.run, With(statements=tuple(rows), chain=(party, world.chain)))
     for member, node in world.nodes.items():
         key = node.site.node_key.public_key().public_bytes_raw()

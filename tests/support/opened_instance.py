@@ -146,7 +146,7 @@ def open_instance(
     delegations = {m: seal(NodeDelegation(m, "n1", public[m], 1, 0, 2**40), signing[m], Chain(), NOW)[0].to_bytes() for m in names}
     raw = {m: e.to_bytes() for m, e in commits.items()}
     evidence = Evidence(opened.to_bytes(), survivors.to_bytes(), delegations, adverts, shares, raw)
-    trust = Trust(CONSORTIUM, RUN, _public(coordinator), {m: (_public(k),) for m, k in signing.items()}, c, u_min)
+    trust = Trust(CONSORTIUM, RUN, (_public(coordinator),), {m: (_public(k),) for m, k in signing.items()}, c, u_min)
     made = Instance(trust, coordinator, evidence, b"", aggregate, seeds, found, uploads, total, node)
     made.aggregate = made.aggregate_with()
     return made

@@ -24,7 +24,6 @@ class RunFacts:
     member_signing_keys: Mapping[str, tuple[bytes, ...]]
     """Per roster member every signing key (32 bytes) it had in the plan's charter version or has had since: node delegations verify under
     one of them. Keys are only ever added, so that the log folds to the same state; whose count now is for the members' port to judge."""
-    coordinator_key: bytes
     """32 bytes; every statement a `Sign` duty asks for is signed with it."""
     challenge_window_s: int = 0
     """Seconds for which survivors' uploads stay after their exchange, from the charter."""

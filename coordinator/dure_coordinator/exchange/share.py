@@ -17,15 +17,14 @@ from dure.secagg import instance as sums
 from dure.secagg import messages, shares, thresholds
 from dure.secagg.errors import PairMismatch
 from dure.secagg.ids import InstanceId, Purpose
+from dure.statements.dsse import Envelope
 from dure.statements.kinds import CohortMember, InstanceOpen, ScalesReference
-from dure.statements.statement import open_statement
 from dure.wire.messages import Report
 from dure_coordinator.exchange.close import fail_exchange
 from dure_coordinator.exchange.common import (
     NOT_DEALT,
     OK,
     Taken,
-    abort,
     current,
     in_flight,
     is_lost,
@@ -156,8 +155,6 @@ def _open_statement(state: RunState, exchange: ExchangeState, instance: Instance
 
 
 def _scales_reference(exchange: ExchangeState) -> ScalesReference:
-    from dure.statements.dsse import Envelope
-
     scales = exchange.scales
     assert scales is not None
     return ScalesReference(
@@ -180,11 +177,7 @@ def opened(state: RunState, envelope: bytes, now: float) -> RunState:
     instance = current(state)
     if instance is None or instance.phase is not InstancePhase.OPEN:
         return state
-    try:
-        signed = open_statement(envelope, InstanceOpen, [state.facts.coordinator_key])
-    except DureError as e:
-        return abort(state, f"the coordinator's key made an instance-open that does not verify: {e}")
-    ctx = sums.context(InstanceId.decode(instance.instance), signed.envelope.payload_sha256)
+    ctx = sums.context(InstanceId.decode(instance.instance), Envelope.from_bytes(envelope).payload_sha256)
     return with_instance(state, phase=InstancePhase.UPLOAD, open_envelope=envelope, ctx=ctx, began=now)
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from hashlib import sha256
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
 from dure.charter.log_keys import in_force
@@ -16,6 +18,7 @@ from dure.identity.keys import public_bytes
 from dure.statements.dsse import key_id
 from dure.statements.kinds import CharterVersion
 from dure.statements.statement import SeenHead, read_verified, seal
+from dure.tlog.note import NoteKey
 from dure_coordinator.storage.store import StatementRow, Store, With
 
 
@@ -25,6 +28,7 @@ class Charters:
     def __init__(self, store: Store, folder: CoordinatorFolder, roots: tuple[bytes, ...]) -> None:
         self._store, self._folder, self.roots = store, folder, roots
         self.all = root.walk_all(self.roots, None)
+        self._held: dict[bytes, Ed25519PrivateKey] = {}
         self.positions: list[int] = []
         """Index of each version's entry, 1 first, as far as they are entries."""
 
@@ -58,6 +62,20 @@ class Charters:
         """The version by which a head of so many entries is judged."""
         return in_force(self.all, self.positions, size)
 
+    @property
+    def signing_key(self) -> Ed25519PrivateKey:
+        """Of the newest version that is an entry: under it this coordinator signs. Read under the chain's lock."""
+        named = self.all[max(len(self.positions), 1) - 1].terms.coordinator
+        if named.signing_key not in self._held:
+            self._held[named.signing_key] = self._folder.signing_key_of(named)
+        return self._held[named.signing_key]
+
+    def log_key(self, named: NoteKey) -> Ed25519PrivateKey:
+        """The private half of the log key of a version."""
+        if named.public not in self._held:
+            self._held[named.public] = self._folder.log_key_of(named.public)
+        return self._held[named.public]
+
     def signing_keys(self, since: int) -> Mapping[str, tuple[bytes, ...]]:
         return signing_keys(self.all, since)
 
@@ -65,11 +83,16 @@ class Charters:
         """Files of versions published since, verified.
 
         Raises:
-            NotAuthorised, Refused, BadInput: what is published does not follow from what is obeyed, or names other coordinator keys.
+            NotAuthorised, Refused, BadInput: what is published does not follow from what is obeyed, names keys of the coordinator that are
+                not here, or another CA than it has.
         """
         found = root.follow(self.roots, self._folder.versions(), self.all[0].digest)
-        if found and root.walk_all((*self.roots, *found), None)[-1].terms.coordinator != self.newest.terms.coordinator:
-            raise BadInput("the published charter names other coordinator keys; a coordinator's own keys cannot be replaced yet")
+        for charter in root.walk_all((*self.roots, *found), None)[len(self.roots) :]:
+            new, now = charter.terms.coordinator, self.newest.terms.coordinator
+            self._folder.signing_key_of(new)
+            self._folder.log_key_of(new.log_key)
+            if (new.ca_pem, new.release_ca_pem) != (now.ca_pem, now.release_ca_pem):
+                raise BadInput(f"charter version {charter.version} names another CA of the coordinator; its CAs cannot be replaced yet")
         return found
 
     def take(self, files: tuple[bytes, ...]) -> None:
@@ -90,7 +113,8 @@ class Charters:
             await self._find(await _entered(self._store))
 
     async def enter(self, seen: SeenHead | None) -> None:
-        """Makes every version that is no entry yet one, in order. Nothing else may be signed with this coordinator's key meanwhile.
+        """Makes every version that is no entry yet one, in order, each under the coordinator's key that it names itself: so a replaced key
+        need not be there any more, and the new one is shown to be. Nothing else may be signed by this coordinator meanwhile.
 
         The versions' own signatures, by k members, are in their files; the entry binds each file byte for byte.
 
@@ -104,7 +128,7 @@ class Charters:
         await self._find(await _entered(self._store))
 
     async def _seal(self, version: int, seen: SeenHead | None, now: float) -> None:
-        raw, key = self.roots[version - 1], self._folder.signing_key
+        raw, key = self.roots[version - 1], self._folder.signing_key_of(self.all[version - 1].terms.coordinator)
         party = key_id(public_bytes(key))
         fact = CharterVersion(version, root.digest(root.parse(raw)), sha256(raw).digest())
         envelope, after = seal(fact, key, (await self._store.chain_of(party)).having_seen(seen), now)

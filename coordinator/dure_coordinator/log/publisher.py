@@ -69,7 +69,8 @@ class Publisher:
     store: Store
     files: LogFiles
     origin: str
-    key: Ed25519PrivateKey
+    key: Callable[[NoteKey], Ed25519PrivateKey]
+    """The private half of a key the log has, or had."""
     witnessing: Callable[[int], Witnessing]
     """What makes a head of that size count, by the charter in force at its last entry."""
     reach: Callable[[], Mapping[str, Witness]]
@@ -155,7 +156,7 @@ class Publisher:
         if size == self.size and (self.confirmed or not size):
             return True
         checkpoint, by = Checkpoint(self.origin, size, self.files.root), self.witnessing(size)
-        note = Note(checkpoint.text(), (sign(checkpoint.text(), self.origin, self.key),))
+        note = Note(checkpoint.text(), (sign(checkpoint.text(), self.origin, self.key(by.log)),))
         note = await self._cosigned(checkpoint, note, by)
         signed = note.verify(by.keys)
         if len(signed) < by.quorum:

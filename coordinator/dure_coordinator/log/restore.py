@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.log_keys import log_key, witness_keys, witness_quorum
-from dure.charter.model import Terms
+from dure.charter.log_keys import Witnessing, in_force, log_keys, witnessing
+from dure.charter.model import Charter
+from dure.charter.succession import coordinator_keys
 from dure.errors import BadInput, Conflict, Refused
 from dure.identity.files import write_atomic
-from dure.identity.keys import public_bytes
 from dure.secagg.ids import InstanceId
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope, key_id
@@ -49,16 +50,19 @@ class Restored:
     """Ids of runs that were open, hex."""
 
 
-def read_mirror(folder: Path, log: NoteKey) -> tuple[Head, TiledTree]:
+def read_mirror(folder: Path, logs: Sequence[NoteKey]) -> tuple[Head, TiledTree]:
     """The head and entries of a node's folder, of a copy that has its `log`, or of a bundle.
+
+    Args:
+        logs: keys this log has or had, newest first.
 
     Raises:
         BadInput: there is no log.
-        LogDamaged, Refused: its head is not signed by this log's key, or the entries do not give it.
+        LogDamaged, Refused: its head is not signed by one of them, or the entries do not give it.
     """
     if not (folder / LOG / CHECKPOINT).is_file():
         raise BadInput(f"{folder}: holds no {LOG}/{CHECKPOINT}; give a node's folder, a copy of it with its log, or a bundle")
-    files = LogFiles(folder / LOG, log)
+    files = LogFiles(folder / LOG, logs[0], former=logs[1:])
     assert files.published is not None
     tree = files.tree(files.size)
     if Frontier().extend(map(leaf_hash, tree.entries())).root() != files.published.checkpoint.root:
@@ -74,21 +78,26 @@ async def restore(store: Store, folder: CoordinatorFolder, mirror: Path) -> Rest
         Conflict: this log and the mirror both have a head that the log signed, and neither continues the other. Nothing is changed.
         LogDamaged, Refused: see `read_mirror`.
     """
-    terms = folder.charter().terms
-    own_files = LogFiles(folder.directory / LOG, log_key(terms))
-    head, tree = read_mirror(mirror, log_key(terms))
+    folder.charter()  # its keys are here
+    charters = folder.charters()
+    logs = log_keys(charters)
+    own_files = LogFiles(folder.directory / LOG, logs[0], former=logs[1:])
+    head, tree = read_mirror(mirror, logs)
     before = await store.log_head()
     if await _holds_all(store, before.size, tree):
         raise BadInput(f"{mirror}: has {tree.size} entries, all of which this coordinator has ({before.size}); nothing to restore")
-    _check_charter(folder, tree)
+    by = witnessing(in_force(charters, _check_charter(folder, charters, tree), tree.size).terms)
+    if not head.note.verify([by.log]):
+        raise Refused(str(mirror / LOG / CHECKPOINT), "is not signed by the log key of the charter version in force at its end")
     _check_heads(own_files, tree, folder.directory)
-    gone = await store.restore_log(map(_row_of, tree.entries()), key_id(public_bytes(folder.signing_key)))
+    signers = [key_id(key) for key in coordinator_keys(charters, 1)]
+    gone = await store.restore_log(map(_row_of, tree.entries()), signers)
     aside = folder.directory / SET_ASIDE / f"{int(time.time() * 1000)}"
     for envelope in gone:
         write_atomic(aside / f"{Envelope.from_bytes(envelope).sha256.hex()}.json", envelope)
     ended = await _end_runs(store)
     if tree.size > own_files.size or own_files.root != head.checkpoint.root:  # else the mirror is this very log
-        _write_files(own_files, aside, head, tree, terms)
+        _write_files(own_files, aside, head, tree, by)
     return Restored(before.size, (await store.log_head()).size, len(gone), tuple(ended))
 
 
@@ -101,18 +110,23 @@ async def _holds_all(store: Store, size: int, tree: TiledTree) -> bool:
     return frontier.root() == root_at(tree.node, tree.size)
 
 
-def _check_charter(folder: CoordinatorFolder, tree: TiledTree) -> None:
-    """A backup may be older than the charter, too; without the newest one the log's entries cannot be read rightly."""
-    files = folder.versions()
-    for entry in tree.entries():
-        if kind_of(Envelope.from_bytes(entry).payload) != CharterVersion.kind:
+def _check_charter(folder: CoordinatorFolder, charters: Sequence[Charter], tree: TiledTree) -> list[int]:
+    """Where each version's entry is. A backup may be older than the charter, too; without the newest one the log's entries cannot be read
+    rightly."""
+    files, own = folder.versions(), {key_id(key) for key in coordinator_keys(charters, 1)}
+    positions = []
+    for index, entry in enumerate(tree.entries()):
+        envelope = Envelope.from_bytes(entry)
+        if kind_of(envelope.payload) != CharterVersion.kind or envelope.signatures[0][0] not in own:
             continue
+        positions.append(index)
         fact = read_verified(entry, CharterVersion)
         if fact.version > len(files) or sha256(files[fact.version - 1]).digest() != fact.file_sha256:
             raise BadInput(
                 f"{folder.published_path()}: the log has a charter version {fact.version} that is not in it; put the newest consortium "
                 "file there, which every member has"
             )
+    return positions
 
 
 def _check_heads(own: LogFiles, tree: TiledTree, directory: Path) -> None:
@@ -154,14 +168,14 @@ async def _end_runs(store: Store) -> list[str]:
     return ended
 
 
-def _write_files(own: LogFiles, aside: Path, head: Head, tree: TiledTree, terms: Terms) -> None:
+def _write_files(own: LogFiles, aside: Path, head: Head, tree: TiledTree, by: Witnessing) -> None:
     """The log's folder anew: tiles that were written for a history that never counted must not stand in the way. The old one is kept."""
     best = own.published
-    if len(head.note.verify(witness_keys(terms))) >= witness_quorum(terms):
+    if len(head.note.verify(by.keys)) >= by.quorum:
         best = head
     aside.mkdir(parents=True, exist_ok=True, mode=0o700)
     own.folder.rename(aside / LOG)
-    files = LogFiles(own.folder, own.key)
+    files = LogFiles(own.folder, own.keys[0], former=own.keys[1:])
     files.grow(tree.entries())
     if best is not None:
         files.publish(best.note.to_bytes())

@@ -241,9 +241,9 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]  # gener
         said, found = await said_of(self._c, plan, made.layout, arguments.get("parameters"), links_of(arguments))
         if found is not None and not arguments.get("ignore_disk"):
             check_disk(self._c, found)
-        key = self._c.folder.signing_key
         performer: Any = self._c.fleet.performer
         async with performer.chain_lock:
+            key = self._c.charters.signing_key
             party = key_id(public_bytes(key))
             chain = (await self._c.store.chain_of(party)).having_seen(self._c.publisher.seen)
             envelope, after = seal(plan, key, chain, time.time())

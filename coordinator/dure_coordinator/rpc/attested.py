@@ -63,14 +63,15 @@ async def _in_force(coordinator: Coordinator) -> Sequence[Charter]:
 
 async def _entered(coordinator: Coordinator, entry: ReleasePublished | AllocationPublished) -> bytes:
     """The entry's envelope, signed once for each statement of members."""
-    store, key, kind = coordinator.store, coordinator.folder.signing_key, type(entry)
-    party = key_id(public_bytes(key))
+    store, kind = coordinator.store, type(entry)
     performer: Any = coordinator.fleet.performer
     async with performer.chain_lock:
         for row in await store.statements(kind=kind.kind):
             if read_verified(row.envelope, kind).statement == entry.statement:
                 return row.envelope
         check_published(entry, await _in_force(coordinator))  # a version that came meanwhile is an entry before this one
+        key = coordinator.charters.signing_key
+        party = key_id(public_bytes(key))
         chain = (await store.chain_of(party)).having_seen(coordinator.publisher.seen)
         envelope, after = seal(entry, key, chain, time.time())
         raw = envelope.to_bytes()

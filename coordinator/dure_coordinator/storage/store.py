@@ -392,27 +392,29 @@ class Store:
         """Index of the entry with this envelope digest; None if there is none."""
         return await self._read(lambda c: log_rows.index_of(c, digest))
 
-    async def restore_log(self, entries: Iterable[StatementRow], own: str) -> list[bytes]:
+    async def restore_log(self, entries: Iterable[StatementRow], own: Sequence[str]) -> list[bytes]:
         """Makes these statements the log, in this order, all or nothing; returns the coordinator's own that are none of them, which go.
 
         Args:
-            own: key id of the coordinator, whose chain goes on after its last entry. Other signers' further statements stay, and follow.
+            own: key ids of the coordinator, each of whose chains goes on after its last entry. Other signers' further statements stay, and
+                follow.
         """
 
         def change(c: sa.Connection) -> list[bytes]:
-            places, chain = [], Chain()
+            places, chains = [], {key: Chain() for key in own}
             for row in entries:
                 _insert_new(c, t.statements, row.__dict__)
                 places.append((row.party, row.digest))
-                if row.party == own:
-                    chain = Chain(row.seq + 1, row.digest)
-            kept = {digest for party, digest in places if party == own}
-            found = c.execute(sa.select(t.statements.c.digest, t.statements.c.envelope).where(t.statements.c.party == own)).all()
+                if row.party in chains:
+                    chains[row.party] = Chain(row.seq + 1, row.digest)
+            kept = {digest for party, digest in places if party in chains}
+            found = c.execute(sa.select(t.statements.c.digest, t.statements.c.envelope).where(t.statements.c.party.in_(own))).all()
             gone = [row for row in found if row.digest not in kept]
             for row in gone:
-                c.execute(sa.delete(t.statements).where(t.statements.c.party == own, t.statements.c.digest == row.digest))
+                c.execute(sa.delete(t.statements).where(t.statements.c.party.in_(own), t.statements.c.digest == row.digest))
             log_rows.replace_all(c, places)
-            _write_with(c, b"", With(chain=(own, chain)))
+            for key, chain in chains.items():
+                _write_with(c, b"", With(chain=(key, chain)))
             return [row.envelope for row in gone]
 
         return await self._transaction(change)

@@ -82,15 +82,24 @@ class Keys:
         self._parties |= nodes
         self._node_keys = self._nodes()
 
-    def signer(self, key: str) -> tuple[bytes, Party]:
-        """The key of this id and who holds it, valid for the next entry.
+    def signer(self, key: str, kind: str = "") -> tuple[bytes, Party]:
+        """The key of this id and who holds it, valid for the next entry. A charter version is entered under the key it names itself.
 
         Raises:
             KeyRefused: no such key is valid here.
         """
+        brought = self.versions[self.in_force] if kind == CharterVersion.kind and self.in_force < len(self.versions) else self.charter
+        if key == key_id(brought.terms.coordinator.signing_key):
+            return brought.terms.coordinator.signing_key, Party("coordinator")
         if key not in self._parties:
-            raise KeyRefused("signatures", f"key {key[:16]} is not valid at this index")
+            raise KeyRefused("signatures", self._why_not(key))
         return self._parties[key]
+
+    def _why_not(self, key: str) -> str:
+        for earlier in self.versions[: max(self.in_force, 1) - 1]:
+            if key == key_id(earlier.terms.coordinator.signing_key):
+                return f"key {key[:16]} is the coordinator's of charter version {earlier.version}, which version {self.in_force} replaced"
+        return f"key {key[:16]} is not valid at this index"
 
     def node_keys(self) -> dict[str, bytes]:
         """The node key of every member that has one here. Not to be changed."""
@@ -115,7 +124,7 @@ class Keys:
         elif entry.kind == NodeRevocation.kind:
             self._revoke(entry.fact, party)
         elif entry.kind == CharterVersion.kind:
-            self._new_version(entry.fact)
+            self._new_version(entry.fact, entry.key_id)
         if entry.time <= before - DAY_S:
             raise ClockBack(party, (before - entry.time) / DAY_S)
 
@@ -141,12 +150,14 @@ class Keys:
                 del self._parties[key]
         self._node_keys = self._nodes()
 
-    def _new_version(self, fact: CharterVersion) -> None:
+    def _new_version(self, fact: CharterVersion, signer: str) -> None:
         if fact.version != self.in_force + 1:
             raise KeyRefused("version", f"{fact.version} does not follow {self.in_force}")
         if fact.version > len(self.versions):
             raise KeyRefused("version", f"{fact.version} is in the log, and trust/{fact.version}.root.json is not in the bundle")
         if fact.charter_sha256 != self.versions[fact.version - 1].digest:
             raise KeyRefused("charter_sha256", f"is not the digest of version {fact.version} in the bundle")
+        if signer != key_id(self.versions[fact.version - 1].terms.coordinator.signing_key):
+            raise KeyRefused("signatures", f"version {fact.version} is entered under another key than the coordinator's that it names")
         self.in_force = fact.version
         self._enter_charter()

@@ -257,7 +257,7 @@ class _Judging:
 
     def _judge(self, index: int, entry: Entry) -> None:
         keys = self.result.history.keys
-        key, party = keys.signer(entry.key_id)
+        key, party = keys.signer(entry.key_id, entry.kind)
         if entry.verified_by != key and not ed25519.verifies(key, entry.signature, entry.message):
             raise Refused("signatures", f"the signature of key {entry.key_id[:16]} does not verify")
         if entry.unknown:

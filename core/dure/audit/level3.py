@@ -131,7 +131,8 @@ def _asked(bundle: Bundle, kept: Kept, record: RunRecord, trust: judged.Trust, o
     """By all that decides a sum: the statements, the keys they are judged by, and the files it is put together from."""
     name = bundle.folder / ROUNDS / record.run.hex() / sum_name(opened)
     keys = [[member, *(key.hex() for key in of)] for member, of in sorted(trust.signing_keys.items())]
-    judges = (trust.consortium, trust.run, trust.coordinator_key, keys, trust.colluders, trust.u_min)
+    coordinators = [key.hex() for key in trust.coordinator_keys]
+    judges = (trust.consortium, trust.run, coordinators, keys, trust.colluders, trust.u_min)
     inputs = ("sum", record.run, opened.open_sha256, sha256(opened.envelope).digest(), list(opened.survivors), *judges)
     parts = ("evidence", "seeds", *(f"{member}.upload" for member in opened.survivors))
     return kept.ask(inputs, (name.with_name(f"{name.name}.{part}") for part in parts))

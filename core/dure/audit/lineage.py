@@ -19,7 +19,7 @@ from dure.audit.parts import ROUNDS, Opened, RunRecord, Step, sum_name
 from dure.audit.way import Reached, Way
 from dure.blobs import BlobId, BlobStore
 from dure.charter.model import Charter
-from dure.charter.succession import signing_keys
+from dure.charter.succession import coordinator_keys, signing_keys
 from dure.errors import DureError, Refused
 from dure.model.advance import next_base, opened_exponents
 from dure.model.base import BaseRecord
@@ -177,7 +177,8 @@ def trust_of(record: RunRecord, versions: Sequence[Charter]) -> Trust:
     """What a run's sums are judged by: the version its plan names, and members' keys of that and every later one."""
     terms = record.charter(versions).terms
     keys = signing_keys(versions, record.plan.charter_version)
-    return Trust(terms.consortium_id, record.run, terms.coordinator.signing_key, keys, terms.colluders, record.plan.u_min)
+    coordinators = coordinator_keys(versions, record.plan.charter_version)
+    return Trust(terms.consortium_id, record.run, coordinators, keys, terms.colluders, record.plan.u_min)
 
 
 def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, base: BaseRecord, step: Step) -> tuple[BaseRecord, bytes]:

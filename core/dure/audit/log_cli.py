@@ -13,7 +13,7 @@ import typer
 
 from dure.audit.contains_cli import contains
 from dure.audit.places import log_of
-from dure.charter.log_keys import log_key, witness_keys, witness_quorum
+from dure.charter.log_keys import judging, log_key, witness_keys, witness_quorum
 from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
 from dure.errors import DureError
 from dure.identity.files import read, write_atomic
@@ -141,13 +141,14 @@ def verify(
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Check a proof against this folder's charter: log key, witnesses, quorum.
+    """Check a proof against this folder's charter, by the version that its head is of: log key, witnesses, quorum.
 
     Example: dure log verify mine.tlog-proof --entry mine.json
     """
-    terms = log_of(directory).charter.terms
+    charters = log_of(directory).charters
     parsed = TlogProof.from_bytes(read(proof, "a proof, made with `dure log prove`"))
-    head = parsed.verify(read(body, "the entry"), log_key(terms), witness_keys(terms), quorum=witness_quorum(terms))
+    by = judging(charters, parsed.checkpoint)
+    head = parsed.verify(read(body, "the entry"), by.log, by.keys, quorum=by.quorum)
     if as_json:
         show_json({"holds": True, "index": parsed.index, "size": head.checkpoint.size, "cosigned": head.cosigned})
     else:

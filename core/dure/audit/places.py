@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dure.charter import root
 from dure.charter.consortium import ConsortiumFile
-from dure.charter.log_keys import judging, log_key
+from dure.charter.log_keys import judging, log_keys
 from dure.charter.model import Charter
 from dure.errors import BadInput
 from dure.tlog.checkpoint import Head
@@ -63,7 +63,8 @@ class LogPlace:
         Raises:
             LogDamaged: they do not give it.
         """
-        files = LogFiles(self.folder, log_key(self.charter.terms))
+        newest, *former = log_keys(self.charters)
+        files = LogFiles(self.folder, newest, former=former)
         return files.tree(files.published.checkpoint.size if files.published else 0)
 
 

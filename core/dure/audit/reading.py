@@ -24,7 +24,7 @@ def verified(entries: Iterable[bytes], versions: Sequence[Charter]) -> Iterator[
     for index, entry in enumerate(entries):
         try:
             read = read_entry(entry)
-            key, party = keys.signer(read.key_id)
+            key, party = keys.signer(read.key_id, read.kind)
             signed = open_any(entry, [key])
             keys.follow(read, party)
             check_author(read.kind, signed.fact, party)

@@ -9,11 +9,9 @@ from typing import Annotated
 
 import typer
 
-from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.draft import default_toml, take_in, terms_from, text_of
+from dure.charter.draft import Proposal, default_toml, proposed, take_in, terms_from, text_of
 from dure.charter.model import check_current, tolerance
-from dure.charter.succession import changes
 from dure.console import DEFAULT_DIR, AsJson, Dir, one_line_errors, say, show_json
 from dure.identity import keys
 from dure.identity.cli import describe
@@ -61,24 +59,20 @@ def propose(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
 
     Example: dure charter propose
     """
-    folder = CoordinatorFolder.load(directory)
-    terms = terms_from(folder)
-    version = len(folder.versions()) + 1
-    path = folder.root_path(version)
-    now = datetime.fromtimestamp(time.time(), UTC)
-    before = read(path, "the earlier proposal") if path.exists() else None
-    # The same terms keep the same proposal: signatures over it may be on their way already.
-    raw = before if before is not None and root.terms_of(root.parse(before)) == terms else root.propose(terms, version, now)
-    write_atomic(path, raw)
-    digest = root.digest(root.parse(raw)).hex()
-    what = [] if version == 1 else changes(folder.charter().terms, terms) or ["nothing changes but the charter's term"]
+    tell(proposed(CoordinatorFolder.load(directory), time.time()), as_json)
+
+
+def tell(proposal: Proposal, as_json: bool) -> None:
+    """A proposal, for whoever must send it to the members."""
+    terms, path, digest = proposal.terms, proposal.path, proposal.digest.hex()
     if as_json:
-        show_json({"proposal": str(path), "version": version, "digest": digest, "tolerance": tolerance(terms), "changes": what})
+        body = {"proposal": str(path), "version": proposal.version, "digest": digest, "tolerance": tolerance(terms)}
+        show_json({**body, "changes": list(proposal.changes)})
         return
-    say(f"{path}: version {version}, digest {digest}")
-    for line in what:
+    say(f"{path}: version {proposal.version}, digest {digest}")
+    for line in proposal.changes:
         say(f"  {line}")
-    if before not in (None, raw):
+    if proposal.replaces:
         say("it replaces an earlier proposal with other terms: signatures over that one no longer count")
     say(tolerance(terms))
     say(f"next: send it to the members; {terms.k} of {len(terms.members)} must `dure member sign {path.name}`")

@@ -2,12 +2,14 @@
 
 <dir>/coordinator.json  signing.key log.key ca.key tls.key release-ca.key (0600)  ca.pem tls.pem release-root.pem
       charter.toml  N.root.json  consortium.json  joins/
+      keys-N/  keys that were made to replace some of these with charter version N; of what lies here, a version names what is in force
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure.charter import root
 from dure.charter.consortium import ConsortiumFile
-from dure.charter.model import Charter
-from dure.errors import BadInput, NotAuthorised
+from dure.charter.model import Charter, CharterCoordinator
+from dure.errors import BadInput, Conflict, NotAuthorised
 from dure.identity import keys, tls
 from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
 
+REPLACEABLE = ("signing", "log")
+"""Keys of the coordinator that a charter version can replace."""
 WHAT = "a coordinator's folder, made with `dure coordinator init`"
 
 
@@ -37,11 +41,74 @@ class CoordinatorFolder:
 
     @property
     def signing_key(self) -> Ed25519PrivateKey:
-        return keys.load_signing_key(self.directory / "signing.key")
+        """That of the newest published version; before any, the first."""
+        named = self._named()
+        return keys.load_signing_key(self.directory / "signing.key") if named is None else self.signing_key_of(named)
 
     @property
     def log_key(self) -> Ed25519PrivateKey:
-        return keys.load_signing_key(self.directory / "log.key")
+        """As `signing_key`."""
+        named = self._named()
+        return keys.load_signing_key(self.directory / "log.key") if named is None else self.log_key_of(named.log_key)
+
+    def _named(self) -> CharterCoordinator | None:
+        file = self.published()
+        return None if file is None else root.terms_of(root.parse(file.roots[-1])).coordinator
+
+    def signing_key_of(self, named: CharterCoordinator) -> Ed25519PrivateKey:
+        """The private half of the signing key that a charter version names.
+
+        Raises:
+            NotAuthorised: it is not here.
+        """
+        return self._private("signing.key", named.signing_key)
+
+    def log_key_of(self, public: bytes) -> Ed25519PrivateKey:
+        """As `signing_key_of`, of a log key."""
+        return self._private("log.key", public)
+
+    def _private(self, name: str, public: bytes) -> Ed25519PrivateKey:
+        for path in (place / name for place in self._places()):
+            if path.exists() and keys.public_bytes(found := keys.load_signing_key(path)) == public:
+                return found
+        raise NotAuthorised(
+            f"{self.published_path()} names another coordinator's key than any {name} in {self.directory}; put back this consortium's "
+            "file, or the keys it names"
+        )
+
+    def _places(self) -> tuple[Path, ...]:
+        """Where keys lie: the first ones, then those that replaced some, in order."""
+        return (self.directory, *(self.proposed_keys(n) for n in range(2, len(self.versions()) + 2)))
+
+    def proposed_keys(self, version: int) -> Path:
+        """Folder of the keys that were made for this charter version; not there where none were."""
+        return self.directory / f"keys-{version}"
+
+    def _newest(self, name: str) -> Path:
+        """The newest file of that name: what the next version names."""
+        return next(path for place in reversed(self._places()) if (path := place / name).exists() or place == self.directory)
+
+    def next_coordinator(self, member: str | None) -> CharterCoordinator:
+        """What the next version says of the coordinator: the newest keys there are here."""
+        signing, log = (keys.public_bytes(keys.load_signing_key(self._newest(f"{purpose}.key"))) for purpose in REPLACEABLE)
+        return CharterCoordinator(signing, log, self.ca_pem.decode(), self.release_root_pem.decode(), member)
+
+    def make_keys(self, purposes: Collection[str]) -> Path:
+        """New keys for the next version, of `REPLACEABLE`; those made before for the same version, where there are.
+
+        Raises:
+            Conflict: others were made for that version and are not yet in force.
+        """
+        place = self.proposed_keys(len(self.versions()) + 1)
+        if place.exists():
+            made = {path.stem for path in place.glob("*.key")}
+            if made != set(purposes):
+                raise Conflict(f"{place}: keys were made for this version already ({', '.join(sorted(made))}); remove it to make others")
+            return place
+        with whole_or_nothing(place):
+            for purpose in purposes:
+                keys.new_signing_key(place / f"{purpose}.key")
+        return place
 
     @property
     def ca_pem(self) -> bytes:
@@ -85,10 +152,8 @@ class CoordinatorFolder:
         if file is None:
             raise BadInput(f"{self.published_path()} is not there: publish a charter first (`dure charter --help`)")
         charter = self.charters()[-1]
-        if charter.terms.coordinator.signing_key != keys.public_bytes(self.signing_key):
-            raise NotAuthorised(
-                f"{self.published_path()} names another coordinator's key; put back this consortium's file, or the keys it names"
-            )
+        self.signing_key_of(charter.terms.coordinator)
+        self.log_key_of(charter.terms.coordinator.log_key)
         return charter
 
     def charters(self) -> tuple[Charter, ...]:

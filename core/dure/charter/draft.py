@@ -6,11 +6,14 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dure.charter import root
 from dure.charter.coordinator import CoordinatorFolder
-from dure.charter.model import CharterCoordinator, CharterMember, Terms, check_terms
+from dure.charter.model import CharterMember, Terms, check_terms
+from dure.charter.succession import changes
 from dure.errors import BadInput
 from dure.identity import keys
 from dure.identity.files import read, read_json, write_atomic
@@ -189,13 +192,7 @@ def terms_from(folder: CoordinatorFolder, text: str | None = None, known: Mappin
     for member in body["members"]:
         if member not in known:
             raise BadInput(f"{path}: members: no join request of {member}; `dure charter draft {member}.join.json`")
-    coordinator = CharterCoordinator(
-        keys.public_bytes(folder.signing_key),
-        keys.public_bytes(folder.log_key),
-        folder.ca_pem.decode(),
-        folder.release_root_pem.decode(),
-        body["coordinator_member"] or None,
-    )
+    coordinator = folder.next_coordinator(body["coordinator_member"] or None)
     fields = {name: body[name] for name in FIELDS if name not in ("coordinator_member", "members", "agreement_sha256")}
     terms = schema.decode(
         Terms,
@@ -211,3 +208,30 @@ def terms_from(folder: CoordinatorFolder, text: str | None = None, known: Mappin
     )
     check_terms(terms)
     return terms
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A charter version on disk, for the members to sign."""
+
+    path: Path
+    version: int
+    digest: bytes
+    terms: Terms
+    changes: tuple[str, ...]
+    """Against the version in force, in words; none for the first."""
+    replaces: bool
+    """An earlier proposal of that number with other terms."""
+
+
+def proposed(folder: CoordinatorFolder, now: float) -> Proposal:
+    """Writes what charter.toml and the newest keys here say as the next version. The same terms keep the same proposal: signatures over it
+    may be on their way already. Raises as `terms_from`."""
+    terms, version = terms_from(folder), len(folder.versions()) + 1
+    path = folder.root_path(version)
+    before = read(path, "the earlier proposal") if path.exists() else None
+    same = before is not None and root.terms_of(root.parse(before)) == terms
+    raw = before if before is not None and same else root.propose(terms, version, datetime.fromtimestamp(now, UTC))
+    write_atomic(path, raw)
+    what = [] if version == 1 else changes(folder.charter().terms, terms) or ["nothing changes but the charter's term"]
+    return Proposal(path, version, root.digest(root.parse(raw)), terms, tuple(what), before is not None and not same)

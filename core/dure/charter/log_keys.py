@@ -21,6 +21,11 @@ def log_key(terms: Terms) -> NoteKey:
     return NoteKey(origin_of(terms), ED25519, terms.coordinator.log_key)
 
 
+def log_keys(charters: Sequence[Charter]) -> tuple[NoteKey, ...]:
+    """The log's key in each of these versions, newest first, each once. The name stays; the ids tell them apart (C2SP signed-note)."""
+    return tuple(dict.fromkeys(log_key(charter.terms) for charter in reversed(charters)))
+
+
 def witness_name(host: str) -> str:
     """A witness is known by its member's host, such as `krafton.titan/witness`."""
     return f"{host}/witness"

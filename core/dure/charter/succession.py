@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dure.charter.model import Charter, CharterMember, Terms
+from dure.charter.model import Charter, CharterCoordinator, CharterMember, Terms
 from dure.statements import schema
 from dure.statements.kinds import RunPlan
 
 KEYS = ("governance_key", "signing_key", "witness_key", "ca_pem")
+COORDINATORS_KEYS = {"signing_key": "signing key", "log_key": "log key", "ca_pem": "CA", "release_ca_pem": "release CA"}
 
 
 def signing_keys(charters: Sequence[Charter], since: int) -> dict[str, tuple[bytes, ...]]:
@@ -19,6 +20,11 @@ def signing_keys(charters: Sequence[Charter], since: int) -> dict[str, tuple[byt
             before = found.get(member.id, ())
             found[member.id] = before if member.signing_key in before else (*before, member.signing_key)
     return found
+
+
+def coordinator_keys(charters: Sequence[Charter], since: int) -> tuple[bytes, ...]:
+    """The coordinator's signing keys in the versions from `since` on, newest last: what it says in a run of that version is under one."""
+    return tuple(dict.fromkeys(charter.terms.coordinator.signing_key for charter in charters[since - 1 :]))
 
 
 def barred(plan: RunPlan, charters: Sequence[Charter]) -> str:
@@ -32,8 +38,8 @@ def barred(plan: RunPlan, charters: Sequence[Charter]) -> str:
     why = ""
     if left < plan.u_min:
         why = f"removes {', '.join(gone)}: {left} members of the run are left, {plan.u_min} are needed"
-    elif now.coordinator != then.coordinator:
-        why = "names other keys of the coordinator"
+    elif now.coordinator.member != then.coordinator.member:
+        why = "gives the coordinator to another organisation"
     elif now.colluders > plan.colluders:
         why = f"assumes {now.colluders} colluders, the run was approved for {plan.colluders}"
     elif plan.w_max > now.w_max:
@@ -50,11 +56,18 @@ def changes(before: Terms, after: Terms) -> list[str]:
     lines += [f"ADDS {m}" for m in sorted(new.keys() - old.keys())]
     for name in sorted(old.keys() & new.keys()):
         lines += _member(old[name], new[name])
-    if before.coordinator != after.coordinator:
-        lines.append("REPLACES keys or place of the coordinator")
+    lines += _coordinator(before.coordinator, after.coordinator)
     old_terms, new_terms = (schema.encode(terms) for terms in (before, after))
     fields = [f for f in old_terms if f not in ("members", "coordinator") and old_terms[f] != new_terms[f]]
     lines += [f"{field}: {_word(old_terms[field])} becomes {_word(new_terms[field])}" for field in fields]
+    return lines
+
+
+def _coordinator(old: CharterCoordinator, new: CharterCoordinator) -> list[str]:
+    replaced = [words for field, words in COORDINATORS_KEYS.items() if getattr(old, field) != getattr(new, field)]
+    lines = [f"REPLACES the coordinator's {', '.join(replaced)}"] if replaced else []
+    if old.member != new.member:
+        lines.append(f"the coordinator is run by {new.member or 'nobody of the members'}, before: {old.member or 'nobody of the members'}")
     return lines
 
 

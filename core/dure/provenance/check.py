@@ -176,10 +176,10 @@ def check_release(folder: Path, pin: bytes, progress: Progress = lambda _name: N
 
 def _check_logged(folder: Path, candidate: Candidate, envelope: Envelope) -> Published:
     raw = read(folder / EVIDENCE / ENTRY, "the release's entry of the log")
-    entry = open_statement(raw, ReleasePublished, [candidate.charter.terms.coordinator.signing_key]).fact
     proof = TlogProof.from_bytes(read(folder / EVIDENCE / PROOF, "the proof that the release is in the log"))
     head = _shown(proof, raw, candidate)
     charters = candidate.versions[: _in_force(folder, candidate, proof.index)]
+    entry = open_statement(raw, ReleasePublished, [charters[-1].terms.coordinator.signing_key]).fact
     voters = Voters.of(candidate.charter.version, charters)
     signers = signers_of(envelope, voters)
     check_enough(signers, voters)
@@ -214,7 +214,7 @@ def _in_force(folder: Path, candidate: Candidate, index: int) -> int:
 def _entered_at(charter: Charter, entry: Path, proof: Path, candidate: Candidate) -> int:
     """Index of a charter version's entry."""
     raw = read(entry, "a charter version's entry of the log")
-    said = open_statement(raw, CharterVersion, [candidate.charter.terms.coordinator.signing_key]).fact
+    said = open_statement(raw, CharterVersion, [charter.terms.coordinator.signing_key]).fact
     if (said.version, said.charter_sha256) != (charter.version, charter.digest):
         raise NotSigned(f"{EVIDENCE}/{TRUST}/{entry.name}: is the entry of another charter version")
     shown = TlogProof.from_bytes(read(proof, "the proof that a charter version is in the log"))

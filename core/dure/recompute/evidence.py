@@ -69,7 +69,8 @@ class Trust:
 
     consortium: bytes
     run: bytes
-    coordinator_key: bytes
+    coordinator_keys: tuple[bytes, ...]
+    """The coordinator's signing keys while the run went on: one, unless it was replaced."""
     signing_keys: Mapping[str, tuple[bytes, ...]]
     """Per member the keys, 32 bytes each, that delegated to its node keys while the run went on: one, unless it was replaced."""
     colluders: int
@@ -104,10 +105,10 @@ def judge(aggregate: bytes, evidence: Evidence, trust: Trust) -> Opened:
     Raises:
         Refused, SecaggError: names what is not as the aggregate, or a signature, says.
     """
-    said = open_statement(aggregate, InstanceAggregate, [trust.coordinator_key]).fact
+    said = open_statement(aggregate, InstanceAggregate, trust.coordinator_keys).fact
     instance = InstanceId.decode(said.instance)
     _same("aggregate.instance", (instance.consortium, instance.run), (trust.consortium, trust.run), "belongs to another consortium or run")
-    opened = open_statement(evidence.open, InstanceOpen, [trust.coordinator_key])
+    opened = open_statement(evidence.open, InstanceOpen, trust.coordinator_keys)
     cohort, node_keys = _judge_open(said, instance, opened, evidence, trust)
     survivors, commits = _judge_survivors(said, instance, cohort, node_keys, evidence, trust)
     length, chunk_bytes = shape_of(instance.purpose, opened.fact.elements)
@@ -149,7 +150,7 @@ def _judge_survivors(
     said: InstanceAggregate, instance: InstanceId, cohort: tuple[str, ...], node_keys: Mapping[str, bytes], evidence: Evidence, trust: Trust
 ) -> tuple[tuple[str, ...], dict[str, InstanceCommit]]:
     """(survivors, their commits): certified by a quorum of the cohort for exactly this context."""
-    signed = open_statement(evidence.survivors, InstanceSurvivors, [trust.coordinator_key])
+    signed = open_statement(evidence.survivors, InstanceSurvivors, trust.coordinator_keys)
     listed = signed.fact
     _same("survivors", signed.envelope.payload_sha256, said.survivors_sha256, "is not the statement the aggregate names")
     _same("survivors.instance", (listed.instance, listed.ctx), (said.instance, said.ctx))

@@ -42,7 +42,7 @@ def judged_draw(aggregate: bytes, evidence: bytes, seeds: bytes, trust: Trust) -
     Raises:
         Refused, SecaggError: what does not hold, by name.
     """
-    opened = open_statement(Evidence.from_bytes(evidence).open, InstanceOpen, [trust.coordinator_key]).fact
+    opened = open_statement(Evidence.from_bytes(evidence).open, InstanceOpen, trust.coordinator_keys).fact
     if not is_draw(opened):
         return None
     found = prepare(aggregate, evidence, seeds, trust)

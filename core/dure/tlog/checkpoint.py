@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dure.errors import Refused
@@ -54,6 +54,13 @@ class Head:
     note: Note
     cosigned: dict[str, int]
     """Witness name -> unix seconds of its cosignature."""
+
+
+def open_by_any(raw: bytes, logs: Sequence[NoteKey]) -> Head:
+    """A checkpoint that one of these keys of one log signed; cosignatures are not looked at. Raises as `open_checkpoint`, of the first."""
+    note = Note.from_bytes(raw)
+    signed = note.verify(log for log in logs if log.name == logs[0].name)
+    return open_checkpoint(raw, next((log for log in logs if log in signed), logs[0]))
 
 
 def open_checkpoint(raw: bytes, log: NoteKey, witnesses: Collection[NoteKey] = (), *, quorum: int = 0) -> Head:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dure.blobs import sync_dir, writing
 from dure.errors import DureError
-from dure.tlog.checkpoint import Checkpoint, Head, open_checkpoint
+from dure.tlog.checkpoint import Checkpoint, Head, open_by_any
 from dure.tlog.merkle import root_at
 from dure.tlog.note import NoteKey
 from dure.tlog.tiles import WIDTH, Tile, TileBuilder, TiledTree, partial_tiles, tiles_between
@@ -71,10 +71,11 @@ class LogFiles:
 
     Args:
         log: the log's own key; its name is the origin.
+        former: keys it had before, by which heads here may be signed. Whoever relies on a head judges its key by the charter (log_keys).
     """
 
-    def __init__(self, folder: Path, log: NoteKey, disk: Disk | None = None) -> None:
-        self.folder, self._log, self._disk = folder, log, disk or Disk()
+    def __init__(self, folder: Path, log: NoteKey, disk: Disk | None = None, former: Sequence[NoteKey] = ()) -> None:
+        self.folder, self._logs, self._disk = folder, (log, *former), disk or Disk()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.published: Head | None = self._read_published()
         """The head in `checkpoint`; None before the first."""
@@ -88,7 +89,7 @@ class LogFiles:
         if not path.exists():
             return None
         try:
-            return open_checkpoint(path.read_bytes(), self._log)
+            return open_by_any(path.read_bytes(), self._logs)
         except DureError as error:
             raise LogDamaged(path, str(error)) from None
 
@@ -105,9 +106,13 @@ class LogFiles:
             raise LogDamaged(self.folder, f"a tile of the published head cannot be read ({error})") from None
 
     @property
-    def key(self) -> NoteKey:
-        """The log's own key."""
-        return self._log
+    def keys(self) -> tuple[NoteKey, ...]:
+        """The log's own key, then those it had before."""
+        return self._logs
+
+    def signed_by(self, logs: Sequence[NoteKey]) -> None:
+        """The log's key was replaced: these, newest first, may sign heads here."""
+        self._logs = tuple(logs)
 
     @property
     def size(self) -> int:
@@ -168,8 +173,8 @@ class LogFiles:
 
     def publish(self, note: bytes) -> Head:
         """Makes a signed and cosigned head the published one. Its files are synced; it never goes back."""
-        head = open_checkpoint(note, self._log)
-        before = self.published.checkpoint if self.published else Checkpoint(self._log.name, 0, b"")
+        head = open_by_any(note, self._logs)
+        before = self.published.checkpoint if self.published else Checkpoint(self._logs[0].name, 0, b"")
         assert before.size <= head.checkpoint.size <= self.size, "a head is published after its files, and never a shorter one"
         assert head.checkpoint.size < self.size or head.checkpoint.root == self.root
         self._disk.put(self.folder / CHECKPOINT, note)

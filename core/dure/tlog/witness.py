@@ -79,11 +79,11 @@ class AddCheckpoint:
             raise WitnessRefused(400, "the request is out of form") from None
 
 
-def judge(request: AddCheckpoint, log: Mapping[str, NoteKey], seen: Mapping[str, Seen]) -> tuple[Checkpoint, Seen]:
+def judge(request: AddCheckpoint, log: Mapping[str, NoteKey | Sequence[NoteKey]], seen: Mapping[str, Seen]) -> tuple[Checkpoint, Seen]:
     """What may be cosigned, and what must be kept before it is.
 
     Args:
-        log: origin -> the log's key.
+        log: origin -> the log's key, or those of which one must have signed.
         seen: origin -> latest head cosigned.
 
     Raises:
@@ -95,15 +95,15 @@ def judge(request: AddCheckpoint, log: Mapping[str, NoteKey], seen: Mapping[str,
         checkpoint = Checkpoint.parse(note.text)
     except (NoteRefused, CheckpointRefused) as e:
         raise WitnessRefused(400, f"the checkpoint is out of form: {e}") from None
-    key = log.get(checkpoint.origin)
-    if key is None:
+    found = log.get(checkpoint.origin)
+    if not found:
         raise WitnessRefused(404, f"origin {checkpoint.origin[:100]!r} is unknown here")
     try:
-        signed = key in note.verify([key])
+        signed = bool(note.verify([found] if isinstance(found, NoteKey) else found))
     except NoteRefused:
         signed = False
     if not signed:
-        raise WitnessRefused(403, f"not signed by the key of {key.name}")
+        raise WitnessRefused(403, f"not signed by the key of {checkpoint.origin}")
     have = seen.get(checkpoint.origin, Seen())
     if request.old > checkpoint.size:
         raise WitnessRefused(400, f"old size {request.old} is above the checkpoint's {checkpoint.size}")

@@ -21,7 +21,7 @@ def follow_approve(turn: Turn, directive: Directive) -> None:
         same("plan", envelope, turn.state.plan_envelope, "is another plan than the one shown for this run")
         turn.change(kind="approve")
         return
-    plan = open_statement(envelope, RunPlan, [turn.site.coordinator_key])
+    plan = open_statement(envelope, RunPlan, turn.site.coordinator_keys[-1:])
     same("plan", plan.envelope.payload_sha256, turn.state.run, "is not the plan this run is named after")
     app = document(directive.documents, "app").decode("ascii", "replace")
     same("app", app, plan.fact.app_blob, "is not the plan's")

@@ -103,7 +103,7 @@ def younger_than_run(turn: Turn) -> bool:
     if turn.site.generation <= 1:
         return False
     word = open_statement(turn.site.delegation, NodeDelegation, [turn.site.members[turn.site.member]])
-    return word.time + YOUNG_S >= open_statement(turn.state.plan_envelope, RunPlan, [turn.site.coordinator_key]).time
+    return word.time + YOUNG_S >= open_statement(turn.state.plan_envelope, RunPlan, turn.site.coordinator_keys).time
 
 
 def reached(turn: Turn, members: tuple[str, ...], adverts: Mapping[str, bytes], node_keys: Mapping[str, bytes]) -> int:

@@ -32,8 +32,9 @@ class Site:
     """The charter's c; thresholds are recomputed from it, never taken from the plan."""
     members: Mapping[str, bytes]
     """Signing key (32 bytes) of every member there is now."""
-    coordinator_key: bytes
-    """The charter's coordinator signing key, 32 bytes."""
+    coordinator_keys: tuple[bytes, ...]
+    """The coordinator's signing keys, 32 bytes each, from the run's version on, newest last. What one that was replaced signs becomes no
+    entry any more, so nothing is revealed upon it (log/following.py)."""
     witnessing: tuple[Witnessing, ...]
     """What makes a head count, by the newest version first; back to the run's own, under which a head may have been cosigned."""
     delegators: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)

@@ -105,7 +105,7 @@ def judge_proof(turn: Turn, envelope: bytes, proof: bytes) -> None:
 def take_certificates(turn: Turn, envelopes: bytes) -> None:
     """Certificates of instances this node does not know the end of: they may have been opened, and now it knows whom their sums are of."""
     for raw in unpack(envelopes, "certificates"):
-        said = open_statement(raw, InstanceSurvivors, [turn.site.coordinator_key]).fact
+        said = open_statement(raw, InstanceSurvivors, turn.site.coordinator_keys).fact
         work = next((w for w in turn.state.past if w.instance == said.instance), None)
         if work is None:
             continue
@@ -120,7 +120,7 @@ def follow_reveal(turn: Turn, directive: Directive) -> None:
     """Gives what opens exactly the certified set; `members` are dropped ones whose bundle does not open."""
     work = find_instance(turn.state.exchange, directive.instance)
     envelope = document(directive.documents, "survivors")
-    said = open_statement(envelope, InstanceSurvivors, [turn.site.coordinator_key]).fact
+    said = open_statement(envelope, InstanceSurvivors, turn.site.coordinator_keys).fact
     members = judge_survivors(turn, work, said)
     judge_proof(turn, envelope, document(directive.documents, "proof"))
     judge_set(turn, turn.exchange, work, members)

@@ -61,7 +61,7 @@ def follow_open(turn: Turn, directive: Directive) -> None:
         same("open", envelope, work.open_envelope, "is another one than this instance was opened with (rule 1)")
         turn.change(kind="open")
         return
-    opened = open_statement(envelope, InstanceOpen, [turn.site.coordinator_key])
+    opened = open_statement(envelope, InstanceOpen, turn.site.coordinator_keys)
     judge_open(turn, exchange, work, directive, opened.fact)
     may_send(turn, exchange, work.purpose, work.instance)
     try:

@@ -38,13 +38,13 @@ def follow_result(turn: Turn, directive: Directive) -> None:
 
 def take_aggregate(turn: Turn, survivors: bytes, aggregate: bytes, blob: str, *, purpose: str) -> None:
     """Keeps survivors and aggregate of an instance of this exchange, once they fit what this node knows of it."""
-    said = open_statement(aggregate, InstanceAggregate, [turn.site.coordinator_key]).fact
+    said = open_statement(aggregate, InstanceAggregate, turn.site.coordinator_keys).fact
     work = find_known(turn.state, said.instance)
     same("aggregate.instance", work.purpose, purpose, f"is not of {purpose}")
     if work.aggregate_envelope:
         same("aggregate", aggregate, work.aggregate_envelope, "is another one than this instance was opened with")
         return
-    members = judge_survivors(turn, work, open_statement(survivors, InstanceSurvivors, [turn.site.coordinator_key]).fact)
+    members = judge_survivors(turn, work, open_statement(survivors, InstanceSurvivors, turn.site.coordinator_keys).fact)
     same("aggregate.ctx", said.ctx, work.ctx)
     same("aggregate.survivors_sha256", said.survivors_sha256, payload_sha256(survivors))
     length, _ = shape_of(turn.exchange, work.purpose)
@@ -72,7 +72,7 @@ def take_verified(turn: Turn, given: Verified) -> None:
     work = find_known(turn.state, given.instance)
     if work.verified or work.doubt or not work.aggregate_envelope:
         return
-    aggregate = open_statement(work.aggregate_envelope, InstanceAggregate, [turn.site.coordinator_key]).fact
+    aggregate = open_statement(work.aggregate_envelope, InstanceAggregate, turn.site.coordinator_keys).fact
     try:
         _check(work, aggregate, given.facts)
     except (TagMismatch, Refused) as e:

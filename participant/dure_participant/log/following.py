@@ -11,6 +11,7 @@ from typing import Any
 
 from dure.charter.log_keys import in_force
 from dure.charter.model import Charter
+from dure.charter.succession import coordinator_keys
 from dure.errors import DureError
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope, key_id
@@ -87,11 +88,20 @@ class Follower:
         signer = envelope.signatures[0][0]
         if signer == key_id(self.own):
             return replace(after, own=self._own(so_far.own, entry))
-        terms = in_force(self.charters(), so_far.versions, so_far.size).terms
-        if signer == key_id(terms.coordinator.signing_key):
-            return self._coordinators(after, envelope, terms.coordinator.signing_key)
+        charters, now = self.charters(), in_force(self.charters(), so_far.versions, so_far.size)
+        terms = now.terms
+        self._not_replaced(signer, now, so_far.size)
+        for key in coordinator_keys(charters, now.version):  # a version is entered under the key it names itself
+            if signer == key_id(key):
+                return self._coordinators(after, envelope, key)
         members = {key_id(m.signing_key): (m.id, m.signing_key) for m in terms.members}
         return self._members(after, envelope, *members[signer]) if signer in members else after
+
+    def _not_replaced(self, signer: str, now: Charter, index: int) -> None:
+        former = {key_id(c.terms.coordinator.signing_key): c.version for c in self.charters()[: now.version - 1]}
+        if signer in former and signer != key_id(now.terms.coordinator.signing_key):
+            whose = f"the coordinator's key of charter version {former[signer]}, which version {now.version} replaced"
+            raise WitnessRefused(422, f"entry {index} is signed by {whose}", evidence=True)
 
     def _own(self, number: int, entry: bytes) -> int:
         if entry != self.statement(number):
@@ -110,6 +120,9 @@ class Follower:
             raise WitnessRefused(422, f"charter version {fact.version} is not known to this node yet; it hears of it when it connects anew")
         if fact.version != number or fact.charter_sha256 != known[number - 1].digest:
             raise WitnessRefused(422, f"the log's charter version {fact.version} is not the one this node verified", evidence=True)
+        if key != known[number - 1].terms.coordinator.signing_key:
+            why = f"charter version {fact.version} is entered under another key than the coordinator's that it names"
+            raise WitnessRefused(422, why, evidence=True)
         return _under(replace(after, versions=(*after.versions, after.size - 1)), known[number - 1])
 
     def _members(self, after: Followed, envelope: Envelope, member: str, key: bytes) -> Followed:

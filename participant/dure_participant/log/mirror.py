@@ -17,15 +17,15 @@ from typing import IO
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dure.charter.log_keys import in_force, judging, witnessing
+from dure.charter.log_keys import in_force, judging, log_key, log_keys, witnessing
 from dure.charter.model import Charter
 from dure.errors import DureError
 from dure.identity.files import write_atomic
 from dure.statements.statement import SeenHead
-from dure.tlog.checkpoint import Checkpoint, open_checkpoint
+from dure.tlog.checkpoint import Checkpoint, open_by_any
 from dure.tlog.files import COSIGNED, LogFiles
 from dure.tlog.merkle import Frontier, frontier_at, leaf_hash, root_at
-from dure.tlog.note import Note, NoteKey, SignatureLine
+from dure.tlog.note import Note, SignatureLine
 from dure.tlog.witness import AddCheckpoint, Seen, WitnessRefused, answer, judge
 from dure_participant.log.following import Followed, Follower
 from dure_participant.log.noted import FACT, noted
@@ -60,7 +60,6 @@ class Mirror:
     """One node's. `add_checkpoint` from the event loop, one at a time."""
 
     files: LogFiles
-    log: NoteKey
     member: str
     name: str
     """The witness's key name."""
@@ -81,6 +80,8 @@ class Mirror:
         self._turn = asyncio.Lock()
         self._acknowledged: list[tuple[float, int]] = []
         """(monotonic seconds, own statements acknowledged by then), oldest first."""
+        self._obeyed = [time.monotonic()] * len(self.charters)
+        """Since when each version is known, monotonic seconds."""
         self._follower = Follower(self.member, self.own, self.store.statement, lambda: self.charters)
         self.followed = noted(self.store)
         """What the mirror says, as far as it was read."""
@@ -92,6 +93,12 @@ class Mirror:
         """The head cosigned last."""
         head = self.files.published
         return Seen() if head is None else Seen(head.checkpoint.size, head.checkpoint.root)
+
+    def obey(self, charters: tuple[Charter, ...]) -> None:
+        """These versions are verified, 1 first."""
+        self._obeyed += [time.monotonic()] * (len(charters) - len(self._obeyed))
+        self.charters = charters
+        self.files.signed_by(log_keys(charters))
 
     async def add_checkpoint(self, raw: bytes, fetch: Fetch) -> tuple[int, bytes]:
         """tlog-witness's answer to an add-checkpoint request: (status, body)."""
@@ -137,7 +144,7 @@ class Mirror:
     def _known(self) -> SeenHead | None:
         """As `learn` kept it; None where nothing is there that can be read: the next one it hears of is kept."""
         try:
-            head = open_checkpoint((self.files.folder / COSIGNED).read_bytes(), self.log).checkpoint
+            head = open_by_any((self.files.folder / COSIGNED).read_bytes(), self.files.keys).checkpoint
         except (OSError, DureError):
             return None
         return SeenHead(head.size, head.root) if head.size else None
@@ -148,7 +155,8 @@ class Mirror:
     async def _cosign(self, request: AddCheckpoint, fetch: Fetch) -> bytes:
         if self.key is None:
             raise WitnessRefused(403, "this member's witness is elsewhere: its node does not cosign (cosign = false)")
-        checkpoint, _ = judge(request, {self.log.name: self.log}, {self.log.name: self.seen})
+        logs = self.files.keys
+        checkpoint, _ = judge(request, {logs[0].name: logs}, {logs[0].name: self.seen})
         line = answer(checkpoint, self.name, self.key, int(self.clock()))
         note = Note.from_bytes(request.checkpoint).with_signatures([SignatureLine.parse(line.decode().rstrip("\n"))])
         await self._keep_head(checkpoint, note, fetch)
@@ -157,6 +165,7 @@ class Mirror:
     async def _keep_head(self, checkpoint: Checkpoint, note: Note, fetch: Fetch) -> None:
         """Takes in what is below a head, then the head itself; all of it is on disk when this returns."""
         followed = await self._take_in(checkpoint, fetch, await asyncio.to_thread(self._owed))
+        self._judge_key(checkpoint, note, followed)
         await asyncio.to_thread(self.files.publish, note.to_bytes())
         await asyncio.to_thread(self.store.set_fact, FACT, {**followed.to_json(), "time": self.clock()})
         news, self.followed = followed.ended != self.followed.ended, followed
@@ -180,6 +189,24 @@ class Mirror:
                 raise WitnessRefused(422, f"this member's statement {followed.own} was acknowledged and is not in the log", evidence=True)
             await asyncio.to_thread(self.files.grow, _read(spool, self.files.size - start))
         return followed
+
+    def _judge_key(self, checkpoint: Checkpoint, note: Note, followed: Followed) -> None:
+        """By the version in force at the head's last entry; before a replaced log key's successor is an entry, the replaced one signs."""
+        by, due = in_force(self.charters, followed.versions, checkpoint.size), self._due()
+        if len(followed.versions) < due:
+            why = f"charter version {due}, which the coordinator showed over a minute ago, is not in the log"
+            raise WitnessRefused(422, why, evidence=True)
+        if not note.verify([log_key(by.terms)]):
+            why = f"the head of {checkpoint.size} entries is not signed by the log key of charter version {by.version}, in force there"
+            raise WitnessRefused(403, why, evidence=True)
+
+    def _due(self) -> int:
+        """The newest version whose entry must be under any head asked about now, having been shown longer ago than a head is under way.
+
+        Only one after the first: a log's first head may be of members' statements that came before the coordinator's own.
+        """
+        known = sum(since <= time.monotonic() - UNDER_WAY_S for since in self._obeyed)
+        return known if known > 1 else 0
 
     def _owed(self) -> int:
         """Own statements that must be under any head asked about now: acknowledged longer ago than a head is ever under way."""

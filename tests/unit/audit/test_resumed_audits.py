@@ -233,6 +233,6 @@ def test_a_file_that_was_changed_after_its_sum_was_added_up_is_found(sums, part)
 
 def test_a_sum_is_asked_again_where_other_keys_judge_it(sums):
     _, on, added, _, trust = sums
-    trust[0] = replace(trust[0], coordinator_key=bytes(32))
+    trust[0] = replace(trust[0], coordinator_keys=(bytes(32),))
     assert len(on().findings) == 2
     assert added == []

@@ -274,7 +274,7 @@ def publisher(store, tmp_path, members):
         store=store,
         files=LogFiles(tmp_path / "log", LOG),
         origin=ORIGIN,
-        key=KEY,
+        key=lambda _log: KEY,
         witnessing=lambda _size: Witnessing(LOG, tuple(m.note_key for m in members), 4),
         reach=lambda: {m.name: m for m in members},
         committed=Changes(),

@@ -147,7 +147,8 @@ def test_a_run_goes_on_as_approved_unless_the_newest_version_does_not_allow_it()
     assert "assumes 2 colluders" in why(charter(names, 2, colluders=2))
     assert "weights up to 999" in why(charter(names, 2, w_max=999))
     assert "does not allow bases" in why(charter(names, 2), outer_step=replace(plan.outer_step, name="none"))
-    assert "other keys of the coordinator" in why(charter(names, 2, coordinator={"log_key": bytes(32)}))
+    assert why(charter(names, 2, coordinator={"signing_key": bytes(32), "log_key": bytes(32)})) == ""
+    assert "another organisation" in why(charter(names, 2, coordinator={"member": "ara"}))
     assert barred(plan, (one,)) == ""
 
 

@@ -153,7 +153,7 @@ def test_evidence_with_a_member_missing_is_named(made, table):
 def test_a_judge_with_other_keys_or_another_run_believes_nothing(made):
     for trust in (
         replace(made.trust, run=b"x" * 32),
-        replace(made.trust, coordinator_key=made.trust.signing_keys["m0"][0]),
+        replace(made.trust, coordinator_keys=made.trust.signing_keys["m0"]),
         replace(made.trust, signing_keys={**made.trust.signing_keys, "m0": made.trust.signing_keys["m1"]}),
         replace(made.trust, u_min=5),
     ):
