@@ -412,6 +412,10 @@ class Coordinator:
         await asyncio.sleep(1.0)  # a Finish that ended the run is being answered
         await process.stop()
 
+    def tls_files(self) -> TlsFiles:
+        """The members' port's, under the CA of the version in force."""
+        return TlsFiles(*self.folder.served_under(self.charter.terms.coordinator))
+
     def log_service(self) -> Log:
         """The log on the members' port."""
         return Log(Intake(self.fleet), self.publisher, self.witnesses)
@@ -517,9 +521,10 @@ async def _serve(folder: CoordinatorFolder, settings: CoordinatorSettings, liste
     watching: asyncio.Task[None] | None = None
     try:
         address = listen_address(folder, settings, listen)
-        tls = TlsFiles(folder.tls_key_pem, folder.tls_pem + folder.ca_pem)
         roster, service = coordinator.fleet.roster, coordinator.log_service()
-        coordinator.door = Door(lambda at: members_port(coordinator.fleet, roster, tls, at, Limits(), service), address)
+        coordinator.door = Door(
+            lambda tls, at: members_port(coordinator.fleet, roster, tls, at, Limits(), service), coordinator.tls_files, address
+        )
         path = prepare_socket(folder.directory / "sockets", ADMIN_SOCKET)
         admin = unix_server(
             path,

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 @one_line_errors
 def replace(
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="signing (statements) or log (heads of the log); both unless given.")
+        list[str] | None, typer.Option("--only", help="signing (statements), log (heads of the log) or ca (TLS); all unless given.")
     ] = None,
     directory: Dir = DEFAULT_DIR,
     as_json: AsJson = False,
@@ -33,7 +33,8 @@ def replace(
 
     They count once enough members have signed that version and it is published: a serving coordinator then signs with them from the next
     entry on, every connected node follows within seconds, and nothing that the old keys sign after that entry counts any more. Runs go on.
-    What the old keys signed before stays valid. The same command again gives the same keys and the same proposal.
+    What the old keys signed before stays valid, and a node that was away still reaches a coordinator with a new CA, and learns of it.
+    The same command again gives the same keys and the same proposal.
     """
     purposes = tuple(purpose for purpose in REPLACEABLE if not only or purpose in only)
     if unknown := [purpose for purpose in only or () if purpose not in REPLACEABLE]:
@@ -41,7 +42,7 @@ def replace(
     folder = CoordinatorFolder.load(directory)
     if not folder.versions():
         raise BadInput("no charter is published yet, so nobody relies on these keys: make a coordinator anew with `dure coordinator init`")
-    place = folder.make_keys(purposes)
+    place = folder.make_keys(purposes, time.time())
     proposal = proposed(folder, time.time())
     if not as_json:
         say(f"new keys  {place}")

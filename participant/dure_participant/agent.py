@@ -136,7 +136,10 @@ class Agent:
         try:
             reply = await line.hello()
             self._check_clock(reply.time_ms / 1000)
+            ca = self._standing.identity.coordinator_ca_pem
             await asyncio.to_thread(self._obey, reply.charter_roots)
+            if ca != self._standing.identity.coordinator_ca_pem:  # this line was made on the word of one that no longer counts
+                return 0
             await asyncio.to_thread(self._store.set_fact, "connection", {"state": "connected", "since": self._clock()})
             self._connected_once = True
             log.info("coordinator.connected", address=self._standing.identity.address, attempt=attempt)

@@ -31,7 +31,7 @@ from dure.wire.messages import PROTOCOL_VERSION, Directive, Hello, Report, Repor
 from dure_coordinator.app import Coordinator
 from dure_coordinator.engine import RunEngine
 from dure_coordinator.exchange.events import Asked
-from dure_coordinator.rpc.server import Door, Limits, TlsFiles, members_port
+from dure_coordinator.rpc.server import Door, Limits, members_port
 from dure_coordinator.settings import CoordinatorSettings
 from dure_coordinator.storage.store import RunRow, With
 from dure_participant.exchange import actions as act
@@ -113,9 +113,12 @@ async def serving(folder: Path, limits: Limits | None = None, names: tuple[str, 
     coordinator = await Coordinator.open(founded.hub, CoordinatorSettings())
     coordinator.fleet.on_opened = None
     coordinator.publisher.confirmed = True  # nobody plays the witnesses here
-    files = TlsFiles(founded.hub.tls_key_pem, founded.hub.tls_pem + founded.hub.ca_pem)
     service = coordinator.log_service()
-    door = Door(lambda at: members_port(coordinator.fleet, coordinator.fleet.roster, files, at, limits or Limits(), service), "127.0.0.1:0")
+    door = Door(
+        lambda tls, at: members_port(coordinator.fleet, coordinator.fleet.roster, tls, at, limits or Limits(), service),
+        coordinator.tls_files,
+        "127.0.0.1:0",
+    )
     coordinator.door = door
     await door.open()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 from attacks.ports import Founded, Port, serving
 from sim.exchange_world import make_plan
@@ -33,6 +35,7 @@ from dure.tlog.witness import refusal_of
 from dure_coordinator import standing
 from dure_coordinator.app import Coordinator
 from dure_coordinator.log.restore import restore
+from dure_coordinator.rpc.server import Door, Limits, members_port
 from dure_coordinator.settings import CoordinatorSettings
 from dure_coordinator.storage.store import StatementRow, With
 from dure_participant.log import mirror as mirrors
@@ -113,7 +116,7 @@ class World:
 
 
 def sign_and_publish(founded: Founded) -> None:
-    founded.hub.make_keys(("signing", "log"))
+    founded.hub.make_keys(("signing", "log"), time.time())
     raw = proposed(founded.hub, time.time()).path.read_bytes()
     founded.hub.publish(raw, {n: root.sign(raw, n, member.governance_key) for n, member in founded.members.items()})
 
@@ -217,7 +220,7 @@ async def test_a_version_is_entered_under_no_other_key_than_its_own(tmp_path, mo
 async def test_an_administrator_alone_replaces_nothing(tmp_path):
     async with playing(tmp_path) as world:
         founded = world.port.founded
-        founded.hub.make_keys(("signing", "log"))
+        founded.hub.make_keys(("signing", "log"), time.time())
         raw = proposed(founded.hub, time.time()).path.read_bytes()
         for signers in ((), NAMES[:2]):
             with pytest.raises(NotAuthorised, match="fewer than 3"):
@@ -280,3 +283,40 @@ def test_the_command_proposes_the_same_keys_again_until_they_are_in_force(tmp_pa
     founded.hub.publish(raw, {n: root.sign(raw, n, member.governance_key) for n, member in founded.members.items()})
     assert founded.hub.charter().version == 2
     assert "keys-3" in worked("coordinator", "replace-keys", "--dir", hub)
+
+
+async def test_a_node_that_was_away_reaches_the_new_ca_through_the_old_one_and_then_trusts_the_new_alone(tmp_path):
+    """Twice replaced: one that slept through both still comes in. One that knows the new CA is not served under the old."""
+    async with serving(tmp_path, names=NAMES) as port:
+        coordinator, founded, old = port.coordinator, port.founded, port.coordinator.tls_files()
+        await coordinator.enter_charter()
+        for version in (2, 3):
+            founded.hub.make_keys(("ca",), time.time())
+            raw = proposed(founded.hub, time.time()).path.read_bytes()
+            founded.hub.publish(raw, {n: root.sign(raw, n, member.governance_key) for n, member in founded.members.items()})
+            await standing.obey(coordinator)
+            assert coordinator.charter.version == version
+        assert coordinator.door is not None and coordinator.tls_files() != old
+        again = Port(coordinator.door.port.address, founded, coordinator)
+        asleep = founded.nodes["ara"]
+        awake = asleep.followed(founded.hub.versions())
+        assert asleep.coordinator_ca_pem != awake.coordinator_ca_pem
+        for identity in (asleep, awake):
+            assert await connects(again.address, identity)
+        port_of = coordinator.fleet, coordinator.fleet.roster
+        impostor = Door(lambda tls, at: members_port(*port_of, tls, at, Limits()), lambda: old, "127.0.0.1:0")
+        await impostor.open()
+        assert await connects(impostor.port.address, asleep), "it has not heard of another CA"
+        assert not await connects(impostor.port.address, awake)
+        await impostor.port.server.stop(0)
+
+
+async def connects(address: str, identity: NodeIdentity) -> bool:
+    """Whether TLS to the address comes about, each side trusting the other."""
+    credentials = grpc.ssl_channel_credentials(identity.coordinator_ca_pem, identity.tls_key_pem, identity.tls_certificate_pem)
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), 3)
+        except TimeoutError:
+            return False
+        return True

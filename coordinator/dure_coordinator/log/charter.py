@@ -84,15 +84,16 @@ class Charters:
 
         Raises:
             NotAuthorised, Refused, BadInput: what is published does not follow from what is obeyed, names keys of the coordinator that are
-                not here, or another CA than it has.
+                not here, or another release CA.
         """
         found = root.follow(self.roots, self._folder.versions(), self.all[0].digest)
         for charter in root.walk_all((*self.roots, *found), None)[len(self.roots) :]:
             new, now = charter.terms.coordinator, self.newest.terms.coordinator
             self._folder.signing_key_of(new)
             self._folder.log_key_of(new.log_key)
-            if (new.ca_pem, new.release_ca_pem) != (now.ca_pem, now.release_ca_pem):
-                raise BadInput(f"charter version {charter.version} names another CA of the coordinator; its CAs cannot be replaced yet")
+            self._folder.served_under(new)
+            if new.release_ca_pem != now.release_ca_pem:
+                raise BadInput(f"charter version {charter.version} names another release CA, which cannot be replaced yet")
         return found
 
     def take(self, files: tuple[bytes, ...]) -> None:

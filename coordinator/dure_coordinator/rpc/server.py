@@ -92,28 +92,30 @@ def members_port(
 
 
 class Door:
-    """The members' port as it is kept open: a server's TLS anchors are fixed, so a charter with other CAs opens it anew.
+    """The members' port as it is kept open: a server's TLS files and anchors are fixed, so a charter with other CAs opens it anew.
 
     (gRPC's dynamic credentials call Python under a lock that the event loop's own thread may wait for: the coordinator stood still.)
     """
 
-    def __init__(self, make: Callable[[str], MembersPort], listen: str) -> None:
+    def __init__(self, make: Callable[[TlsFiles, str], MembersPort], tls: Callable[[], TlsFiles], listen: str) -> None:
         """Binds; raises as `members_port`."""
-        self._make = make
-        self.port = make(listen)
+        self._make, self._tls = make, tls
+        self._served = tls()
+        self.port = make(self._served, listen)
 
     async def open(self) -> None:
         await self.port.server.start()
 
     async def renew(self, anchors: bytes) -> None:
         """The charter or the denylist has changed: whoever may not call any more is cut off, and whoever may can connect."""
-        if anchors == self.port.anchors:
+        served = self._tls()
+        if anchors == self.port.anchors and served == self._served:
             await self.port.authorise.recheck()
             return
         await self.port.server.stop(0)
         while True:
             try:
-                self.port = self._make(self.port.address)
+                self.port, self._served = self._make(served, self.port.address), served
                 break
             except Unavailable as error:  # the socket is let go of a moment after its server
                 log.warning("members.reopening", reason=str(error))

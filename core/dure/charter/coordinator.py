@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -24,8 +25,10 @@ from dure.errors import BadInput, Conflict, NotAuthorised
 from dure.identity import keys, tls
 from dure.identity.files import read, read_json, whole_or_nothing, write_atomic, write_json
 
-REPLACEABLE = ("signing", "log")
-"""Keys of the coordinator that a charter version can replace."""
+REPLACEABLE = ("signing", "log", "ca")
+"""Keys of the coordinator that a charter version can replace: of statements, of heads, and the CA of its server certificate."""
+BY_OLD = "ca-by-old.pem"
+"""In keys-N, the new CA certified by the one it replaces."""
 WHAT = "a coordinator's folder, made with `dure coordinator init`"
 
 
@@ -90,10 +93,11 @@ class CoordinatorFolder:
 
     def next_coordinator(self, member: str | None) -> CharterCoordinator:
         """What the next version says of the coordinator: the newest keys there are here."""
-        signing, log = (keys.public_bytes(keys.load_signing_key(self._newest(f"{purpose}.key"))) for purpose in REPLACEABLE)
-        return CharterCoordinator(signing, log, self.ca_pem.decode(), self.release_root_pem.decode(), member)
+        signing, log = (keys.public_bytes(keys.load_signing_key(self._newest(f"{purpose}.key"))) for purpose in ("signing", "log"))
+        ca = read(self._newest("ca.pem"), WHAT)
+        return CharterCoordinator(signing, log, ca.decode(), self.release_root_pem.decode(), member)
 
-    def make_keys(self, purposes: Collection[str]) -> Path:
+    def make_keys(self, purposes: Collection[str], now: float) -> Path:
         """New keys for the next version, of `REPLACEABLE`; those made before for the same version, where there are.
 
         Raises:
@@ -101,17 +105,56 @@ class CoordinatorFolder:
         """
         place = self.proposed_keys(len(self.versions()) + 1)
         if place.exists():
-            made = {path.stem for path in place.glob("*.key")}
+            made = {purpose for purpose in REPLACEABLE if (place / f"{purpose}.key").exists()}
             if made != set(purposes):
                 raise Conflict(f"{place}: keys were made for this version already ({', '.join(sorted(made))}); remove it to make others")
             return place
         with whole_or_nothing(place):
             for purpose in purposes:
-                keys.new_signing_key(place / f"{purpose}.key")
+                if purpose == "ca":
+                    self._make_ca(place, datetime.fromtimestamp(now, UTC))
+                else:
+                    keys.new_signing_key(place / f"{purpose}.key")
         return place
+
+    def _make_ca(self, place: Path, at: datetime) -> None:
+        """A CA and server certificate in `place`; and the CA certified by the one in force, where that one's key is here."""
+        before = self._ca_place(self.charter().terms.coordinator)
+        ca = _new_ca(place, self.name, self.advertise, at)
+        if (before / "ca.key").exists():
+            old = tls.load_certificate(read(before / "ca.pem", WHAT), "ca.pem")
+            write_atomic(place / BY_OLD, tls.pem(tls.issue_new_with_old(ca, old, keys.load_tls_key(before / "ca.key"), at)))
+
+    def served_under(self, named: CharterCoordinator) -> tuple[bytes, bytes]:
+        """Server key and certificate chain, PEM, under the CA that a charter version names.
+
+        Nodes that were away know an earlier one: the chain goes back over all that were replaced, as far as each certified the next.
+
+        Raises:
+            NotAuthorised: that CA is none of those here.
+        """
+        place = self._ca_place(named)
+        chain = [read(place / "tls.pem", WHAT)]
+        places = self._places()
+        replaced = [p for p in reversed(places[: places.index(place) + 1]) if (p / "ca.pem").exists()]
+        for earlier in replaced:
+            if not (earlier / BY_OLD).exists():
+                break
+            chain.append(read(earlier / BY_OLD, WHAT))
+        return keys.read_private(place / "tls.key"), b"".join(chain)
+
+    def _ca_place(self, named: CharterCoordinator) -> Path:
+        """Where the CA lies that a charter version names; raises as `served_under`."""
+        for place in self._places():
+            if (place / "ca.pem").exists() and read(place / "ca.pem", WHAT) == named.ca_pem.encode():
+                return place
+        raise NotAuthorised(
+            f"{self.published_path()} names another coordinator's CA than any ca.pem in {self.directory}; put back its files"
+        )
 
     @property
     def ca_pem(self) -> bytes:
+        """The first CA's certificate."""
         return read(self.directory / "ca.pem", WHAT)
 
     @property
@@ -122,14 +165,6 @@ class CoordinatorFolder:
     @property
     def release_ca_key(self) -> EllipticCurvePrivateKey:
         return keys.load_tls_key(self.directory / "release-ca.key")
-
-    @property
-    def tls_pem(self) -> bytes:
-        return read(self.directory / "tls.pem", WHAT)
-
-    @property
-    def tls_key_pem(self) -> bytes:
-        return keys.read_private(self.directory / "tls.key")
 
     def root_path(self, version: int) -> Path:
         return self.directory / f"{version}.root.json"
@@ -177,14 +212,9 @@ class CoordinatorFolder:
         with whole_or_nothing(directory):
             for purpose in ("signing", "log"):
                 keys.new_signing_key(directory / f"{purpose}.key")
-            ca_key = keys.new_tls_key(directory / "ca.key")
-            ca = tls.issue_coordinator_ca(ca_key, name, at)
-            hosts = list(dict.fromkeys([host.strip("[]"), "localhost", "127.0.0.1"]))
-            server = tls.issue_coordinator_certificate(ca, ca_key, keys.new_tls_key(directory / "tls.key").public_key(), hosts, at)
+            _new_ca(directory, name, advertise, at)
             release_ca = tls.issue_release_ca(keys.new_tls_key(directory / "release-ca.key"), name, at)
             write_atomic(directory / "release-root.pem", tls.pem(release_ca))
-            write_atomic(directory / "ca.pem", tls.pem(ca))
-            write_atomic(directory / "tls.pem", tls.pem(server))
             folder = CoordinatorFolder(directory, name, advertise, secrets.token_bytes(16))
             write_json(directory / "coordinator.json", {"name": name, "advertise": advertise, "consortium_id": folder.consortium_id.hex()})
         return folder
@@ -219,3 +249,14 @@ class CoordinatorFolder:
         write_atomic(self.root_path(charter.version), merged)
         ConsortiumFile(self.name, self.advertise, (*before, merged)).write(self.published_path())
         return charter
+
+
+def _new_ca(place: Path, name: str, advertise: str, at: datetime) -> x509.Certificate:
+    """A coordinator's CA and a server certificate under it, written with their keys."""
+    ca_key = keys.new_tls_key(place / "ca.key")
+    ca = tls.issue_coordinator_ca(ca_key, name, at)
+    hosts = list(dict.fromkeys([advertise.rpartition(":")[0].strip("[]"), "localhost", "127.0.0.1"]))
+    server = tls.issue_coordinator_certificate(ca, ca_key, keys.new_tls_key(place / "tls.key").public_key(), hosts, at)
+    write_atomic(place / "ca.pem", tls.pem(ca))
+    write_atomic(place / "tls.pem", tls.pem(server))
+    return ca

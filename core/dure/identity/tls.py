@@ -109,6 +109,23 @@ def issue_coordinator_ca(key: EllipticCurvePrivateKey, name: str, now: datetime)
     )
 
 
+def issue_new_with_old(new: x509.Certificate, old: x509.Certificate, old_key: EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
+    """The new coordinator CA's key, certified by the CA it replaces: whoever trusts only that one still accepts what the new one issued.
+
+    Source: RFC 4210 §4.4, "new with old". Names are the same, so it is self-issued and counts in no path length (RFC 5280 §4.2.1.9).
+    """
+    key = new.public_key()
+    assert isinstance(key, EllipticCurvePublicKey)
+    common = str(new.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    return (
+        _builder(common, old.subject, key, now, max((old.not_valid_after_utc - now).days, 1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_ca_usage(), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(old_key.public_key()), critical=False)
+        .sign(old_key, SHA256())
+    )
+
+
 def issue_coordinator_certificate(
     ca: x509.Certificate, ca_key: EllipticCurvePrivateKey, key: EllipticCurvePublicKey, hosts: list[str], now: datetime
 ) -> x509.Certificate:
