@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import dure
 
 from dure_demo.consortium import free_port, node_environment
 
@@ -144,15 +145,12 @@ class Shell:
             started = subprocess.Popen(shlex.split(line), cwd=self.folder, env=self.env, stdout=log, stderr=log, start_new_session=True)
         self.background.append(started)
 
-    def until(self, what: str, line: str, words: str) -> str:
-        """Type a line again and again until its output has these words."""
+    def until(self, what: str, line: str, words: str) -> None:
+        """Run a line again and again until its output has these words: no claim of the README's, so in this process."""
         deadline = time.monotonic() + LIMIT_S
-        while True:
-            done = self._sh(line)
-            if words in done.stdout:
-                return done.stdout
-            assert time.monotonic() < deadline, (what, done.stdout, done.stderr)
-            time.sleep(0.5)
+        while words not in (ran := dure(*shlex.split(line)[1:])).out:
+            assert time.monotonic() < deadline, (what, ran)
+            time.sleep(0.2)
 
     def close(self) -> None:
         for process in self.background:
@@ -167,7 +165,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path):
+def shell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     made = Shell(tmp_path)
     try:
         yield made
@@ -175,10 +174,15 @@ def shell(tmp_path):
         made.close()
 
 
+def offered(shell: Shell, *more: str) -> str:
+    """A run that nobody has allowed yet."""
+    printed = shell.readme("dure run start apps/digits --rounds 3 --outer-step average --dir hub", *more)
+    return re.search(r"^run ([0-9a-f]{64})$", printed, flags=re.M)[1]
+
+
 def started(shell: Shell, *more: str) -> str:
     """A run that all three operators allowed."""
-    printed = shell.readme("dure run start apps/digits --rounds 3 --outer-step average --dir hub", *more)
-    run = re.search(r"^run ([0-9a-f]{64})$", printed, flags=re.M)[1]
+    run = offered(shell, *more)
     for member in ("krafton", "skt", "rebellions"):
         shell.until("the plan is offered", f"dure node allow --list --dir {member}/node", run)
         shell.readme("dure node allow DIGEST", "--yes", "--dir", f"{member}/node", DIGEST=run[:16])
@@ -226,7 +230,7 @@ def _steering(shell: Shell) -> None:
     shell.readme("dure run resume RUN --dir hub", RUN=long[:12])
     shell.readme("dure run stop RUN --dir hub", RUN=long[:12])
     shell.until("the run stops", f"dure run show {long[:12]} --dir hub --json", '"state": "finished"')
-    given_up = started(shell, "--rounds 200")
+    given_up = offered(shell)
     shell.readme('dure run abort RUN --reason "…" --dir hub', RUN=given_up[:12])
     assert json.loads(shell.run(f"dure run show {given_up[:12]} --dir hub --json"))["state"] == "aborted"
 
