@@ -62,10 +62,10 @@ def _declared(text: str) -> Accelerators:
     return Accelerators(told["kind"], told["name"], count, memory, told["driver"])
 
 
-@lru_cache(maxsize=1)
-def looked_up() -> tuple[Accelerators, ...]:
-    """What can be found out without an accelerator's own library: the cpu, and NVIDIA devices by nvidia-smi."""
-    return (cpu(), *nvidia(ask(NVIDIA) or ""))[:MOST_KINDS]
+@lru_cache(maxsize=2)
+def looked_up(device: str) -> tuple[Accelerators, ...]:
+    """What can be found out without an accelerator's library: the cpu, and, where the worker's device is another, what nvidia-smi lists."""
+    return (cpu(), *(nvidia(ask(NVIDIA) or "") if device != "cpu" else ()))[:MOST_KINDS]
 
 
 def cpu() -> Accelerators:

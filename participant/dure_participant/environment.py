@@ -83,7 +83,7 @@ def commitment(member: str, settings: NodeSettings, plan: RunPlan, env_sha256: b
         app_sha256=plan.app_sha256,
         lock_sha256=env_sha256,
         python=place.python_tag(),
-        accelerators=declared(settings.accelerators) or looked_up(),
+        accelerators=declared(settings.accelerators) or looked_up(settings.device),
     )
 
 

@@ -52,7 +52,7 @@ class NodeSettings:
     16, with commas between them. `dure node allow --data` says otherwise for one run. Empty: they name no data."""
     accelerators: tuple[str, ...] = ()
     """What this node's env-commitments say it trains on, such as `["8 x npu Rebellions ATOM-Max 64 GiB driver 1.1.67"]`; with `config set`
-    a semicolon divides kinds. Empty: the cpu, and what nvidia-smi tells, where it is installed."""
+    a semicolon divides kinds. Empty: the cpu, and, where `device` is another, what nvidia-smi tells."""
     peak_flops: float = 0.0
     """What all that one worker here uses can do at most, in FLOP per second at the precision it trains in; usage statements then say FLOP
     by hardware. 0: they do not."""

@@ -14,7 +14,7 @@ from dure.errors import BadInput
 from dure.statements.dsse import canonical_json
 from dure.statements.kinds import Accelerators, Energy, EnvCommitment
 from dure.statements.schema import decode, encode
-from dure_participant import settings
+from dure_participant import accelerators, settings
 from dure_participant.accelerators import cpu, declared, nvidia
 from dure_participant.energy import counted_millijoules, energy_of
 from dure_participant.environment import commit_of, commitment
@@ -69,6 +69,12 @@ def test_devices_that_nvidia_smi_lists_are_counted_by_kind():
         Accelerators("gpu", "Tesla T4", 1, 15, "550.54.15"),
     )
     assert nvidia("") == nvidia("Failed to initialize NVML: Driver/library version mismatch\n") == ()
+
+
+def test_devices_that_the_worker_does_not_use_are_not_looked_for(monkeypatch):
+    monkeypatch.setattr(accelerators, "ask", lambda _command: "NVIDIA H100 80GB HBM3, 81559, 550.54.15\n")
+    found = {device: accelerators.looked_up.__wrapped__(device) for device in ("cpu", "cuda")}
+    assert [a.kind for a in found["cpu"]] == ["cpu"] and [a.kind for a in found["cuda"]] == ["cpu", "gpu"]
 
 
 def test_a_commit_is_named_only_for_a_source_tree_without_changes(tmp_path):
