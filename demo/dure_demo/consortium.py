@@ -80,8 +80,8 @@ class Consortium:
         Raises:
             StepFailed: it exited non-zero; the message has the command and its last lines.
         """
-        command = [*dure_command(), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=node_environment(), check=False)
+        command, env = [*dure_command(), *map(str, arguments)], {**node_environment(), "XDG_STATE_HOME": str(self.root / "state")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, check=False)
         return output_of(done, arguments)
 
     def found(self, label: str = "titan", edit_charter: Callable[[str], str] = lambda text: text) -> None:

@@ -67,7 +67,7 @@ def added_up(stage: Stage, run: str, tmp_path: Path) -> None:
     found = json.loads(stage.consortium.dure(*ask))
     assert found["holds"] and [(e["exchange"], e["level"]) for e in found["exchanges"]] == [(n, 3) for n in range(1, 6)]
     assert {r["claim"]: r["how"] for r in found["table"]}["the sums follow from the uploads"] == "proved"
-    killed_and_back(ask[2:-1], found)
+    killed_and_back(ask[2:-1], found, tmp_path)
     home = bundle / "rounds" / run
     for name in ("000002.update.bora.upload", "000004.scales.ara.upload", "000003.scalars.seeds", "000002.update.evidence"):
         whole = (home / name).read_bytes()
@@ -89,11 +89,11 @@ def added_up(stage: Stage, run: str, tmp_path: Path) -> None:
     assert {r["claim"]: r["how"] for r in found["table"]}["the sums follow from the uploads"] == "not checked"
 
 
-def killed_and_back(words, found):
+def killed_and_back(words, found, state):
     """The audit killed in the middle of the models, then in the middle of the sums; it goes on, twice, and says what it said in one go."""
-    assert killed_audit.verified(*words, lines=2).returncode == -signal.SIGKILL
-    assert killed_audit.verified(*words, lines=4).returncode == -signal.SIGKILL
-    last = killed_audit.verified(*words)
+    assert killed_audit.verified(*words, state=state, lines=2).returncode == -signal.SIGKILL
+    assert killed_audit.verified(*words, state=state, lines=4).returncode == -signal.SIGKILL
+    last = killed_audit.verified(*words, state=state)
     assert "all 2 exchanges were recomputed before" in last.stderr and "sums: resumed at exchange 3 of 5" in last.stderr
     assert json.loads(last.stdout) == found
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 SCRIPT = """
 import os, runpy, signal, sys, time
@@ -22,12 +24,14 @@ runpy.run_module("dure.cli", run_name="__main__")
 """
 
 
-def verified(*words: object, lines: int = 0, now: float | None = None) -> subprocess.CompletedProcess[str]:
+def verified(*words: object, state: Path, lines: int = 0, now: float | None = None) -> subprocess.CompletedProcess[str]:
     """What came of it.
 
     Args:
+        state: where its user's key is.
         lines: after which it is killed; 0: never.
         now: what its clock says; None: the time.
     """
     arguments = [str(time.time() if now is None else now), str(lines), "audit", "verify", *map(str, words), "--json"]
-    return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    env = {**os.environ, "XDG_STATE_HOME": str(state)}
+    return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False, env=env)

@@ -12,7 +12,7 @@ import typer
 from dure.audit import bundle as bundles
 from dure.audit import report
 from dure.audit.contributions_cli import of_bundle
-from dure.audit.kept import Kept, place_of
+from dure.audit.kept import Kept, own_key, place_of
 from dure.audit.level1 import verify
 from dure.audit.level2 import lines, match, trace
 from dure.audit.level3 import add_up
@@ -161,7 +161,7 @@ def verify_command(
 def _kept(bundle: Path, pin: bytes, work: Path | None) -> Iterator[Kept | None]:
     """Where this audit's findings are kept until it is through. None: nowhere, since the bundle is where nothing can be written."""
     try:
-        kept = Kept.open(place_of(bundle, pin, work), err.print)
+        kept = Kept.open(place_of(bundle, pin, work), own_key(), err.print)
     except OSError as error:
         if work is not None:
             raise BadInput(f"--work {work}: {error.strerror}") from None

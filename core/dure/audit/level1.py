@@ -26,7 +26,7 @@ from dure.audit.keys import DAY_S, ClockBack, Keys
 from dure.charter import root as charter_root
 from dure.charter.log_keys import witnessing
 from dure.charter.model import Charter
-from dure.errors import DureError, NotAuthorised, Refused
+from dure.errors import DureError, NotAuthorised, Refused, Unavailable
 from dure.provenance.attestation import stated
 from dure.statements.kinds import AllocationPublished, ReleasePublished
 from dure.tlog.checkpoint import Head
@@ -252,6 +252,8 @@ class _Judging:
             self.result.note(Finding(where, str(error), CLOCK))
         except Expired as error:
             self.result.note(Finding(where, str(error), EXPIRED))
+        except Unavailable:
+            raise  # a full disk says nothing about the entry
         except DureError as error:
             self.result.note(Finding(where, str(error)))
 

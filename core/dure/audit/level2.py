@@ -21,7 +21,7 @@ from dure.audit.reading import verified
 from dure.audit.report import PROVED, SIGNED, UNCHECKED, Row
 from dure.charter import root as charter_root
 from dure.charter.model import Charter
-from dure.errors import BadInput, DureError, NotAuthorised
+from dure.errors import BadInput, DureError, NotAuthorised, Unavailable
 from dure.model.safetensors_file import SafetensorsFile
 from dure.model.weights import flatten, open_flat, weights_id
 from dure.provenance.ancestry import Ancestry
@@ -116,6 +116,8 @@ def _trace(bundle: Bundle, record: RunRecord, traced: Traced, work: Path | None,
             found = recompute(bundle, record, traced.versions, room, kept=kept, progress=progress)
         except PartMissing as missing:
             traced.missing.append(str(missing))
+        except Unavailable:
+            raise  # a full disk says nothing about the bundle
         except DureError as broken:
             traced.findings.append(Finding(f"run {record.run.hex()[:12]}", str(broken)))
         else:

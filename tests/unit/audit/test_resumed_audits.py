@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,21 @@ from support.opened_instance import open_instance
 
 from dure.audit import level3, lineage
 from dure.audit.bundle import Bundle
-from dure.audit.kept import JOURNAL, RUNS, Kept, place_of
+from dure.audit.kept import JOURNAL, KEY_BYTES, RUNS, Kept, Question, own_key, place_of
 from dure.audit.level1 import verify
 from dure.audit.level2 import Traced, trace
 from dure.audit.level3 import add_up
 from dure.audit.parts import Opened, RunRecord, records, sum_name
 from dure.audit.reading import verified
+from dure.blobs import DiskFull
 from dure.charter.root import walk_all
 from dure.errors import BadInput, Conflict
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import InstanceOpen
 from dure.statements.statement import read_verified
+
+SECRET = bytes(range(KEY_BYTES))
 
 
 class Ended(Exception):
@@ -62,7 +66,7 @@ def half(world, tmp_path, monkeypatch):
     monkeypatch.setattr(lineage, "next_base", lambda *a, **k: stepped.append(k["exchange"]) or step(*a, **k))
 
     def on():
-        kept = Kept.open(folder, told.append)
+        kept = Kept.open(folder, SECRET, told.append)
         try:
             return trace(bundle, result, kept=kept)
         finally:
@@ -82,11 +86,11 @@ def test_a_process_killed_after_the_first_exchange_goes_on_at_the_second_and_say
     bundle, work = log.bundle(tmp_path / "bundle", made), tmp_path / "work"
 
     words = (bundle, "--root-sha256", log.pin.hex(), "--level", "2", "--work", work, "--cores", "1")
-    assert killed_audit.verified(*words, lines=2, now=log.now).returncode == -signal.SIGKILL
-    again = killed_audit.verified(*words, now=log.now)
+    assert killed_audit.verified(*words, state=tmp_path, lines=2, now=log.now).returncode == -signal.SIGKILL
+    again = killed_audit.verified(*words, state=tmp_path, now=log.now)
     assert f"run {made.run.hex()[:12]}: resumed at exchange 2 of 2" in again.stderr
     assert list(work.iterdir()) == [], "nothing is kept of an audit that is through"
-    anew = killed_audit.verified(*words, now=log.now)
+    anew = killed_audit.verified(*words, state=tmp_path, now=log.now)
     assert "resumed" not in anew.stderr
     assert again.stdout == anew.stdout
     assert json.loads(anew.stdout)["lineage"][0]["exchanges"] == made.exchanges[1:]
@@ -149,16 +153,68 @@ def test_a_journal_that_was_changed_is_believed_up_to_there_only(half, how):
     assert "torn or was changed" in told[0]
 
 
+def test_a_folder_that_came_with_the_bundle_is_not_believed(half, tmp_path):
+    """Whoever packs the bundle can pack a folder beside it: mode 0700, the auditor's own once unpacked, about files that are not there."""
+    bundle, made, on, told, stepped, folder = half
+    gone = [[f"{made.exchanges[1]:06d}.{name}"] for name in ("scales", "update")]
+    for (name,) in gone:
+        (bundle.folder / "rounds" / made.run.hex() / name).unlink()
+    ours = Kept.open(folder, SECRET)
+    packed = Kept.open(tmp_path / "packed", bytes(KEY_BYTES))
+    for key, (_, said) in ours._answers.items():
+        packed.write(Question(key, sha256(json.dumps(gone).encode()).hexdigest()), said)
+    packed.close(finished=False)
+    ours.close(finished=False)
+    (tmp_path / "packed" / JOURNAL).replace(folder / JOURNAL)
+    assert len(on().missing) == 1 and not stepped
+    assert "not by this user" in told[0]
+
+
+def test_the_key_is_made_once_and_read_by_its_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert own_key() == own_key() and len(set(own_key())) > 8
+    (path,) = (tmp_path / "state").rglob("*.key")
+    assert path.stat().st_mode & 0o777 == 0o600 and len(list(path.parent.iterdir())) == 1
+    path.chmod(0o640)
+    with pytest.raises(BadInput, match="alone may read"):
+        own_key()
+
+
+def test_nothing_is_kept_where_others_may_put_another_folder_in_its_place(tmp_path):
+    shared = tmp_path / "shared"
+    (shared / "deeper").mkdir(parents=True)
+    shared.chmod(0o777)
+    with pytest.raises(PermissionError, match="put something else in its place"):
+        Kept.open(shared / "deeper" / "kept", SECRET)
+    shared.chmod(0o1777)
+    Kept.open(shared / "deeper" / "kept", SECRET).close(finished=True)
+
+
+def test_a_full_disk_is_no_finding_and_what_was_established_stays(half, monkeypatch):
+    _, made, on, _, stepped, folder = half
+    with monkeypatch.context() as patch:
+
+        def full(*_words, **_more):
+            raise DiskFull(folder)
+
+        patch.setattr(Kept, "write", full)
+        with pytest.raises(DiskFull):
+            on()
+    assert stepped == made.exchanges[2:]
+    on()
+    assert stepped == made.exchanges[2:] * 2, "the first exchange is not recomputed, the second is"
+
+
 def test_a_folder_that_others_may_write_is_refused(tmp_path):
     (tmp_path / "kept").mkdir(mode=0o755)
     with pytest.raises(BadInput, match="mode 0700"):
-        Kept.open(tmp_path / "kept")
+        Kept.open(tmp_path / "kept", SECRET)
 
 
 def test_two_audits_do_not_share_a_folder(tmp_path):
-    first = Kept.open(tmp_path / "kept")
+    first = Kept.open(tmp_path / "kept", SECRET)
     with pytest.raises(Conflict, match="under way"):
-        Kept.open(tmp_path / "kept")
+        Kept.open(tmp_path / "kept", SECRET)
     first.close(finished=True)
     assert not (tmp_path / "kept").exists()
 
@@ -195,7 +251,7 @@ def sums(world, tmp_path, monkeypatch):
     monkeypatch.setattr(level3, "add_files", lambda opened, *a: added.append(opened.instance.purpose) or add(opened, *a))
 
     def on():
-        kept = Kept.open(tmp_path / "kept", told.append)
+        kept = Kept.open(tmp_path / "kept", SECRET, told.append)
         try:
             return add_up(Bundle(tmp_path / "sums"), Traced({record.run: record}, (), {record.run}), threads=1, kept=kept)
         finally:
