@@ -14,11 +14,11 @@ from dure.model.lineage_words import lineage
 from dure.provenance.ancestry import Ancestry
 from dure.provenance.contributions import Row, contributions
 from dure.provenance.environments import in_words
-from dure.provenance.evaluation import decimal
+from dure.provenance.evaluation import decimal, totals_of
 from dure.provenance.facts import MOST_ANCESTORS, About, Ancestor, Binding, Compute, MemberFacts, Metric, TrainingRun
 from dure.provenance.spent import said_of_hardware, spent
 from dure.recompute.joint_seed import is_draw
-from dure.secagg.encode import decode_trailer, from_words, num_examples
+from dure.secagg.encode import num_examples
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements import kinds
 from dure.statements.statement import Signed
@@ -227,7 +227,9 @@ def metrics_of(log: LogOfRun, exchange: int, weights_id: bytes) -> tuple[Metric,
     for where, opened, total in log.summed():
         evaluated = opened.category == "evaluate" and opened.weights_id == weights_id
         if evaluated or (opened.category == "train" and where.exchange == exchange):
-            totals = decode_trailer(from_words(total.trailer), opened.metrics)
+            totals = totals_of(total.trailer, opened.metrics)
+            if totals is None:
+                continue
             examples = num_examples(totals.sum_w_int, log.plan.w_max)
             found += [
                 Metric(where.exchange, opened.category, name, decimal(value)[:80], examples, totals.members, worded.get(where.exchange))

@@ -10,12 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from dure.secagg.encode import decode_trailer, from_words, num_examples
+from dure.secagg.encode import WEIGHT_BITS, Totals, decode_trailer, from_words, num_examples
 from dure.statements.kinds import Eval, Measured
 
 CATEGORY = "evaluate"
+MOST_MEMBERS = 255
+"""In one sum."""
 MOST_DATA = 128
 """Data commitments that one statement names; of more, those with the smallest digests."""
+
+
+def totals_of(trailer: Sequence[int], names: Sequence[str]) -> Totals | None:
+    """What an opened trailer says; None where no members' weights come to that.
+
+    What a member puts into its trailer nobody sees but in the sum: a weight that is none must not become a number of examples that no
+    statement may have, nor end whatever reads the log later.
+    """
+    values = from_words(trailer)
+    likely = 0 <= values[0] <= MOST_MEMBERS and 0 < values[1] <= MOST_MEMBERS << WEIGHT_BITS
+    return decode_trailer(values, names) if likely else None
 
 
 def decimal(value: float) -> str:
@@ -35,17 +48,16 @@ def evaluation(
     w_max: int,
     data: Iterable[bytes],
 ) -> Eval | None:
-    """The statement that belongs to an opened sum of an evaluate exchange; None where nobody's weight was above zero.
+    """The statement that belongs to an opened sum of an evaluate exchange; None where it says nothing (`totals_of`).
 
     Args:
         members: whose sum it is.
         names, trailer: as its instance-open and its instance-aggregate have them.
         data: data commitments that the counted members' usage statements name: payload digests, in any order.
     """
-    values = from_words(trailer)
-    if values[1] <= 0:
+    totals = totals_of(trailer, names)
+    if totals is None:
         return None
-    totals = decode_trailer(values, names)
     return Eval(
         run=run,
         exchange=exchange,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from support.synthetic_log import SyntheticLog
@@ -10,8 +11,11 @@ from support.synthetic_log import SyntheticLog
 from dure.audit import report
 from dure.audit.bundle import Bundle
 from dure.audit.level1 import verify
+from dure.provenance.drawn_from_log import metrics_of
 from dure.provenance.evaluation import decimal, evaluation
+from dure.provenance.facts import Metric
 from dure.statements.kinds import Eval, Measured
+from dure.statements.schema import decode, encode
 
 ENTRIES = 200
 
@@ -79,3 +83,32 @@ def test_a_mean_reads_back_as_the_very_float_and_without_weight_there_is_none():
         assert "e" not in decimal(value)
     shared = {"run": bytes(32), "exchange": 1, "weights_id": bytes(32), "aggregate_sha256": bytes(32), "names": ("loss",), "w_max": 100}
     assert evaluation(**shared, members=("ara",), trailer=(3, 0, 0, 0), data=()) is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param((3, 0), id="nobody's weight"),
+        pytest.param((3, -(2**40)), id="below zero"),
+        pytest.param((3, 2**62), id="more than any members have"),
+        pytest.param((-1, 2**40), id="fewer than no members"),
+        pytest.param((2**50, 2**40), id="more members than there can be"),
+    ],
+)
+def test_what_one_member_wrote_into_a_masked_trailer_makes_no_statement_out_of_form_and_ends_no_release(said):
+    """Nobody sees it but in the sum. An entry out of form would end every audit of the log, and a metric every release of the model."""
+    trailer = tuple(word % 2**64 for word in (*said, 0, 2**30))
+    shared = {"run": bytes(32), "exchange": 1, "weights_id": bytes(32), "aggregate_sha256": bytes(32), "names": ("loss",), "w_max": 2**40}
+    assert evaluation(**shared, members=("ara",), trailer=trailer, data=()) is None
+    opened = SimpleNamespace(category="evaluate", weights_id=bytes(32), metrics=("loss",))
+    sums = [(SimpleNamespace(exchange=n), opened, SimpleNamespace(trailer=t)) for n, t in ((1, trailer), (2, (255, 255 << 40, 0, 2**30)))]
+    log = SimpleNamespace(evaluations=dict, summed=lambda: sums, plan=SimpleNamespace(w_max=2**40))
+    (metric,) = metrics_of(log, 1, bytes(32))
+    assert decode(Metric, encode(metric)) == metric and metric.exchange == 2
+
+
+def test_the_most_that_honest_members_come_to_is_a_statement_in_form():
+    shared = {"run": bytes(32), "exchange": 1, "weights_id": bytes(32), "aggregate_sha256": bytes(32), "names": ("loss",), "w_max": 2**40}
+    found = evaluation(**shared, members=("ara",), trailer=(255, 255 << 40, 0, 2**63 - 1), data=())
+    assert found is not None and decode(Eval, encode(found)) == found
+    assert evaluation(**shared, members=("ara",), trailer=(1, 1, 0, 2**63), data=()).metrics[0].value == "-9444732965739290000000"
