@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -171,20 +171,16 @@ class Agent:
         async def learn() -> None:
             while True:
                 head = await cosigned.get(LEARN_S)
-                try:
+                with _goes_on("log.no_head"):
                     await self._mirror.learn(head, line.entries)
                     await self._courier.flush()  # what was signed for a message that nobody waited for in the end
-                except DureError as error:
-                    log.debug("log.no_head", reason=str(error)[:300])
 
         learning = asyncio.create_task(learn())
         try:
             while True:
-                try:
+                with _goes_on("log.waits"):
                     await self._courier.flush()
                     await line.witness(answer, cosigned.put)
-                except DureError as error:
-                    log.info("log.waits", reason=str(error)[:300])
                 await asyncio.sleep(AGAIN_S)
         finally:
             learning.cancel()
@@ -437,6 +433,18 @@ def in_json(given: inputs.Recomputed) -> dict[str, Any]:
         "recomputed_leaf": finding.recomputed.hex() if finding.recomputed else None,
         "words": finding.words,
     }
+
+
+@contextlib.contextmanager
+def _goes_on(event: str) -> Iterator[None]:
+    """Around one turn of a loop that must not end while the line lives: a full disk, or our own mistake, would end this member's witness
+    without a word, and its quorum with it."""
+    try:
+        yield
+    except DureError as error:
+        log.info(event, reason=str(error)[:300])
+    except Exception as error:
+        log.exception(event, reason=f"{type(error).__name__}: {error}"[:300])
 
 
 def only_told(before: NodeRunState, result: Step) -> bool:
