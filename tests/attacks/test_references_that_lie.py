@@ -4,6 +4,7 @@ consortium would fail by it."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -11,11 +12,13 @@ from attacks.ports import hands, serving
 from support.synthetic_log import environment
 
 from dure.secagg import tlv
+from dure.secagg.certificate import context
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements.dsse import Envelope
-from dure.statements.kinds import EnvCommitment, ExchangeAccept, InstanceCommit, NodeDelegation, Usage
+from dure.statements.kinds import CohortMember, EnvCommitment, ExchangeAccept, InstanceCommit, InstanceOpen, NodeDelegation, Usage
 from dure.statements.statement import Chain, seal
 from dure.wire.messages import Report, ReportKind
+from dure_coordinator.storage.store import StatementRow, With
 from dure_pb.v1 import log_pb2 as pb
 from dure_pb.v1.log_pb2_grpc import LogServiceStub
 
@@ -75,3 +78,26 @@ async def test_only_what_the_same_member_said_in_an_entry_before_can_be_named(tm
         report = Report(engine.run, ReportKind.ACCEPT, 1, body=tlv.encode(accept.to_bytes(), told.to_bytes()))
         caller = port.coordinator.fleet.sessions["ara"].caller
         assert (await port.coordinator.fleet.report(caller, report)).field == "environment_sha256"
+
+
+async def test_a_commit_by_itself_is_to_an_instance_as_the_log_has_it_by_one_of_its_cohort(tmp_path):
+    """Without `check_opened` one member's word about an instance that never was would stand in the log for good."""
+    async with serving(tmp_path) as port, hands(port, "ara", "bora") as found:
+        engine = await port.start_run()
+        await port.coordinator.enter_charter()
+        ara, bora = (Speaker(hand) for hand in found)
+        where = InstanceId(engine.state.facts.consortium, engine.run, 1, Purpose.SCALARS)
+        cohort = tuple(CohortMember(m, bytes(32), 1) for m in ("ara", "chan", "dan"))
+        zero = bytes(32)
+        words = (where.tlv(), 1, zero, engine.run, "evaluate", "evaluate", zero, zero, zero, zero, 0, "none")
+        opened, _ = seal(InstanceOpen(*words, cohort, (), zero, None, 3, 3, 99), port.founded.hub.signing_key, Chain(), time.time())
+        await port.coordinator.store.write(engine.run, With(statements=(StatementRow.of(opened.to_bytes(), engine.run),)))
+
+        def commit(member: str, **other) -> InstanceCommit:
+            right = InstanceCommit(where.tlv(), context(where, opened.payload_sha256), member, zero, 0, (1,), 1, None)
+            return replace(right, **other)
+
+        assert (await ara.refused(commit("ara", instance=replace(where, exchange=2).tlv()))).startswith("instance: ")
+        assert (await ara.refused(commit("ara", ctx=zero))).startswith("ctx: ")
+        assert (await bora.refused(commit("bora"))).startswith("member: is not in the cohort")
+        assert await ara.say(commit("ara"))

@@ -8,11 +8,11 @@ from typing import Any
 from dure.errors import NotAuthorised, Refused
 from dure.statements.anykind import kind_of, open_any
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import DataCommitment, NodeDelegation, NodeRevocation
+from dure.statements.kinds import DataCommitment, InstanceCommit, NodeDelegation, NodeRevocation
 from dure.statements.statement import Signed
 from dure_coordinator.callers import Caller
 from dure_coordinator.fleet import Fleet
-from dure_coordinator.log.referred import check_references
+from dure_coordinator.log.referred import check_opened, check_references
 from dure_coordinator.storage.store import StatementRow, With
 
 MOST_PER_EXCHANGE = 16
@@ -75,6 +75,8 @@ class Intake:
         if not known:
             await self.fleet.heads.check(raw)
             await check_references(store, raw)
+            if isinstance(signed.fact, InstanceCommit):
+                await check_opened(store, signed.fact)
             await self._check_prev(party, signed)
             await self._check_room(party, signed)
             await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))
