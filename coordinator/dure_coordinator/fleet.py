@@ -41,7 +41,7 @@ from dure_coordinator.exchange.facts import RunFacts
 from dure_coordinator.exchange.state import RunState
 from dure_coordinator.gate import Gate
 from dure_coordinator.log.heads import NamedHeads
-from dure_coordinator.log.referred import check_references
+from dure_coordinator.log.referred import check_chained, check_references
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, With, upload_row
 
@@ -469,6 +469,7 @@ class Fleet:
             if await self.store.upload(upload) is None:
                 await self.store.begin_upload(upload_row(engine.run, slot))
         self.trouble = ""
+        await check_chained(self.store, commit)
         also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
         reply = await self._submit(engine, Uploaded(member, slot.instance, commit), lambda _decision: also)
         reach(Point.COMMIT_DURABLE)

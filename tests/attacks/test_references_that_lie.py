@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
 from attacks.ports import hands, serving
 from support.synthetic_log import environment
 
+from dure.errors import Refused, Unavailable
 from dure.secagg import tlv
 from dure.secagg.certificate import context
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import CohortMember, EnvCommitment, ExchangeAccept, InstanceCommit, InstanceOpen, NodeDelegation, Usage
-from dure.statements.statement import Chain, seal
+from dure.statements.statement import Chain, SeenHead, seal
 from dure.wire.messages import Report, ReportKind
 from dure_coordinator.storage.store import StatementRow, With
 from dure_pb.v1 import log_pb2 as pb
@@ -101,3 +103,47 @@ async def test_a_commit_by_itself_is_to_an_instance_as_the_log_has_it_by_one_of_
         assert (await ara.refused(commit("ara", ctx=zero))).startswith("ctx: ")
         assert (await bora.refused(commit("bora"))).startswith("member: is not in the cohort")
         assert await ara.say(commit("ara"))
+
+
+async def test_a_commit_that_does_not_follow_its_signers_statement_before_ends_no_upload(tmp_path, monkeypatch):
+    """It would wait for ever to become an entry, and the survivor set, the coordinator's word, would name a commit that is none."""
+    async with serving(tmp_path) as port, hands(port, "ara", "bora") as (hand, _):
+        engine = await port.start_run()
+        await port.coordinator.enter_charter()
+        fleet, ara = port.coordinator.fleet, Speaker(hand)
+        await ara.say(environment("ara"))
+        where = InstanceId(engine.state.facts.consortium, engine.run, 1, Purpose.SCALARS).tlv()
+        monkeypatch.setattr(fleet, "_slot", lambda _member, _upload: (engine, SimpleNamespace(instance=where, length=1, chunk_bytes=1)))
+        monkeypatch.setattr(fleet.spools, "open", lambda *_args, **_named: SimpleNamespace(finish=lambda _root: None))
+        submitted = []
+        monkeypatch.setattr(fleet, "_submit", lambda *words: submitted.append(words))
+
+        def commit(chain: Chain) -> bytes:
+            said = InstanceCommit(where, bytes(32), "ara", bytes(32), 1, (1,), 1, None)
+            return seal(said, hand.identity.key, chain, time.time())[0].to_bytes()
+
+        with pytest.raises(Unavailable, match="statement 1 of this key is missing before statement 2"):
+            await fleet.commit_upload("ara", bytes(32), commit(replace(ara.chain, seq=2)))
+        with pytest.raises(Refused, match="seq: another statement 0"):
+            await fleet.commit_upload("ara", bytes(32), commit(Chain()))
+        with pytest.raises(Refused, match="prev: "):
+            await fleet.commit_upload("ara", bytes(32), commit(replace(ara.chain, prev=bytes(32))))
+        assert not submitted
+
+
+async def test_a_node_that_names_an_older_head_than_before_or_none_is_refused_its_statement(tmp_path, monkeypatch):
+    async with serving(tmp_path) as port, hands(port, "ara", "bora") as (hand, _):
+        await port.start_run()
+        await port.coordinator.enter_charter()
+        ara, heads = Speaker(hand), [SeenHead(size, bytes([size]) * 32) for size in (4, 5)]
+
+        async def own(_head: SeenHead) -> None:
+            """Whatever is named is of this log."""
+
+        monkeypatch.setattr(port.coordinator.fleet.heads, "own", own)
+        for seen in heads:
+            ara.chain = replace(ara.chain, seen=seen)
+            await ara.say(environment("ara"))
+        for older in (heads[0], None):
+            ara.chain = replace(ara.chain, seen=older)
+            assert (await ara.refused(environment("ara"))).startswith("checkpoint: must not be older than the head of 5 entries")

@@ -12,7 +12,7 @@ from dure.statements.kinds import DataCommitment, InstanceCommit, NodeDelegation
 from dure.statements.statement import Signed
 from dure_coordinator.callers import Caller
 from dure_coordinator.fleet import Fleet
-from dure_coordinator.log.referred import check_opened, check_references
+from dure_coordinator.log.referred import check_chained, check_opened, check_references
 from dure_coordinator.storage.store import StatementRow, With
 
 MOST_PER_EXCHANGE = 16
@@ -77,7 +77,7 @@ class Intake:
             await check_references(store, raw)
             if isinstance(signed.fact, InstanceCommit):
                 await check_opened(store, signed.fact)
-            await self._check_prev(party, signed)
+            await check_chained(store, raw)
             await self._check_room(party, signed)
             await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))
             await self.fleet.changes.bump()
@@ -91,12 +91,6 @@ class Intake:
             raise Refused(
                 "signatures", "a member's signing key signs delegations, revocations and data commitments, its node's key everything else"
             )
-
-    async def _check_prev(self, party: str, signed: Signed[object]) -> None:
-        before = await self.fleet.store.statement(party, signed.seq - 1) if signed.seq else []
-        digests = [Envelope.from_bytes(raw).sha256 for raw in before]
-        if (signed.prev is None) != (signed.seq == 0) or (signed.prev is not None and signed.prev not in digests):
-            raise Refused("prev", f"does not name this key's statement {signed.seq - 1}")
 
     async def _check_room(self, party: str, signed: Signed[object]) -> None:
         """No member can bloat the log: what it may say is bounded by the runs there are."""

@@ -1,4 +1,4 @@
-"""What members' statements refer to: a commit its instance and its usage statement, that one its environment.
+"""What members' statements refer to: each its signer's one before, a commit its instance and its usage statement, that one its environment.
 
 Each must be an entry before, or no audit holds any more: one member could do that to all.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from dure.errors import Refused
+from dure.errors import Refused, Unavailable
 from dure.secagg.certificate import context
 from dure.secagg.ids import InstanceId
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import EnvCommitment, InstanceCommit, InstanceOpen, Usage
-from dure.statements.statement import read_verified
+from dure.statements.statement import read_place, read_verified
 from dure_coordinator.storage.store import Store
 
 S = TypeVar("S", Usage, EnvCommitment)
@@ -51,6 +51,30 @@ async def check_opened(store: Store, said: InstanceCommit) -> None:
         raise Refused("member", f"is not in the cohort of {where.key}")
     if said.ctx != context(where, Envelope.from_bytes(row.envelope).payload_sha256):
         raise Refused("ctx", f"is of another opening of {where.key} than the log's")
+
+
+async def check_chained(store: Store, raw: bytes) -> None:
+    """That this statement follows its signer's one before, which is an entry: a survivor set would name a commit that never becomes one.
+
+    Raises:
+        Refused: it names another predecessor, an older head than that one did, or has a number that is taken.
+        Unavailable: the one before is not here; it comes first.
+    """
+    envelope = Envelope.from_bytes(raw)
+    (party, _), place = envelope.signatures[0], read_place(envelope.payload)
+    there, following = await store.statement(party, place.seq), await store.log_next_seq(party)
+    if raw in there and place.seq < following:
+        return
+    if there:
+        raise Refused("seq", f"another statement {place.seq} of this key is there already: two histories of one node")
+    if place.seq > following:
+        raise Unavailable(f"statement {following} of this key is missing before statement {place.seq}; send it first")
+    before = [Envelope.from_bytes(one) for one in await store.statement(party, place.seq - 1)] if place.seq else []
+    if place.prev not in ([one.sha256 for one in before] or [None]):
+        raise Refused("prev", f"does not name this key's statement {place.seq - 1}")
+    heads = [seen.size for one in before if one.sha256 == place.prev and (seen := read_place(one.payload).seen)]
+    if heads and (place.seen is None or place.seen.size < heads[0]):
+        raise Refused("checkpoint", f"must not be older than the head of {heads[0]} entries that this key's statement before names")
 
 
 async def _check_usage(store: Store, said: Usage) -> None:
