@@ -21,7 +21,16 @@ from dure.model.weights import weights_id
 from dure.secagg import thresholds
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements.dsse import canonical_json
-from dure.statements.kinds import ExchangeAccept, InstanceOpen, InstanceVoid, OuterStep, ScalesReference
+from dure.statements.kinds import (
+    ExchangeAccept,
+    InitialRule,
+    InstanceOpen,
+    InstanceVoid,
+    JointInitial,
+    NamedBase,
+    OuterStep,
+    ScalesReference,
+)
 from dure.wire.messages import Directive, ReportKind
 from dure_coordinator.exchange.state import RunPhase
 from dure_participant.exchange import inputs as inp
@@ -385,6 +394,10 @@ PLAN_CHANGES: dict[str, dict[str, Any]] = {
     "does not name this member": {"roster": ("m01", "m02", "m03", "m04")},
     "w_max": {"w_max": 2**39},
     "outer_step": {"outer_step": OuterStep("none", {})},
+    "initial": {
+        "initial": JointInitial("dure-initial-1", bytes(32), 1, (InitialRule("*", "constant", "0"),)),
+        "base": NamedBase(bytes(32), bytes(32), 1, "file model.safetensors", None, bytes(32), ()),
+    },
 }
 
 

@@ -156,6 +156,7 @@ def _plan(history: History, plan: kinds.RunPlan, entry: Entry) -> None:
     must(plan.colluders == charter.colluders, "colluders", "is not the charter's")
     must(plan.u_min == u_min(len(plan.roster), plan.colluders), "u_min", "is not what the roster needs")
     must(plan.w_max <= charter.terms.w_max, "w_max", "is above the charter's")
+    must(plan.initial is None or plan.base is None, "initial", "the first weights are drawn, or those of a base, and not both")
     must(plan.outer_step.named or charter.terms.allow_unrecomputed_bases, "outer_step", "the charter wants it named")
     history.runs.setdefault(entry.payload_sha256, Run.of(plan))
     if entry.time >= charter.expires:

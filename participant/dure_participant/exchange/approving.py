@@ -58,6 +58,8 @@ def judge_plan(turn: Turn, plan: RunPlan) -> None:
         raise Refused("outer_step", "none needs allow_unrecomputed_bases in charter and plan: the coordinator would pick every base")
     if plan.outer_step.named:
         parse_step(plan.outer_step.config)
+    if plan.initial is not None and plan.base is not None:
+        raise Refused("initial", "the first weights are drawn, or those of the plan's base; this plan has both")
     judge_base(site, turn.history, turn.state.run, plan)
 
 

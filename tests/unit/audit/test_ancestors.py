@@ -26,6 +26,7 @@ from dure.audit.places import LogPlace
 from dure.audit.reading import verified
 from dure.charter.root import walk_all
 from dure.provenance.ancestry import Ancestry
+from dure.statements import kinds
 from dure.statements.kinds import RunPlan
 
 
@@ -182,6 +183,26 @@ def test_a_plan_that_names_a_wrong_ancestor_is_found_although_everybody_signed_i
     said = f"its plan says that it began with a model of run {named.hex()[:12]}, {why}"
     assert whys(found) == [f"run {made.run.hex()[:12]}: first weights: {said}"]
     assert made.run not in found.by_run and found.exit_code == 1
+
+
+class Both(MadeRuns):
+    """Plans that name a base, and rules by which first weights are drawn."""
+
+    def _plan(self, roster):
+        plan = super()._plan(roster)
+        rule = kinds.InitialRule("*", "constant", "0")
+        drawn = kinds.JointInitial("dure-initial-1", LAYOUT.tensors_sha256, LAYOUT.parameters, (rule,))
+        return plan if plan.base is None else replace(plan, initial=drawn)
+
+
+def test_a_plan_that_draws_first_weights_and_names_a_base_as_well_is_found(tmp_path):
+    """Else drawn weights would be said to come from whatever earlier run the plan names."""
+    log = Both(tmp_path / "blobs", seed=3)
+    a = log.begin()
+    b = log.begin(base=log.named(a, 2), flat=a.models[2][1])
+    found = verify(Bundle.open(log.bundle(tmp_path / "b", a)), log.pin, now=log.now, cores=1)
+    assert found.findings[0].why == "initial: the first weights are drawn, or those of a base, and not both"
+    assert b.run not in found.history.runs
 
 
 def test_an_ancestor_that_is_left_out_is_missing_where_its_plan_keeps_uploads(tmp_path):
