@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import dure
 from dure.blobs import sync_dir, writing
-from dure.errors import BadInput, Conflict
+from dure.errors import BadInput, Conflict, DureError
 from dure.statements.dsse import canonical_json
 
 JOURNAL, LOCK, RUNS = "journal", "lock", "runs"
@@ -132,15 +132,15 @@ class Kept:
         os.close(self._lock)
 
     def _read(self) -> None:
-        """Lines up to the first that is torn or changed; the rest is cut off."""
+        """Lines up to the first that is torn or changed; the rest is cut off. Where no line is this user's, nothing in the folder is."""
         path, good = self.folder / JOURNAL, 0
-        raw = path.read_bytes() if path.exists() else b""
+        raw = _plain(path)
         for line in raw.splitlines(keepends=True):
             try:
                 read = json.loads(line)
                 question, said = Question(read["key"], read["files"]), read["said"]
                 whole, tag = self._line(question, said)
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, RecursionError, DureError):  # of anything that somebody put there
                 break
             if not hmac.compare_digest(whole, line):
                 break
@@ -149,7 +149,18 @@ class Kept:
             self.tell(
                 f"{path}: the end of it is torn or was changed, or not by this user, and is not believed; what it was about is done again"
             )
-            os.truncate(path, good)
+            if good:
+                os.truncate(path, good)
+        if not good:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Takes out everything but the lock: what somebody packed, links to this user's own files among it, is not written to."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     def _line(self, question: Question, said: Mapping[str, object]) -> tuple[bytes, str]:
         """(a line, its tag: HMAC-SHA256, which covers the tag of the line before)"""
@@ -192,6 +203,16 @@ def own_key() -> bytes:
     return key
 
 
+def _plain(path: Path) -> bytes:
+    """What is in a plain file; nothing where there is none, but a link, a pipe or a folder, say."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    with open(handle, "rb") as file:
+        return file.read() if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+
+
 def _open_to_others(folder: Path) -> Path | None:
     """Of this folder and those above it, one where another user may put something else in the place of what is there; None: none is."""
     for place in (folder, *folder.parents):
@@ -204,7 +225,7 @@ def _open_to_others(folder: Path) -> Path | None:
 
 def _locked(folder: Path) -> int:
     """Descriptor of the folder's lock, which is this process's now. Raises Conflict."""
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):

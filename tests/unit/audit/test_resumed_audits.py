@@ -16,7 +16,7 @@ from support.opened_instance import open_instance
 
 from dure.audit import level3, lineage
 from dure.audit.bundle import Bundle
-from dure.audit.kept import JOURNAL, KEY_BYTES, RUNS, Kept, Question, own_key, place_of
+from dure.audit.kept import JOURNAL, KEY_BYTES, LOCK, RUNS, Kept, Question, own_key, place_of
 from dure.audit.level1 import verify
 from dure.audit.level2 import Traced, trace
 from dure.audit.level3 import add_up
@@ -203,6 +203,44 @@ def test_a_full_disk_is_no_finding_and_what_was_established_stays(half, monkeypa
     assert stepped == made.exchanges[2:]
     on()
     assert stepped == made.exchanges[2:] * 2, "the first exchange is not recomputed, the second is"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'"x":NaN', b'"x":1e400', b'"x":"\\ud800"', b'"x":' + b"9" * 5_000, b'"x":' + b"[" * 100_000, b"\xff\xfe", b"\0" * 100],
+    ids=["no number", "infinite", "half a character", "many digits", "deep", "no text", "zeros"],
+)
+def test_whatever_stands_in_a_journal_an_audit_begins(tmp_path, line):
+    """A folder packed with the bundle must not keep anybody from auditing it either."""
+    Kept.open(tmp_path / "kept", SECRET).write(Question("k", "f"), {"bytes": 1})
+    with (tmp_path / "kept" / JOURNAL).open("ab") as journal:
+        journal.write(b'{"key":"k","files":"g","said":{' + line + b"}}\n")
+    told = []
+    (tmp_path / "kept" / LOCK).unlink()  # the first one is not let go of, as if it had been killed
+    kept = Kept.open(tmp_path / "kept", SECRET, told.append)
+    assert kept.answer(Question("k", "f")) == {"bytes": 1} and kept.answer(Question("k", "g")) is None
+    assert len(told) == 1
+    kept.close(finished=True)
+
+
+@pytest.mark.parametrize("what", [JOURNAL, RUNS, "pipe", "hard"])
+def test_links_and_pipes_in_a_folder_that_was_packed_with_the_bundle_lead_nowhere(tmp_path, what):
+    """The end of a journal that is not believed is cut off, and what is in `runs` removed: neither may be a file of the auditor's."""
+    own, packed = tmp_path / "own", tmp_path / "kept"
+    (own / "run").mkdir(parents=True)
+    (own / "run" / "thesis").write_bytes(b"years of work")
+    packed.mkdir(mode=0o700)
+    if what == "pipe":
+        os.mkfifo(packed / JOURNAL)
+    elif what == "hard":
+        os.link(own / "run" / "thesis", packed / JOURNAL)
+    else:
+        (packed / what).symlink_to(own / "run" / "thesis" if what == JOURNAL else own)
+    kept = Kept.open(packed, SECRET)
+    kept.write(Question("k", "f"), {"bytes": 1})
+    (kept.room(b"run") / "blob").write_bytes(b"a base")
+    kept.close(finished=True)
+    assert [(path.name, path.read_bytes()) for path in own.rglob("*") if path.is_file()] == [("thesis", b"years of work")]
 
 
 def test_a_folder_that_others_may_write_is_refused(tmp_path):
