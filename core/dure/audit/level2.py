@@ -152,6 +152,8 @@ def match(model: Path, lineages: list[Lineage]) -> dict[str, Any]:
             flat = Path(scratch) / "flat"
             flatten(tensors, tensors.layout, flat)
             wid = weights_id(open_flat(flat, tensors.layout), tensors.layout)
+    except Unavailable:
+        raise  # no room to flatten it in says nothing about the model
     except (OSError, DureError) as error:
         raise BadInput(f"{path}: cannot be read as a model: {error}") from None
     for one in lineages:

@@ -78,7 +78,12 @@ def differs(said: Allocation, rows: Sequence[Row]) -> str:
     """
     if table_sha256(rows) != said.table_sha256:
         return "the table of contributions at its head is another one than it cites"
-    if said.basis != AGREED and shared_out(said.whole, sums(rows, said.basis)) != said.portions:
+    if said.basis == AGREED:
+        return ""
+    among = sums(rows, said.basis)
+    if not any(among.values()):
+        return f"its portions follow from nothing: nobody in the table has any {said.basis}"
+    if shared_out(said.whole, among) != said.portions:
         return f"its portions are not the whole in proportion to {said.basis}"
     return ""
 

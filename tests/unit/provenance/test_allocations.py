@@ -16,7 +16,7 @@ from dure.audit.level1 import verify
 from dure.audit.reading import verified
 from dure.charter import root as charter_root
 from dure.errors import BadInput
-from dure.provenance.allocation import shared_out, sums, table_sha256
+from dure.provenance.allocation import differs, shared_out, sums, table_sha256
 from dure.provenance.attestation import Voters, entry_of, merge, sign, statement_of
 from dure.provenance.contributions import contributions
 from dure.statements.dsse import key_id, seal_payload
@@ -40,6 +40,15 @@ def test_the_parts_are_whole_add_up_and_are_in_proportion(whole, among):
 
 def test_of_equal_remainders_the_first_member_gets_the_part():
     assert shared_out(10, {"b": 1, "a": 1, "c": 1}) == (Portion("a", 4), Portion("b", 3), Portion("c", 3))
+
+
+def test_portions_by_a_column_that_nobody_has_anything_in_do_not_follow():
+    """k members can sign such a one; whoever checks it is told what is wrong, not to choose other options."""
+    made = Made()
+    rows = tuple(replace(row, tokens=0) for row in contributions(verified(made.entries, made.charters), span=(0, 2**48)))
+    said = replace(made.said, basis="tokens", table_sha256=table_sha256(rows))
+    assert differs(said, rows) == "its portions follow from nothing: nobody in the table has any tokens"
+    assert differs(replace(said, basis="agreed"), rows) == ""
 
 
 class Made:
