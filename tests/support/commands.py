@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from dure.cli import main
+
+STATE = tempfile.TemporaryDirectory(prefix="dure-state-")
+"""What an auditor's home has, for as long as this process lives: no test writes into the home of whoever runs it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Ran:
 
 def dure(*arguments: object, answers: str = "") -> Ran:
     """Run one command in this process: the very function the `dure` script calls, without a second interpreter's start."""
-    done = CliRunner().invoke(main, [str(a) for a in arguments], input=answers, prog_name="dure")
+    done = CliRunner(env={"XDG_STATE_HOME": STATE.name}).invoke(main, [str(a) for a in arguments], input=answers, prog_name="dure")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Ran(done.exit_code, done.stdout, done.stderr)
