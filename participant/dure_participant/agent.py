@@ -272,6 +272,8 @@ class Agent:
                         await asyncio.to_thread(self._store.end_recomputation, asked.number, result)
             except DureError as error:
                 log.warning("recompute.waits", reason=str(error)[:300])
+            except Exception as error:  # our own mistake, or the disk's
+                log.exception("recompute.broke", reason=f"{type(error).__name__}: {error}"[:300])
             await asyncio.sleep(AGAIN_S)
 
     async def _recompute(self, asked: Recomputation) -> None:

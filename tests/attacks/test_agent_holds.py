@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -123,3 +124,21 @@ def test_a_state_grown_as_large_as_peers_can_make_it_is_read_again():
         world.show("m00", shown)
     state = NodeRunState.from_bytes(world.nodes["m00"].state)
     assert len(state.exchange.instances) == 32  # type: ignore[union-attr]
+
+
+async def test_a_mistake_while_recomputations_are_looked_for_does_not_end_them_in_silence(agent, monkeypatch):
+    """Without the last `except` in `_recomputations` the first one would, while the node looks well."""
+    monkeypatch.setattr(agents, "AGAIN_S", 0.0)
+    looks = iter([lambda: 1 / 0, list, list])
+    again = asyncio.Event()
+
+    def look(*, waiting: bool) -> list[object]:
+        found = next(looks)()
+        loop.call_soon_threadsafe(again.set)
+        return found
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(agent._store, "recomputations", look)
+    task = asyncio.create_task(agent._recomputations())
+    await asyncio.wait_for(again.wait(), 5)
+    task.cancel()
