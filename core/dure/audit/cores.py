@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from dure.errors import Unavailable
@@ -35,13 +37,13 @@ def in_order(work: Callable[[W], R], pieces: Iterable[W], cores: int) -> Iterato
     Raises:
         Unavailable: a process was ended from outside.
     """
-    if cores <= 1:
-        yield from map(work, pieces)
-        return
+    with _collector_at_rest():
+        yield from map(work, pieces) if cores <= 1 else _in_processes(work, pieces, cores)
+
+
+def _in_processes(work: Callable[[W], R], pieces: Iterable[W], cores: int) -> Iterator[R]:
     waiting: deque[Future[bytes]] = deque()
-    # A key press that ends the command is the parent's affair: children would only print over each other.
-    spawn, quiet = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(cores, mp_context=spawn, initializer=signal.signal, initargs=quiet)
+    pool = ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         for piece in pieces:
             waiting.append(pool.submit(_written, work, piece))
@@ -55,6 +57,24 @@ def in_order(work: Callable[[W], R], pieces: Iterable[W], cores: int) -> Iterato
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Entries on their way refer to nothing that refers to them: looking for cycles among them is 3 % of an audit, and finds none."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _begin() -> None:
+    """A child's first step. A key press that ends the command is the parent's affair: children would only print over each other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
 
 
 def _written(work: Callable[[W], R], piece: W) -> bytes:
