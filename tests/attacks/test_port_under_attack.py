@@ -101,7 +101,9 @@ def commit(hand: Hand, action: act.Upload, data: list[bytes], **change) -> bytes
         tag=5,
         usage_sha256=None,
     )
-    envelope, hand.chain = seal(InstanceCommit(**{**fields, **change}), hand.identity.key, hand.chain, time.time())
+    envelope, after = seal(InstanceCommit(**{**fields, **change}), hand.identity.key, hand.chain, time.time())
+    if not change:  # what is refused was never said: its number is the next one's
+        hand.chain = after
     return envelope.to_bytes()
 
 
