@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.founded import Founded
-from support.tampered_rounds import CHANGES, Rounds, masked_anew, remembered_signatures
+from support.remembered import remembered_signatures
+from support.tampered_rounds import CHANGES, Rounds, masked_anew
 
 from dure_demo.sample import build
 

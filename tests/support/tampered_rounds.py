@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dure import ed25519
 from dure.audit import level2
 from dure.audit.bundle import Bundle
 from dure.audit.level1 import Result, verify
@@ -69,17 +67,6 @@ class Rounds:
 
     def path(self, part: str) -> Path:
         return self.bundle.folder / part
-
-
-@contextmanager
-def remembered_signatures() -> Iterator[None]:
-    """A verification is a pure function: what all these bundles share is verified once."""
-    real = ed25519.verifies
-    ed25519.verifies = functools.lru_cache(maxsize=1 << 16)(real)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        ed25519.verifies = real
 
 
 def masked_anew(uploads: list[bytes]) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from dataclasses import replace
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.made_runs import LAYOUT, MadeRun, MadeRuns
+from support.remembered import remembered_signatures
 
-from dure import ed25519
 from dure.audit import level2, report
 from dure.audit.bundle import Bundle
 from dure.audit.descent import NOT_HERE, OUTSIDE, RECOMPUTED, SIGNED_ONLY, Descent, row
@@ -31,12 +30,9 @@ from dure.statements.kinds import RunPlan
 
 
 @pytest.fixture(scope="module", autouse=True)
-def remembered_signatures():
-    """A verification is a pure function: what all these bundles share is verified once."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ed25519, "verifies", functools.lru_cache(maxsize=1 << 16)(ed25519.verifies))
-    yield
-    patch.undo()
+def remembered():
+    with remembered_signatures():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ The log is made up (support/synthetic_log.py), so the forger has every key there
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.remembered import remembered_signatures
 from support.synthetic_log import Signer, SyntheticLog
 
-from dure import ed25519
 from dure.audit.bundle import Bundle
 from dure.audit.level1 import CLOCK, verify
 from dure.errors import DureError
@@ -28,12 +27,9 @@ ENTRIES = 334
 
 
 @pytest.fixture(scope="module", autouse=True)
-def remembered_signatures():
-    """A verification is a pure function: the entries that a twin shares with all others are verified once."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ed25519, "verifies", functools.lru_cache(maxsize=1 << 16)(ed25519.verifies))
-    yield
-    patch.undo()
+def remembered():
+    with remembered_signatures():
+        yield
 
 
 @pytest.fixture(scope="module")
