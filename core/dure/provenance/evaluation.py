@@ -21,13 +21,14 @@ MOST_DATA = 128
 
 
 def totals_of(trailer: Sequence[int], names: Sequence[str]) -> Totals | None:
-    """What an opened trailer says; None where no members' weights come to that.
+    """What an opened trailer says; None where no members' weights come to that, or it is not as long as its names need.
 
     What a member puts into its trailer nobody sees but in the sum: a weight that is none must not become a number of examples that no
-    statement may have, nor end whatever reads the log later.
+    statement may have, nor end whatever reads the log later. Nor must a coordinator that signs another trailer than its own instance-open
+    asks for.
     """
     values = from_words(trailer)
-    likely = 0 <= values[0] <= MOST_MEMBERS and 0 < values[1] <= MOST_MEMBERS << WEIGHT_BITS
+    likely = len(values) == 3 + len(names) and 0 <= values[0] <= MOST_MEMBERS and 0 < values[1] <= MOST_MEMBERS << WEIGHT_BITS
     return decode_trailer(values, names) if likely else None
 
 

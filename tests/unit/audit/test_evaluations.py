@@ -14,7 +14,7 @@ from dure.audit.level1 import verify
 from dure.provenance.drawn_from_log import metrics_of
 from dure.provenance.evaluation import decimal, evaluation
 from dure.provenance.facts import Metric
-from dure.statements.kinds import Eval, Measured
+from dure.statements.kinds import Eval, InstanceAggregate, Measured
 from dure.statements.schema import decode, encode
 
 ENTRIES = 200
@@ -105,6 +105,32 @@ def test_what_one_member_wrote_into_a_masked_trailer_makes_no_statement_out_of_f
     log = SimpleNamespace(evaluations=dict, summed=lambda: sums, plan=SimpleNamespace(w_max=2**40))
     (metric,) = metrics_of(log, 1, bytes(32))
     assert decode(Metric, encode(metric)) == metric and metric.exchange == 2
+
+
+class Unfitting(SyntheticLog):
+    """A log whose coordinator signs trailers for evaluations that are not as long as the metrics it asked for."""
+
+    def __init__(self, trailer: tuple[int, ...]) -> None:
+        super().__init__(exchanges_per_run=8, seed=9, evaluations=True)
+        self.trailer = trailer
+
+    def told(self, fact):
+        return replace(fact, trailer=self.trailer) if isinstance(fact, InstanceAggregate) and len(fact.trailer) == 5 else fact
+
+    def _eval(self, where, opened, aggregate, commits, plan):
+        said = Eval(where.run, where.exchange, bytes(32), aggregate.payload_sha256, ("m01",), 1, (), ())
+        return self.coordinator.say(said, self.now)
+
+
+@pytest.mark.parametrize("trailer", [(3,), (3, 1 << 40), (3, 1 << 40, 0, 0), (3, 1 << 40, 0, 0, 0, 0)], ids=len)
+def test_a_trailer_that_does_not_fit_its_metrics_is_a_finding_and_ends_no_audit_and_no_release(tmp_path, trailer):
+    """The coordinator alone signs it: whom an audit is about must not be able to end the audit."""
+    result = audited(Unfitting(trailer), tmp_path / "b")
+    assert result.findings and all(found.why == "weights_id: is not what the opened sum says" for found in result.findings)
+    opened = SimpleNamespace(category="evaluate", weights_id=bytes(32), metrics=("accuracy", "loss"))
+    sums = [(SimpleNamespace(exchange=1), opened, SimpleNamespace(trailer=trailer))]
+    log = SimpleNamespace(evaluations=dict, summed=lambda: sums, plan=SimpleNamespace(w_max=100))
+    assert metrics_of(log, 1, bytes(32)) == ()
 
 
 def test_the_most_that_honest_members_come_to_is_a_statement_in_form():
