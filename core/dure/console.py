@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from dure.errors import DureError, world_error
+from dure.plain_text import plain, plain_lines
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,14 +32,6 @@ Metrics = Annotated[
 WIDE = 240
 """Characters of a line where there is no terminal."""
 
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-"""What steers a terminal or another line's reading order, and halves of characters, which cannot be written at all."""
-
-
-def plain(text: str) -> str:
-    """Text of others' files, as it may be shown: what would move the cursor, forge a line or hide itself is written as JSON writes it."""
-    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
-
 
 class PlainConsole(Console):
     """A console on which a file name from a hostile bundle is only a file name, brackets and all."""
@@ -48,7 +40,7 @@ class PlainConsole(Console):
         super().__init__(highlight=False, markup=False, emoji=False, **settings)
 
     def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str("\n".join(map(plain, text.split("\n"))), **how)
+        return super().render_str(plain_lines(text), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for part in super().render(renderable, options):

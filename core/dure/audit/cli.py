@@ -148,7 +148,7 @@ def verify_command(
     matched = match(model, traced.lineages) if model is not None and traced is not None and not traced.exit_code else None
     found = Found(result, level, traced, summed, matched)
     if html is not None:
-        write_atomic(html, page_of(found, pin).encode(errors="backslashreplace"))  # a file's name need not be text
+        write_atomic(html, page_of(found, pin).encode())
     if as_json:
         show_json(found_in_json(found))
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from dure.audit.report import DECLARED, PROVED, SIGNED, UNCHECKED, Row
+from dure.plain_text import plain_lines
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def page(found: Page) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """A page that takes nothing from outside: the title, which is escaped here, and what stands in it."""
-    return (
+    """A page that takes nothing from outside: the title, which is escaped here, and what stands in it; others' text in both is plain."""
+    return plain_lines(
         '<!doctype html>\n<html lang="ko"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"

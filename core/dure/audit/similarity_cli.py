@@ -73,7 +73,7 @@ def similarity(
         raise OtherShape(f"{model}: has no float matrix; of vectors and integers nothing can be said")
     compared = [against(mine, WeightFiles.open(path), str(path)) for path in references]
     if html is not None:
-        write_atomic(html, _page(model, references, compared).encode(errors="backslashreplace"))  # a file's name need not be text
+        write_atomic(html, _page(model, references, compared).encode())
     if as_json:
         show_json({"model": str(model), "references": [_as_json(c) for c in compared], "found": any(c.found for c in compared)})
     else:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from html import escape
 
 from rich.table import Table
 from support.commands import dure
 
 from dure import console
-from dure.console import PlainConsole, plain
+from dure.audit.html import document
+from dure.console import PlainConsole
+from dure.plain_text import plain
+from dure.provenance.documents.words import cell
 
 HOSTILE = "x\x1b[2J\x9b1A\u202ey\nall of level 1 holds \udcff"
 SHOWN = "x\\u001b[2J\\u009b1A\\u202ey\\nall of level 1 holds \\udcff"
@@ -31,6 +35,15 @@ def test_lines_tables_and_json_show_it_likewise(capsys, monkeypatch):
     assert line == SHOWN
     assert any(SHOWN.replace("\\n", " ") + "[/x] :bug:" in row for row in rows)
     assert body.isprintable() and json.loads(body) == {"name": HOSTILE}
+
+
+def test_a_model_card_and_a_page_show_it_likewise():
+    """A member's words must not turn the line around that says whose they are; nor by an entity, which Markdown reads as the character."""
+    assert cell(HOSTILE) == r"x\\u001b\[2J\\u009b1A\\u202ey all of level 1 holds \\udcff"
+    assert cell("모델 a_b | é") == r"모델 a\_b \| é"
+    assert cell("a &#x202e; ~~b~~") == "a \\&#x202e; \\~\\~b\\~\\~"
+    shown = document(HOSTILE, f"<p>{escape(HOSTILE)}</p>\n")
+    assert shown.count("x\\u001b[2J\\u009b1A\\u202ey") == 2 and shown.encode() and not {"\x1b", "\x9b", "\u202e"} & set(shown)
 
 
 def test_a_file_name_that_is_no_text_is_one_line(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dure.provenance.documents.words import NOT_DECLARED, back, energy, flop, rounded, said, table, title, when
+from dure.provenance.documents.words import NOT_DECLARED, back, cell, energy, flop, rounded, said, table, title, when
 from dure.provenance.facts import Facts
 
 CARD = "README.md"
@@ -39,9 +39,9 @@ def _lead(facts: Facts) -> str:
     dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in tensors.dtypes.items())
     return f"""{said(facts.about.summary) if facts.about.summary else "Summary: not declared."}
 
-Trained by {len(facts.members)} members of the consortium {facts.consortium} together, each on data that stayed with it. The coordinator
-added up their updates under masks and saw no single one. {tensors.parameters:,} parameters ({dtypes}), round {run.round} of {run.rounds},
-app {run.app_name} {run.app_version}.
+Trained by {len(facts.members)} members of the consortium {cell(facts.consortium)} together, each on data that stayed with it.
+The coordinator added up their updates under masks and saw no single one. {tensors.parameters:,} parameters ({dtypes}),
+round {run.round} of {run.rounds}, app {cell(run.app_name)} {cell(run.app_version)}.
 Facts as of {when(facts.log.time)}, drawn from the first {facts.log.size:,} entries of the consortium's log.
 """
 

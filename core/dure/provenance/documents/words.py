@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from dure.plain_text import plain
 from dure.provenance.facts import Compute, Facts, TrainingRun
 from dure.provenance.spent import Total, energy_in_words, flop_in_words
 
@@ -48,9 +49,8 @@ def energy(compute: Compute) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for one cell of a Markdown table; a member's words must not become markup."""
-    plain = "".join(f"\\{c}" if c in "\\`*_[]<>|" else c for c in text)
-    return " ".join(plain.split())
+    """Text for one cell of a Markdown table, or within a line: a member's words must not become markup, nor turn the line around."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|&~" else c for c in plain(" ".join(text.split())))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
