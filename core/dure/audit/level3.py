@@ -172,13 +172,20 @@ def _one(
 def check_files(opened: judged.Opened, files: Mapping[str, Path]) -> None:
     """Each file by itself; raises Refused, naming the member whose file is not what it committed to."""
     for member, path in files.items():
+        _check_size(member, path, opened)
         leaves: list[bytes] = []
         with path.open("rb", buffering=0) as file:
             part = memoryview(bytearray(opened.chunk_bytes))
             while size := read_all_at(file.fileno(), part, len(leaves) * opened.chunk_bytes):
                 leaves.append(chunk_leaf(part[:size]))
-        if path.stat().st_size != opened.length or merkle_root(leaves) != opened.commits[member].root:
+        if merkle_root(leaves) != opened.commits[member].root:
             raise Refused(member, NOT_COMMITTED)
+
+
+def _check_size(member: str, path: Path, opened: judged.Opened) -> None:
+    """Before it is read: a file of nothing but holes can be of any size."""
+    if (size := path.stat().st_size) != opened.length:
+        raise Refused(member, f"has {size} bytes, {opened.length} were committed to")
 
 
 def add_files(opened: judged.Opened, recovered: Recovered, files: Mapping[str, Path], pool: ThreadPoolExecutor, threads: int) -> None:
@@ -186,8 +193,7 @@ def add_files(opened: judged.Opened, recovered: Recovered, files: Mapping[str, P
     fds = {}
     try:
         for member, path in files.items():
-            if path.stat().st_size != opened.length:
-                raise Refused(member, f"has {path.stat().st_size} bytes, {opened.length} were committed to")
+            _check_size(member, path, opened)
             fds[member] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         leaves: dict[str, list[bytes]] = {name: [] for name in (*files, "")}
         for row in _rows(opened, recovered, fds, pool, threads * AHEAD):
