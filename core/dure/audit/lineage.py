@@ -150,7 +150,7 @@ def _first(bundle: Bundle, record: RunRecord, seed: bytes, layout: Layout, store
             weights = out.commit().id
     else:
         name = f"{_home(record)}/first.f32"
-        weights = store.put_file(bundle.existing(name))
+        weights = store.put_file(_sized(bundle, name, layout.flat_bytes))
         if record.plan.base is not None:
             _same(
                 name, weights_id(open_flat(store.path(weights), layout), layout), record.plan.base.weights_id, "is not what the plan names"
@@ -216,9 +216,17 @@ def _sum(bundle: Bundle, record: RunRecord, store: BlobStore, opened: Opened) ->
     """A sum's file, in the store once it has the root that the log names."""
     name = f"{_home(record)}/{sum_name(opened)}"
     _, chunk_bytes = shape_of(Purpose(opened.where.purpose), opened.opened.elements)
-    found = store.put_file(bundle.existing(name), chunk_bytes=chunk_bytes)
+    found = store.put_file(_sized(bundle, name, opened.sum.length), chunk_bytes=chunk_bytes)
     _same(name, found, opened.sum, "is not the sum the log names")
     return found
+
+
+def _sized(bundle: Bundle, name: str, length: int) -> Path:
+    """A part that is copied into the store next: one of nothing but holes would fill the disk, and nobody would be named."""
+    path = bundle.existing(name)
+    size = path.stat().st_size
+    _same(name, size, length, f"has {size} bytes, {length} are what the log names")
+    return path
 
 
 def _same(where: str, got: object, wanted: object, why: str) -> None:

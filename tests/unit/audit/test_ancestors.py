@@ -23,6 +23,7 @@ from dure.audit.lineage_cli import add_runs
 from dure.audit.pages import Found, found_in_json, page_of
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
+from dure.blobs import BlobStore
 from dure.charter.root import walk_all
 from dure.provenance.ancestry import Ancestry
 from dure.statements import kinds
@@ -56,6 +57,18 @@ def traced(log, folder, **how):
 
 def whys(found):
     return [f"{f.where}: {f.why}" for f in found.findings]
+
+
+@pytest.mark.parametrize("part", ["first.f32", "000001.update"])
+def test_a_part_of_another_size_than_the_log_names_is_not_copied(world, tmp_path, monkeypatch, part):
+    """A file of many terabytes can take no room in a bundle, and would take all there is where the run is recomputed."""
+    log, *_, stranger = world
+    folder = log.bundle(tmp_path / "b", stranger)
+    os.truncate(folder / "rounds" / stranger.run.hex() / part, 1 << 42)
+    copy = BlobStore.put_file
+    monkeypatch.setattr(BlobStore, "put_file", lambda s, path, **k: pytest.fail("copied") if path.name == part else copy(s, path, **k))
+    (why,) = whys(traced(log, folder)[2])
+    assert f"{part}: has 4398046511104 bytes, " in why
 
 
 def test_a_chain_of_runs_is_recomputed_back_to_the_first_and_the_table_says_so(world, tmp_path):

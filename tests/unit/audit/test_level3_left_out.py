@@ -38,7 +38,7 @@ def test_sums_without_uploads_are_named_and_missing_where_the_plan_keeps_them(tm
 
 
 def test_an_upload_of_another_size_than_was_committed_to_is_not_read(tmp_path, monkeypatch):
-    """A bundle can hold a file of a million terabytes that takes no room on the disk, and an audit would read it to its end."""
+    """A file of many terabytes can take no room in a bundle, and an audit would read it to its end."""
     upload = tmp_path / "m1.upload"
     upload.touch()
     os.truncate(upload, 1 << 42)
