@@ -19,6 +19,7 @@ import errno
 import fcntl
 import functools
 import hmac
+import io
 import json
 import os
 import secrets
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import dure
 from dure.blobs import sync_dir, writing
@@ -40,6 +41,8 @@ from dure.statements.dsse import canonical_json
 JOURNAL, LOCK, RUNS = "journal", "lock", "runs"
 _FORM = 2
 KEY_BYTES = 32
+MAX_LINE_BYTES = 1 << 16
+"""Of the journal: several times what a base record and its digests take."""
 
 
 class Question(NamedTuple):
@@ -133,19 +136,19 @@ class Kept:
 
     def _read(self) -> None:
         """Lines up to the first that is torn or changed; the rest is cut off. Where no line is this user's, nothing in the folder is."""
-        path, good = self.folder / JOURNAL, 0
-        raw = _plain(path)
-        for line in raw.splitlines(keepends=True):
-            try:
-                read = json.loads(line)
-                question, said = Question(read["key"], read["files"]), read["said"]
-                whole, tag = self._line(question, said)
-            except (ValueError, KeyError, TypeError, RecursionError, DureError):  # of anything that somebody put there
-                break
-            if not hmac.compare_digest(whole, line):
-                break
-            self._last, self._answers[question.key], good = tag, (question.files, said), good + len(line)
-        if good < len(raw):
+        path, good, line = self.folder / JOURNAL, 0, b""
+        with _plain(path) as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                try:
+                    read = json.loads(line)
+                    question, said = Question(read["key"], read["files"]), read["said"]
+                    whole, tag = self._line(question, said)
+                except (ValueError, KeyError, TypeError, RecursionError, DureError):  # of anything that somebody put there
+                    break
+                if not hmac.compare_digest(whole, line):
+                    break
+                self._last, self._answers[question.key], good = tag, (question.files, said), good + len(line)
+        if line:
             self.tell(
                 f"{path}: the end of it is torn or was changed, or not by this user, and is not believed; what it was about is done again"
             )
@@ -203,14 +206,16 @@ def own_key() -> bytes:
     return key
 
 
-def _plain(path: Path) -> bytes:
-    """What is in a plain file; nothing where there is none, but a link, a pipe or a folder, say."""
+def _plain(path: Path) -> BinaryIO:
+    """A plain file, open; an empty one where there is none, but a link, a pipe or a folder, say."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return b""
-    with open(handle, "rb") as file:
-        return file.read() if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+        return io.BytesIO()
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")
+    os.close(handle)
+    return io.BytesIO()
 
 
 def _open_to_others(folder: Path) -> Path | None:

@@ -223,6 +223,23 @@ def test_whatever_stands_in_a_journal_an_audit_begins(tmp_path, line):
     kept.close(finished=True)
 
 
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_journal_larger_than_memory_is_not_read_whole(tmp_path, lines):
+    """A file of nothing but holes takes no room in what was packed."""
+    for _ in range(lines):
+        Kept.open(tmp_path / "kept", SECRET).write(Question("k", "f"), {"bytes": 1})
+        (tmp_path / "kept" / LOCK).unlink()  # as if it had been killed
+    (tmp_path / "kept").mkdir(mode=0o700, exist_ok=True)
+    (tmp_path / "kept" / JOURNAL).touch()
+    os.truncate(tmp_path / "kept" / JOURNAL, 1 << 42)
+    told = []
+    kept = Kept.open(tmp_path / "kept", SECRET, told.append)
+    assert (kept.answer(Question("k", "f")) is not None) == bool(lines) and len(told) == 1
+    kept.write(Question("l", "f"), {"bytes": 2})
+    kept.close(finished=False)
+    assert (tmp_path / "kept" / JOURNAL).read_bytes().count(b"\n") == lines + 1
+
+
 @pytest.mark.parametrize("what", [JOURNAL, RUNS, "pipe", "hard"])
 def test_links_and_pipes_in_a_folder_that_was_packed_with_the_bundle_lead_nowhere(tmp_path, what):
     """The end of a journal that is not believed is cut off, and what is in `runs` removed: neither may be a file of the auditor's."""
