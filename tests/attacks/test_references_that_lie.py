@@ -131,6 +131,22 @@ async def test_a_commit_that_does_not_follow_its_signers_statement_before_ends_n
         assert not submitted
 
 
+async def test_a_statement_that_goes_on_from_the_evidence_against_its_signer_becomes_no_entry(tmp_path):
+    """Of two of one number one is the entry; an entry that followed the other would end every audit of the log there."""
+    async with serving(tmp_path) as port, hands(port, "ara", "bora") as (hand, _):
+        await port.start_run()
+        await port.coordinator.enter_charter()
+        ara = Speaker(hand)
+        await ara.say(environment("ara"))
+        other, forked = seal(environment("ara"), hand.identity.key, Chain(), time.time() + 1)
+        answer = await ara.log.Append(pb.AppendRequest(envelopes=[other.to_bytes()]))
+        assert answer.accepted == 0 and "two histories" in answer.reason
+        ara.chain, right = forked, ara.chain
+        assert (await ara.refused(environment("ara"))).startswith("prev: ")
+        ara.chain = right
+        await ara.say(environment("ara"))
+
+
 async def test_a_node_that_names_an_older_head_than_before_or_none_is_refused_its_statement(tmp_path, monkeypatch):
     async with serving(tmp_path) as port, hands(port, "ara", "bora") as (hand, _):
         await port.start_run()

@@ -69,12 +69,21 @@ async def check_chained(store: Store, raw: bytes) -> None:
         raise Refused("seq", f"another statement {place.seq} of this key is there already: two histories of one node")
     if place.seq > following:
         raise Unavailable(f"statement {following} of this key is missing before statement {place.seq}; send it first")
-    before = [Envelope.from_bytes(one) for one in await store.statement(party, place.seq - 1)] if place.seq else []
-    if place.prev not in ([one.sha256 for one in before] or [None]):
+    before = await _entry_before(store, party, place.seq)
+    if place.prev != (before.sha256 if before else None):
         raise Refused("prev", f"does not name this key's statement {place.seq - 1}")
-    heads = [seen.size for one in before if one.sha256 == place.prev and (seen := read_place(one.payload).seen)]
-    if heads and (place.seen is None or place.seen.size < heads[0]):
-        raise Refused("checkpoint", f"must not be older than the head of {heads[0]} entries that this key's statement before names")
+    head = read_place(before.payload).seen if before else None
+    if head is not None and (place.seen is None or place.seen.size < head.size):
+        raise Refused("checkpoint", f"must not be older than the head of {head.size} entries that this key's statement before names")
+
+
+async def _entry_before(store: Store, party: str, seq: int) -> Envelope | None:
+    """Of two statements of one number the second is kept as evidence: whoever goes on from that one has no chain in the log."""
+    for raw in await store.statement(party, seq - 1) if seq else ():
+        envelope = Envelope.from_bytes(raw)
+        if await store.log_index(envelope.sha256) is not None:
+            return envelope
+    return None
 
 
 async def _check_usage(store: Store, said: Usage) -> None:
