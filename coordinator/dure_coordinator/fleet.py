@@ -44,6 +44,7 @@ from dure_coordinator.log.heads import NamedHeads
 from dure_coordinator.log.referred import check_chained, check_references
 from dure_coordinator.spool import Spool, Spools, SpoolsFull
 from dure_coordinator.storage.store import NOTHING, NodeRow, RunRow, StatementRow, Store, StoreUnusable, With, upload_row
+from dure_coordinator.turns import Turns
 
 log = structlog.get_logger()
 
@@ -113,6 +114,8 @@ class Fleet:
     """Follow streams of an earlier era end: whoever may still come greets again, and hears of the newest charter."""
     gate: Gate = field(default_factory=Gate)
     """Passed by whoever takes in what a member signed; closed while it changes whose keys count."""
+    turns: Turns = field(default_factory=Turns)
+    """Taken by whoever judges a statement by those its signer made before, until it is kept."""
     trouble: str = ""
     """Why uploads cannot be taken at the moment, for the operator; "" once one was taken again."""
     _made: dict[tuple[bytes, str], tuple[RunState, Directive]] = field(default_factory=dict)
@@ -469,9 +472,13 @@ class Fleet:
             if await self.store.upload(upload) is None:
                 await self.store.begin_upload(upload_row(engine.run, slot))
         self.trouble = ""
-        await check_chained(self.store, commit)
         also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
-        reply = await self._submit(engine, Uploaded(member, slot.instance, commit), lambda _decision: also)
+
+        async def count() -> ReportReply:
+            await check_chained(self.store, commit)
+            return await self._submit(engine, Uploaded(member, slot.instance, commit), lambda _decision: also)
+
+        reply = await self.turns.alone(member, count)
         reach(Point.COMMIT_DURABLE)
         return reply
 

@@ -3,6 +3,8 @@ consortium would fail by it."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -145,6 +147,38 @@ async def test_a_statement_that_goes_on_from_the_evidence_against_its_signer_bec
         assert (await ara.refused(environment("ara"))).startswith("prev: ")
         ara.chain = right
         await ara.say(environment("ara"))
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["waiting", "gone"])
+async def test_of_two_statements_of_one_number_sent_at_one_moment_only_the_first_counts(tmp_path, monkeypatch, gone):
+    """Without `Turns` both follow the one before when they are judged, and the commit counts in its run and is no entry. So it is with a
+    caller that goes away meanwhile, too."""
+    async with serving(tmp_path) as port, hands(port, "ara", "bora") as (hand, _):
+        engine = await port.start_run()
+        await port.coordinator.enter_charter()
+        fleet, ara, begun = port.coordinator.fleet, Speaker(hand), asyncio.Event()
+        await ara.say(environment("ara"))
+        where = InstanceId(engine.state.facts.consortium, engine.run, 1, Purpose.SCALARS).tlv()
+        monkeypatch.setattr(fleet, "_slot", lambda _member, _upload: (engine, SimpleNamespace(instance=where, length=1, chunk_bytes=1)))
+        monkeypatch.setattr(fleet.spools, "open", lambda *_args, **_named: SimpleNamespace(finish=lambda _root: None))
+
+        async def submit(_engine, _event, also) -> None:
+            begun.set()
+            await asyncio.sleep(0.3)
+            await fleet.store.write(engine.run, With(statements=also(None).statements))
+
+        monkeypatch.setattr(fleet, "_submit", submit)
+        commit, _ = seal(InstanceCommit(where, bytes(32), "ara", bytes(32), 1, (1,), 1, None), hand.identity.key, ara.chain, time.time())
+        uploading = asyncio.create_task(fleet.commit_upload("ara", bytes(32), commit.to_bytes()))
+        await begun.wait()
+        if gone:
+            uploading.cancel()
+        other, _ = seal(environment("ara"), hand.identity.key, ara.chain, time.time())
+        answer = await ara.log.Append(pb.AppendRequest(envelopes=[other.to_bytes()]))
+        assert answer.accepted == 0 and "two histories" in answer.reason
+        with contextlib.suppress(asyncio.CancelledError):
+            await uploading
+        assert await fleet.store.log_index(commit.sha256) is not None
 
 
 async def test_a_node_that_names_an_older_head_than_before_or_none_is_refused_its_statement(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ class Intake:
             member_key = self.fleet.roster().members[caller.member].signing_key
             signed = open_any(raw, [session.node_key, member_key])
             self._check_author(caller.member, signed, member_key)
-            return await self._append(signed, raw)
+            return await self.fleet.turns.alone(caller.member, lambda: self._append(signed, raw))
 
     async def enter(self, member: str, raw: bytes) -> str:
         """Makes what a member signed with its own key an entry, whoever brings it: delegations, revocations, data commitments. As `append`.
@@ -56,7 +56,7 @@ class Intake:
                 raise NotAuthorised(f"{member} is no member of charter version {self.fleet.roster().version}")
             signed = open_any(raw, [found.signing_key])
             self._check_author(member, signed, found.signing_key)
-            why_not = await self._append(signed, raw)
+            why_not = await self.fleet.turns.alone(member, lambda: self._append(signed, raw))
             if not why_not and isinstance(signed.fact, NodeRevocation) and self.fleet.on_revoked is not None:
                 await self.fleet.on_revoked(signed.fact)
             return why_not
