@@ -353,8 +353,18 @@ class Fleet:
             return ReportReply(False, "run", "no run of this member; it may belong to another coordinator")
         try:
             bodies = envelopes_in(report)
+        except Refused as refused:
+            return ReportReply(False, refused.field, refused.why)
+        if not bodies:
+            return await self._decide(engine, caller.member, report, ())
+        return await self.turns.alone(caller.member, lambda: self._decide(engine, caller.member, report, bodies))
+
+    async def _decide(self, engine: RunEngine, member: str, report: Report, bodies: tuple[bytes, ...]) -> ReportReply:
+        """`bodies`: the statements it brings."""
+        try:
             await self.heads.check(*bodies)
             await check_references(self.store, *bodies)
+            await check_chained(self.store, *bodies)
         except Refused as refused:
             return ReportReply(False, refused.field, refused.why)
 
@@ -364,11 +374,11 @@ class Fleet:
             pin = read_verified(report.body, Dispute).instance if report.kind is ReportKind.DISPUTE else None
             return With(statements=tuple(StatementRow.of(body, engine.run) for body in bodies), pin=pin)
 
-        reply = await self._submit(engine, Reported(caller.member, report), also)
+        reply = await self._submit(engine, Reported(member, report), also)
         if report.kind in POINTS:
             reach(POINTS[report.kind])
         if not reply.accepted:
-            log.info("report.refused", run=engine.run.hex()[:12], member=caller.member, kind=report.kind.value, reason=reply.reason)
+            log.info("report.refused", run=engine.run.hex()[:12], member=member, kind=report.kind.value, reason=reply.reason)
         return reply
 
     async def _submit(self, engine: RunEngine, event: Reported | Uploaded, also: Callable[[Decided], With]) -> ReportReply:

@@ -133,6 +133,33 @@ async def test_a_commit_that_does_not_follow_its_signers_statement_before_ends_n
         assert not submitted
 
 
+async def test_a_report_whose_statements_do_not_follow_their_signers_before_brings_none(tmp_path):
+    """One that can never be an entry was kept all the same, and the run went on with it; an acceptance's two may follow each other."""
+    async with serving(tmp_path) as port, hands(port, "ara", "bora") as (hand, _):
+        engine = await port.start_run()
+        await port.coordinator.enter_charter()
+        fleet, store, ara = port.coordinator.fleet, port.coordinator.store, Speaker(hand)
+        await ara.say(environment("ara"))
+        spent = Usage(engine.run, 1, "ara", 1, 1, 1, 1, 1, "cpu", environment_sha256=None)
+        word = ExchangeAccept(engine.run, 1, "ara", (bytes(32),), (), None)
+
+        async def answer(first: Chain, second: Chain | None = None) -> str:
+            usage, after = seal(spent, hand.identity.key, first, time.time())
+            accept, _ = seal(word, hand.identity.key, second or after, time.time())
+            body = tlv.encode(accept.to_bytes(), usage.to_bytes())
+            return (await fleet.report(fleet.sessions["ara"].caller, Report(engine.run, ReportKind.ACCEPT, 1, body=body))).field
+
+        assert await answer(Chain()) == "seq"
+        assert await answer(ara.chain, ara.chain) == "seq"
+        assert await answer(replace(ara.chain, prev=bytes(32))) == "prev"
+        assert await answer(ara.chain, Chain(2, bytes(32))) == "prev"
+        for ahead in (replace(ara.chain, seq=2), ara.chain):
+            with pytest.raises(Unavailable, match="send it first"):
+                await answer(ahead, Chain(3, bytes(32)))
+        assert await answer(ara.chain) == "exchange"  # in a row; there is no such exchange
+        assert not await store.statements(kind=ExchangeAccept.kind)
+
+
 async def test_a_statement_that_goes_on_from_the_evidence_against_its_signer_becomes_no_entry(tmp_path):
     """Of two of one number one is the entry; an entry that followed the other would end every audit of the log there."""
     async with serving(tmp_path) as port, hands(port, "ara", "bora") as (hand, _):

@@ -13,7 +13,7 @@ from dure.secagg.ids import InstanceId
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope
 from dure.statements.kinds import EnvCommitment, InstanceCommit, InstanceOpen, Usage
-from dure.statements.statement import read_place, read_verified
+from dure.statements.statement import Place, read_place, read_verified
 from dure_coordinator.storage.store import Store
 
 S = TypeVar("S", Usage, EnvCommitment)
@@ -53,23 +53,37 @@ async def check_opened(store: Store, said: InstanceCommit) -> None:
         raise Refused("ctx", f"is of another opening of {where.key} than the log's")
 
 
-async def check_chained(store: Store, raw: bytes) -> None:
-    """That this statement follows its signer's one before, which is an entry: a survivor set would name a commit that never becomes one.
+async def check_chained(store: Store, *envelopes: bytes) -> None:
+    """That each of these statements, which one message brings, follows its signer's one before: an entry, or another of them. Otherwise it
+    would never become one, and a survivor set could name it.
+
+    Holds when they are written only where nothing of the same member is written meanwhile (turns.py).
 
     Raises:
         Refused: it names another predecessor, an older head than that one did, or has a number that is taken.
         Unavailable: the one before is not here; it comes first.
     """
-    envelope = Envelope.from_bytes(raw)
-    (party, _), place = envelope.signatures[0], read_place(envelope.payload)
+    brought: dict[tuple[str, int], Envelope] = {}
+    read = [(envelope, read_place(envelope.payload)) for envelope in map(Envelope.from_bytes, envelopes)]
+    for envelope, place in sorted(read, key=lambda one: one[1].seq):
+        party = envelope.signatures[0][0]
+        if (party, place.seq) in brought:
+            raise Refused("seq", f"two statements {place.seq} of this key: two histories of one node")
+        await _check_follows(store, envelope, place, brought.get((party, place.seq - 1)))
+        brought[party, place.seq] = envelope
+
+
+async def _check_follows(store: Store, envelope: Envelope, place: Place, before: Envelope | None) -> None:
+    """`before`: the one before, where it comes with this one."""
+    (party, _), raw = envelope.signatures[0], envelope.to_bytes()
     there, following = await store.statement(party, place.seq), await store.log_next_seq(party)
     if raw in there and place.seq < following:
         return
-    if there:
+    if [one for one in there if one != raw]:
         raise Refused("seq", f"another statement {place.seq} of this key is there already: two histories of one node")
-    if place.seq > following:
+    if place.seq > following and before is None:
         raise Unavailable(f"statement {following} of this key is missing before statement {place.seq}; send it first")
-    before = await _entry_before(store, party, place.seq)
+    before = before or await _entry_before(store, party, place.seq)
     if place.prev != (before.sha256 if before else None):
         raise Refused("prev", f"does not name this key's statement {place.seq - 1}")
     head = read_place(before.payload).seen if before else None

@@ -52,8 +52,14 @@ class Courier:
             await asyncio.to_thread(self._mark, carried)
 
     def _before(self, carried: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        """Up to those that the message brings one after another: one of them that others stand behind must not keep these back."""
         waiting = self._store.undelivered(BATCH)
-        return list(takewhile(lambda one: one[1] not in carried, waiting))
+        last = max((at for at, one in enumerate(waiting) if one[1] in carried), default=None)
+        if last is None:
+            return waiting
+        while last and waiting[last - 1][1] in carried:
+            last -= 1
+        return waiting[:last]
 
     def _mark(self, carried: Sequence[bytes]) -> None:
         theirs = list(takewhile(lambda one: one[1] in carried, self._store.undelivered(BATCH)))

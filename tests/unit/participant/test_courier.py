@@ -62,6 +62,14 @@ async def test_what_a_message_brings_itself_is_not_brought_before_but_what_was_s
     assert store.undelivered(9) == []
 
 
+async def test_what_stands_between_two_statements_of_one_message_is_brought_before_and_the_first_with_it(store, line, courier):
+    """A usage statement signed for a commit that was never sent, and the acceptance much later: the log would not take that one before."""
+    sign(store, b"usage", b"commit")
+    sign(store, b"accept")
+    await courier.flush((b"accept", b"usage"))
+    assert line.appended == [b"delegation", b"usage", b"commit"]
+
+
 async def test_what_a_refused_message_brought_goes_into_the_log_all_the_same(store, line, courier):
     sign(store, b"commit")
     await courier.flush((b"commit",))
