@@ -15,10 +15,11 @@ from attacks.ports import hands, serving
 from support.synthetic_log import environment
 
 from dure.errors import Refused, Unavailable
+from dure.identity.keys import public_bytes
 from dure.secagg import tlv
 from dure.secagg.certificate import context
 from dure.secagg.ids import InstanceId, Purpose
-from dure.statements.dsse import Envelope
+from dure.statements.dsse import Envelope, key_id
 from dure.statements.kinds import CohortMember, EnvCommitment, ExchangeAccept, InstanceCommit, InstanceOpen, NodeDelegation, Usage
 from dure.statements.statement import Chain, SeenHead, seal
 from dure.wire.messages import Report, ReportKind
@@ -174,6 +175,23 @@ async def test_a_statement_that_goes_on_from_the_evidence_against_its_signer_bec
         assert (await ara.refused(environment("ara"))).startswith("prev: ")
         ara.chain = right
         await ara.say(environment("ara"))
+
+
+async def test_a_statement_under_two_signatures_becomes_no_entry_in_another_partys_chain(tmp_path):
+    """The first key id is where it would be kept: the coordinator's own next number, or another member's, would be taken by it."""
+    async with serving(tmp_path) as port, hands(port, "ara", "bora") as found:
+        await port.start_run()
+        await port.coordinator.enter_charter()
+        ara, bora = (Speaker(hand) for hand in found)
+        store, coordinators = port.coordinator.store, key_id(public_bytes(port.founded.hub.signing_key))
+        others = {coordinators: await store.chain_of(coordinators), key_id(public_bytes(bora.hand.identity.key)): Chain()}
+        for other, chain in others.items():
+            own, _ = seal(environment("ara"), ara.hand.identity.key, chain, time.time())
+            forged = Envelope(own.payload, ((other, bytes(64)), *own.signatures), own.payload_type)
+            with pytest.raises(grpc.aio.AioRpcError, match="signatures"):
+                await ara.log.Append(pb.AppendRequest(envelopes=[forged.to_bytes()]))
+            assert not await store.statement(other, chain.seq)
+        await bora.say(environment("bora"))
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["waiting", "gone"])

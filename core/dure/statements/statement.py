@@ -106,7 +106,7 @@ def open_statement(raw: bytes | Envelope, kind: type[S], keys: Iterable[bytes], 
     """Check an envelope's signature and read the fact in it.
 
     Args:
-        keys: 32-byte Ed25519 keys of which one must have signed.
+        keys: 32-byte Ed25519 keys of which one must have signed, and nobody else.
 
     Raises:
         Refused: out of form (names the field), of another kind, or signed by none of the keys.
@@ -114,6 +114,9 @@ def open_statement(raw: bytes | Envelope, kind: type[S], keys: Iterable[bytes], 
     envelope = raw if isinstance(raw, Envelope) else Envelope.from_bytes(raw, max_bytes=max_bytes)
     if envelope.payload_type != IN_TOTO:
         raise Refused("payloadType", f"must be {IN_TOTO}")
+    # Its key id says whose chain it is kept in: one beside a valid signature, which nobody checks, could be another party's.
+    if len(envelope.signatures) != 1:
+        raise Refused("signatures", f"a statement has exactly one, this has {len(envelope.signatures)}")
     signers = envelope.signed_by(keys)
     if not signers:
         raise Refused("signatures", "not signed by a key that may sign this")
