@@ -190,6 +190,7 @@ def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, 
     e_b, raw, _ = opened_exponents(store, scales, base.e_b, record.plan.e_cap)
     if reference is None or (reference.instance, reference.e_b_sha256) != (step.scales.said.instance, sha256(raw).digest()):
         raise LineageBroken(where, "its update used other scales than the sum of scales gives")
+    totals = from_words(step.update.said.trailer)
     try:
         made = next_base(
             store,
@@ -199,7 +200,7 @@ def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, 
             e_b=e_b,
             bump=0 if step.scales.where.exchange == step.update.where.exchange else 2,
             cohort_size=len(step.update.opened.cohort),
-            weight_sum=from_words(step.update.said.trailer)[1],
+            weight_sum=totals[1] if len(totals) > 1 else 0,  # as a node has it, which then refuses the sum
             outer_step=record.plan.outer_step.config,
             exchange=step.exchange,
             averaged=record.plan.outer_step.averaged,

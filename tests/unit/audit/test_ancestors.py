@@ -59,6 +59,21 @@ def whys(found):
     return [f"{f.where}: {f.why}" for f in found.findings]
 
 
+class Trailerless(MadeRuns):
+    """A log whose coordinator signs trailers without weights, which no level 1 misses."""
+
+    def told(self, fact):
+        said = super().told(fact)
+        return replace(said, trailer=said.trailer[:1]) if isinstance(said, kinds.InstanceAggregate) else said
+
+
+def test_a_sum_whose_trailer_says_no_weight_is_named_and_ends_no_audit(tmp_path):
+    log = Trailerless(tmp_path / "blobs")
+    made = log.begin()
+    (why,) = whys(traced(log, log.bundle(tmp_path / "b", made))[2])
+    assert why == f"run {made.run.hex()[:12]}: exchange 1: its sum cannot be applied: sum: needs a positive weight and one e_b per block"
+
+
 @pytest.mark.parametrize("part", ["first.f32", "000001.update"])
 def test_a_part_of_another_size_than_the_log_names_is_not_copied(world, tmp_path, monkeypatch, part):
     """A file of many terabytes can take no room in a bundle, and would take all there is where the run is recomputed."""
