@@ -114,12 +114,12 @@ def open_statement(raw: bytes | Envelope, kind: type[S], keys: Iterable[bytes], 
     envelope = raw if isinstance(raw, Envelope) else Envelope.from_bytes(raw, max_bytes=max_bytes)
     if envelope.payload_type != IN_TOTO:
         raise Refused("payloadType", f"must be {IN_TOTO}")
-    # Its key id says whose chain it is kept in: one beside a valid signature, which nobody checks, could be another party's.
-    if len(envelope.signatures) != 1:
-        raise Refused("signatures", f"a statement has exactly one, this has {len(envelope.signatures)}")
     signers = envelope.signed_by(keys)
     if not signers:
         raise Refused("signatures", "not signed by a key that may sign this")
+    # Its key id says whose chain it is kept in: one beside a valid signature, which nobody checks, could be another party's.
+    if len(envelope.signatures) != 1:
+        raise Refused("signatures", f"a statement has exactly one, this has {len(envelope.signatures)}")
     fact, place = read_payload(envelope.payload, kind)
     return Signed(fact, envelope, next(iter(signers)), *place)
 
