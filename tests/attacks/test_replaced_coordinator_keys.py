@@ -23,10 +23,11 @@ from dure.charter import root
 from dure.charter.consortium import ConsortiumFile
 from dure.charter.draft import proposed
 from dure.charter.log_keys import log_key, log_keys, witness_name
-from dure.errors import DureError, NotAuthorised, Refused
+from dure.errors import DureError, NotAuthorised, Refused, Unavailable
 from dure.identity.keys import public_bytes
 from dure.identity.node import NodeIdentity
 from dure.statements.dsse import Envelope, key_id
+from dure.statements.kinds import CharterVersion
 from dure.statements.statement import seal
 from dure.tlog.checkpoint import Checkpoint
 from dure.tlog.files import CHECKPOINT, LogFiles
@@ -37,7 +38,7 @@ from dure_coordinator.app import Coordinator
 from dure_coordinator.log.restore import restore
 from dure_coordinator.rpc.server import Door, Limits, members_port
 from dure_coordinator.settings import CoordinatorSettings
-from dure_coordinator.storage.store import StatementRow, With
+from dure_coordinator.storage.store import StatementRow, StoreUnusable, With
 from dure_participant.log import mirror as mirrors
 from dure_participant.log.mirror import EVIDENCE, carried
 from dure_participant.settings import NodeSettings
@@ -107,6 +108,9 @@ class World:
     async def replace(self) -> None:
         """New keys, proposed, signed by the members, published and obeyed; every node greets anew, as it does when its stream ends."""
         sign_and_publish(self.port.founded)
+        await self.obey()
+
+    async def obey(self) -> None:
         await standing.obey(self.coordinator)
         for site in self.sites:
             site.greet()
@@ -215,6 +219,31 @@ async def test_a_version_is_entered_under_no_other_key_than_its_own(tmp_path, mo
         assert all("charter version 2 is entered under another key" in site.evidence[0] for site in world.sites)
         with pytest.raises(Refused, match=r"entry 2: .*is entered under another key"):
             list(verified(await world.entries(), world.coordinator.charters.all))
+
+
+async def test_nothing_is_signed_under_the_old_keys_once_the_version_may_be_an_entry(tmp_path, monkeypatch):
+    """The entry was kept and the database broke off before anybody heard of it: a statement or a head by the old keys after it would be
+    named by every witness, and condemn the log."""
+    async with playing(tmp_path) as world:
+        sign_and_publish(world.port.founded)
+        charters = world.coordinator.charters
+
+        async def broken(_entered: object) -> None:
+            raise StoreUnusable("database: gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(charters, "_find", broken)
+            with pytest.raises(StoreUnusable):
+                await standing.obey(world.coordinator)
+        assert len(await world.coordinator.store.statements(kind=CharterVersion.kind)) == 2
+        with pytest.raises(Unavailable, match="becoming an entry"):
+            await world.say("second")
+        with pytest.raises(Unavailable, match="becoming an entry"):
+            await world.coordinator.publisher.publish()
+        await world.obey()
+        await world.say("second")
+        assert await world.coordinator.publisher.publish()
+        assert all(site.evidence == [] for site in world.sites)
 
 
 async def test_an_administrator_alone_replaces_nothing(tmp_path):

@@ -13,7 +13,7 @@ from dure.charter.coordinator import CoordinatorFolder
 from dure.charter.log_keys import in_force
 from dure.charter.model import Charter
 from dure.charter.succession import signing_keys
-from dure.errors import BadInput, NotAuthorised
+from dure.errors import BadInput, NotAuthorised, Unavailable
 from dure.identity.keys import public_bytes
 from dure.statements.dsse import key_id
 from dure.statements.kinds import CharterVersion
@@ -31,6 +31,8 @@ class Charters:
         self._held: dict[bytes, Ed25519PrivateKey] = {}
         self.positions: list[int] = []
         """Index of each version's entry, 1 first, as far as they are entries."""
+        self._entering = False
+        """A version may be an entry that `positions` does not have yet: under the keys before it nothing may be signed."""
 
     @staticmethod
     async def open(store: Store, folder: CoordinatorFolder) -> Charters:
@@ -59,16 +61,26 @@ class Charters:
         return frozenset(m.id for charter in self.all for m in charter.members) - {m.id for m in self.newest.members}
 
     def at(self, size: int) -> Charter:
-        """The version by which a head of so many entries is judged."""
+        """The version by which a head of so many entries is judged. Raises Unavailable while another is becoming an entry."""
+        self._check_settled()
         return in_force(self.all, self.positions, size)
 
     @property
     def signing_key(self) -> Ed25519PrivateKey:
-        """Of the newest version that is an entry: under it this coordinator signs. Read under the chain's lock."""
+        """Of the newest version that is an entry: under it this coordinator signs. Read under the chain's lock.
+
+        Raises:
+            Unavailable: whether another became an entry is not known, since the database broke off; it is tried again within seconds.
+        """
+        self._check_settled()
         named = self.all[max(len(self.positions), 1) - 1].terms.coordinator
         if named.signing_key not in self._held:
             self._held[named.signing_key] = self._folder.signing_key_of(named)
         return self._held[named.signing_key]
+
+    def _check_settled(self) -> None:
+        if self._entering:
+            raise Unavailable("a charter version is becoming an entry; nothing is signed until it is one")
 
     def log_key(self, named: NoteKey) -> Ed25519PrivateKey:
         """The private half of the log key of a version."""
@@ -125,8 +137,10 @@ class Charters:
         entered = await _entered(self._store)
         for version in range(1, len(self.roots) + 1):
             if version not in entered:
+                self._entering = True  # a head over it, or a statement after it, is signed under its keys
                 await self._seal(version, seen, time.time())
         await self._find(await _entered(self._store))
+        self._entering = False
 
     async def _seal(self, version: int, seen: SeenHead | None, now: float) -> None:
         raw, key = self.roots[version - 1], self._folder.signing_key_of(self.all[version - 1].terms.coordinator)
