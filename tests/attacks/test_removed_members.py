@@ -13,11 +13,11 @@ from attacks.ports import Founded, Port, found, hands, sends, serving
 
 from dure.charter import root
 from dure.charter.consortium import ConsortiumFile
-from dure.errors import BadInput, DureError, NotAuthorised, Unavailable
+from dure.errors import BadInput, DureError, NotAuthorised, Refused, Unavailable
 from dure.identity.node import load_node
 from dure.provenance.attestation import statement_of
 from dure.statements.dsse import IN_TOTO, pae
-from dure.statements.kinds import CharterVersion, Release, ReleasePublished
+from dure.statements.kinds import Allocation, AllocationPublished, CharterVersion, Portion, Release, ReleasePublished
 from dure.statements.statement import read_verified
 from dure.tlog.merkle import EMPTY_ROOT
 from dure.wire.control import decode_hello_reply, encode_hello
@@ -117,6 +117,20 @@ async def test_a_removed_member_signs_no_release_that_was_made_before_and_the_ot
         with pytest.raises(Unavailable, match="the release is entered and not cosigned yet"):
             await published_by("ara", "bora", "chan")
         assert len(await port.coordinator.store.statements(kind=ReleasePublished.kind)) == 1
+
+
+async def test_an_allocation_for_somebody_who_never_was_a_member_becomes_no_entry(tmp_path):
+    """Enough members can sign one; as an entry, level 1 of every audit of this log would find it wrong for good."""
+    async with serving(tmp_path, names=NAMES) as port:
+        await port.coordinator.start()
+        engine, charter = await port.start_run(), port.coordinator.charter
+        about = (charter.terms.consortium_id, 1, charter.digest, "", (engine.run,), 0, 1, 0, EMPTY_ROOT, bytes(32), "agreed", 1)
+        statement = statement_of(Allocation("a-2026", *about, (Portion("ara", 1), Portion("stranger", 0))))
+        keys = {m: port.founded.members[m].governance_key for m in NAMES}
+        lines = [{"member": m, "signature": key.sign(pae(IN_TOTO, statement)).hex()} for m, key in keys.items()]
+        with pytest.raises(Refused, match="portions: name somebody who never was a member: stranger"):
+            await attested.publish(port.coordinator, AllocationPublished, {"entry": {"statement": statement.decode(), "signatures": lines}})
+        assert await port.coordinator.store.statements(kind=AllocationPublished.kind) == []
 
 
 @pytest.mark.parametrize("broken", ["enter_charter", "roster_changed"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dure.charter.model import Charter
 from dure.errors import BadInput, Unavailable
 from dure.identity.keys import public_bytes
-from dure.provenance.allocation import check_portions
+from dure.provenance.allocation import check_members, check_portions
 from dure.provenance.attestation import check_published
 from dure.statements import schema
 from dure.statements.dsse import Envelope, key_id
@@ -38,9 +38,11 @@ async def publish(
         Unavailable: it is an entry, and too few witnesses are there to cosign it.
     """
     entry, what = schema.decode(kind, arguments.get("entry"), "entry"), kind.states.kind
-    said = check_published(entry, await _in_force(coordinator))
+    charters = await _in_force(coordinator)
+    said = check_published(entry, charters)
     if isinstance(said, Allocation):
         check_portions(said)
+        check_members(said, charters)  # an entry that level 1 finds wrong stays wrong in every audit to come
     for run in said.runs if isinstance(said, Allocation) else (said.run,):
         if await coordinator.fleet.engine(run) is None:
             raise BadInput(f"run {run.hex()[:12]} is no run of this coordinator; publish the {what} at the one that ran it")

@@ -10,7 +10,7 @@ from dure.audit.reading import verified
 from dure.charter.model import Charter
 from dure.errors import BadInput, Refused, Unavailable
 from dure.identity.files import read
-from dure.provenance.allocation import check_portions, differs
+from dure.provenance.allocation import check_members, check_portions, differs
 from dure.provenance.attestation import check_published, read_statement
 from dure.provenance.contributions import Row, contributions
 from dure.statements.kinds import Allocation, AllocationPublished, CharterVersion
@@ -87,7 +87,8 @@ def table_at(tree: TiledTree, versions: Sequence[Charter], said: Allocation) -> 
 
 
 def must_match(tree: TiledTree, versions: Sequence[Charter], said: Allocation) -> tuple[Row, ...]:
-    """As `table_at`; Refused, too, where the allocation does not follow from the table."""
+    """As `table_at`; Refused, too, where the allocation does not follow from the table, or names somebody who never was a member."""
+    check_members(said, versions)
     rows = table_at(tree, versions, said)
     if wrong := differs(said, rows):
         raise Refused(f"allocation {said.name}", wrong)

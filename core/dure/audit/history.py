@@ -16,7 +16,7 @@ from dure.audit.entry import Entry
 from dure.audit.exchanges import Exchange, Instance, Shelf
 from dure.audit.keys import Keys, Party
 from dure.errors import Refused
-from dure.provenance.allocation import check_portions
+from dure.provenance.allocation import check_members, check_portions
 from dure.provenance.attestation import check_published
 from dure.provenance.evaluation import CATEGORY, evaluation
 from dure.secagg.certificate import check_set, check_signers, context, survivors_message, verify_survivors_signature
@@ -331,8 +331,7 @@ def _allocation(history: History, said: kinds.AllocationPublished, _entry: Entry
     check_portions(allocation)
     for run in allocation.runs:
         history.run_of(run)
-    there = {m.id for version in history.keys.versions for m in version.members}
-    must({p.member for p in allocation.portions} <= there, "portions", "name somebody who never was a member")
+    check_members(allocation, history.keys.versions)
 
 
 _Judge = Callable[[History, Any, Entry], None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
+from dure.charter.model import Charter
 from dure.errors import BadInput, Refused
 from dure.provenance.contributions import SELF_DECLARED, Row
 from dure.statements import schema
@@ -68,6 +69,17 @@ def check_portions(said: Allocation) -> None:
         raise Refused("portions", f"add up to {parts}, not to the whole of {said.whole}")
     if said.begun_from >= said.begun_before:
         raise Refused("begun_before", "must be after begun_from")
+
+
+def check_members(said: Allocation, versions: Sequence[Charter]) -> None:
+    """That all who get a part were members under one of these versions.
+
+    Raises:
+        Refused: names the first who was not.
+    """
+    strangers = {portion.member for portion in said.portions} - {m.id for version in versions for m in version.members}
+    if strangers:
+        raise Refused("portions", f"name somebody who never was a member: {min(strangers)}")
 
 
 def differs(said: Allocation, rows: Sequence[Row]) -> str:

@@ -15,8 +15,8 @@ from dure.console import DEFAULT_DIR, AsJson, Dir, Yes, draw, one_line_errors, s
 from dure.errors import BadInput, NotAuthorised
 from dure.identity.files import read, write_atomic
 from dure.identity.member import MemberFolder
-from dure.provenance.allocation import AGREED, BASES, check_portions, shared_out, shown_by, sums, table_sha256
-from dure.provenance.attestation import Voters, entry_of, merge, read_signatures, sign, statement_of
+from dure.provenance.allocation import AGREED, BASES, check_members, check_portions, shared_out, shown_by, sums, table_sha256
+from dure.provenance.attestation import Voters, entry_of, merge, read_signatures, read_statement, sign, statement_of
 from dure.provenance.contributions import Row
 from dure.provenance.serving import serving_coordinator
 from dure.statements import schema
@@ -65,7 +65,6 @@ def draft(
     said = _allocation(place, head, name, purpose, rows, span, by or AGREED, whole if by else sum(s.parts for s in portions), portions)
     path = target or Path(f"{name}.allocation.json")
     write_atomic(path, statement_of(said))
-    load(path)
     _show(said, rows, {"file": str(path), "needed": place.charter.terms.k}, as_json)
     if not as_json:
         say(f"next: send {path} to the members; {place.charter.terms.k} of them must `dure allocation sign {path} --node THEIR-NODE`")
@@ -93,9 +92,6 @@ def _allocation(
     portions: tuple[Portion, ...],
 ) -> Allocation:
     charter = place.charter
-    strangers = {s.member for s in portions} - {m.id for version in place.charters for m in version.members}
-    if strangers:
-        raise BadInput(f"--portion {min(strangers)}: never was a member")
     made = Allocation(
         name=name,
         consortium=charter.terms.consortium_id,
@@ -113,7 +109,8 @@ def _allocation(
         portions=portions,
     )
     check_portions(made)
-    return schema.decode(Allocation, schema.encode(made), "allocation")
+    check_members(made, place.charters)
+    return read_statement(statement_of(made), Allocation)
 
 
 @app.command("sign")
@@ -224,7 +221,7 @@ def _table(said: Allocation, rows: tuple[Row, ...]) -> Any:
     columns = {name: sums(rows, name) for name in BASES}
     for name in (*BASES, "parts"):
         shown.add_column(name, justify="right")
-    parts = {portion.member: portion.parts for portion in said.portions}
+    parts = table.portions_of(said)
     for member in sorted({*parts, *(row.member for row in rows)}):
         shown.add_row(member, *(f"{columns[name].get(member, 0):,}" for name in BASES), f"{parts.get(member, 0):,}")
     return shown
