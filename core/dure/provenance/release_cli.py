@@ -27,6 +27,7 @@ from dure.provenance.facts import FACTS, Facts
 from dure.provenance.model_signature import EVIDENCE, file_names
 from dure.provenance.own_log import same_facts, source_of, write_evidence
 from dure.provenance.serving import serving_coordinator
+from dure.statements import schema
 from dure.statements.dsse import Envelope
 
 app = typer.Typer(no_args_is_help=True, help="Releases: published weights with evidence, signed by k members.")
@@ -165,9 +166,8 @@ def publish(
     files = [(p.name, read(p, "a member's signature, made with `dure release sign`")) for p in signatures]
     envelope = merge(candidate.statement, read_signatures(files), candidate.voters)
     check_enough(signers_of(envelope, candidate.voters), candidate.voters)
-    told = serving_coordinator("release publish")(
-        directory, "release-publish", {"entry": _entry_arguments(envelope, candidate)}, timeout_s=PUBLISH_S
-    )
+    arguments = {"entry": schema.encode(published(envelope, candidate.voters))}
+    told = serving_coordinator("release publish")(directory, "release-publish", arguments, timeout_s=PUBLISH_S)
     entry, proof = (base64.b64decode(told[name]) for name in ("entry", "proof"))
     write_evidence(candidate, place, envelope, entry, proof)
     found = check.check_release(folder, place.pin)
@@ -176,11 +176,6 @@ def publish(
         return
     say(f"{folder}: published, entry {found.index} of the log; signed by {', '.join(found.signers)}")
     say(f"next: dure release verify {folder} --root-sha256 {place.pin.hex()}")
-
-
-def _entry_arguments(envelope: Envelope, candidate: check.Candidate) -> dict[str, Any]:
-    entry = published(envelope, candidate.voters)
-    return {"statement": entry.statement, "signatures": [{"member": s.member, "signature": s.signature.hex()} for s in entry.signatures]}
 
 
 @app.command()
@@ -195,8 +190,6 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     attested = folder / EVIDENCE / check.ATTESTATION
     count = len(Envelope.from_bytes(read(attested, "the members' signatures")).signatures) if attested.exists() else 0
     if as_json:
-        from dure.statements import schema
-
         show_json({"facts": schema.encode(facts), "signatures": count, "published": (folder / EVIDENCE / check.PROOF).exists()})
         return
     for line in described(facts):
