@@ -23,6 +23,8 @@ from dure.statements.dsse import Envelope, key_id
 from dure.statements.kinds import CohortMember, EnvCommitment, ExchangeAccept, InstanceCommit, InstanceOpen, NodeDelegation, Usage
 from dure.statements.statement import Chain, SeenHead, seal
 from dure.wire.messages import Report, ReportKind
+from dure_coordinator.exchange.state import InstancePhase, InstanceState
+from dure_coordinator.log import opened as opened_module
 from dure_coordinator.storage.store import StatementRow, With
 from dure_pb.v1 import log_pb2 as pb
 from dure_pb.v1.log_pb2_grpc import LogServiceStub
@@ -85,8 +87,8 @@ async def test_only_what_the_same_member_said_in_an_entry_before_can_be_named(tm
         assert (await port.coordinator.fleet.report(caller, report)).field == "environment_sha256"
 
 
-async def test_a_commit_by_itself_is_to_an_instance_as_the_log_has_it_by_one_of_its_cohort(tmp_path):
-    """Without `check_opened` one member's word about an instance that never was would stand in the log for good."""
+async def test_a_commit_by_itself_is_to_an_instance_as_the_log_has_it_by_one_of_its_cohort(tmp_path, monkeypatch):
+    """Without `Openings` one member's word about an instance that never was would stand in the log for good."""
     async with serving(tmp_path) as port, hands(port, "ara", "bora") as found:
         engine = await port.start_run()
         await port.coordinator.enter_charter()
@@ -106,6 +108,20 @@ async def test_a_commit_by_itself_is_to_an_instance_as_the_log_has_it_by_one_of_
         assert (await ara.refused(commit("ara", ctx=zero))).startswith("ctx: ")
         assert (await bora.refused(commit("bora"))).startswith("member: is not in the cohort")
         assert await ara.say(commit("ara"))
+
+        # Asked again and again about instances that never were, the coordinator reads the run's openings no second time.
+        read, statements = [], port.coordinator.store.statements
+        monkeypatch.setattr(port.coordinator.store, "statements", lambda **what: read.append(what) or statements(**what))
+        for number in range(2, 9):
+            assert (await ara.refused(commit("ara", instance=replace(where, exchange=number).tlv()))).startswith("instance: ")
+        assert {"run": engine.run, "kind": InstanceOpen.kind} not in read
+
+        # One that is opened later is in the run's state.
+        later = replace(where, exchange=2).tlv()
+        made = InstanceState(later, "scalars", 0, 1, ("ara",), 3, InstancePhase.UPLOAD, 0.0, ctx=bytes([7]) * 32)
+        monkeypatch.setattr(opened_module, "all_exchanges", lambda _state: (SimpleNamespace(number=2, instances=(made,)),))
+        assert (await ara.refused(commit("ara", instance=later))).startswith("ctx: ")
+        assert await ara.say(commit("ara", instance=later, ctx=made.ctx))
 
 
 async def test_a_commit_that_does_not_follow_its_signers_statement_before_ends_no_upload(tmp_path, monkeypatch):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dure.errors import NotAuthorised, Refused
+from dure.secagg.ids import InstanceId
 from dure.statements.anykind import kind_of, open_any
 from dure.statements.dsse import Envelope, key_id
 from dure.statements.kinds import DataCommitment, InstanceCommit, NodeDelegation, NodeRevocation
 from dure.statements.statement import Signed
 from dure_coordinator.callers import Caller
 from dure_coordinator.fleet import Fleet
-from dure_coordinator.log.referred import check_chained, check_opened, check_references
+from dure_coordinator.log.opened import Openings
+from dure_coordinator.log.referred import check_chained, check_references
 from dure_coordinator.storage.store import StatementRow, With
 
 MOST_PER_EXCHANGE = 16
@@ -28,6 +30,10 @@ class Intake:
     """One coordinator's."""
 
     fleet: Fleet
+    openings: Openings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.openings = Openings(self.fleet.store)
 
     async def append(self, caller: Caller, raw: bytes) -> str:
         """Makes a statement of this caller an entry; "" once it is one, durably, or why it is not. The same bytes get the same answer.
@@ -76,7 +82,7 @@ class Intake:
             await self.fleet.heads.check(raw)
             await check_references(store, raw)
             if isinstance(signed.fact, InstanceCommit):
-                await check_opened(store, signed.fact)
+                await self._check_opened(signed.fact)
             await check_chained(store, raw)
             await self._check_room(party, signed)
             await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))
@@ -91,6 +97,12 @@ class Intake:
             raise Refused(
                 "signatures", "a member's signing key signs delegations, revocations and data commitments, its node's key everything else"
             )
+
+    async def _check_opened(self, said: InstanceCommit) -> None:
+        engine = await self.fleet.engine(InstanceId.decode(said.instance).run)
+        if engine is None:
+            raise Refused("instance", "is of no run of this consortium")
+        await self.openings.check(said, engine.state)
 
     async def _check_room(self, party: str, signed: Signed[object]) -> None:
         """No member can bloat the log: what it may say is bounded by the runs there are."""

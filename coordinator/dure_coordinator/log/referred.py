@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from dure.errors import Refused, Unavailable
-from dure.secagg.certificate import context
 from dure.secagg.ids import InstanceId
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope
-from dure.statements.kinds import EnvCommitment, InstanceCommit, InstanceOpen, Usage
+from dure.statements.kinds import EnvCommitment, InstanceCommit, Usage
 from dure.statements.statement import Place, read_place, read_verified
 from dure_coordinator.storage.store import Store
 
@@ -31,26 +30,6 @@ async def check_references(store: Store, *envelopes: bytes) -> None:
             await _check_usage(store, read_verified(raw, Usage))
         elif kind == InstanceCommit.kind:
             await _check_commit(store, read_verified(raw, InstanceCommit))
-
-
-async def check_opened(store: Store, said: InstanceCommit) -> None:
-    """That a commit which comes by itself is to an instance the log has, as the log has it, by one of its cohort. One that ends an upload
-    the run's own state judges; this one may be of any exchange before.
-
-    Raises:
-        Refused: names the field.
-    """
-    where = InstanceId.decode(said.instance)
-    for row in await store.statements(run=where.run, kind=InstanceOpen.kind):
-        opened = read_verified(row.envelope, InstanceOpen)
-        if opened.instance == said.instance:
-            break
-    else:
-        raise Refused("instance", f"{where.key} was not opened")
-    if said.member not in [one.member for one in opened.cohort]:
-        raise Refused("member", f"is not in the cohort of {where.key}")
-    if said.ctx != context(where, Envelope.from_bytes(row.envelope).payload_sha256):
-        raise Refused("ctx", f"is of another opening of {where.key} than the log's")
 
 
 async def check_chained(store: Store, *envelopes: bytes) -> None:
