@@ -23,7 +23,7 @@ from dure.model.content import flower_node_id, flower_run_id
 from dure.statements.kinds import EnvCommitment, RunPlan
 from dure.wire.messages import OUT_OF_TIME
 from dure_participant.difference import Difference, Pinned
-from dure_participant.energy import counted_millijoules, energy_of
+from dure_participant.energy import counters_of, energy_of
 from dure_participant.environment import NotPrepared, commitment, env_of, launcher
 from dure_participant.exchange import actions as act
 from dure_participant.exchange import inputs
@@ -67,7 +67,7 @@ class Trainer:
     ) -> None:
         self._member, self._dir, self._settings, self._store, self._held = member, directory, settings, store, held
         self._clock, self._pull, self._blobs = clock, pull, held.store
-        self._turns = Turns(settings.places)
+        self._turns, self._counters = Turns(settings.places), counters_of(settings)
         self._warm: dict[bytes, Run] = {}
         """Runs that have a worker, or had one."""
 
@@ -98,10 +98,10 @@ class Trainer:
         task = self._task(run, action, app, plan, base)
         try:
             async with self._turn(run, plan, action, worker) as turn:
-                began, counters = time.monotonic(), self._counters()
+                before, began = await self._counters.read(), time.monotonic()
                 result = await self._worked(run, plan, action, worker, task, turn)
                 spent_ms = int((time.monotonic() - began) * 1000)
-                energy = energy_of(self._settings, spent_ms, counters, self._counters())
+                energy = energy_of(self._settings, spent_ms, before, await self._counters.read())
         except NoTurn:
             return self._crowded_out(run, action)
         if turn.taken_for is not None:
@@ -113,10 +113,6 @@ class Trainer:
     async def _environment(self, run: Run, plan: RunPlan) -> EnvCommitment:
         decision = await asyncio.to_thread(self._store.decision, run.run)
         return await asyncio.to_thread(commitment, self._member, self._settings, plan, env_of(plan, decision))
-
-    def _counters(self) -> int | None:
-        """Millijoules by the devices' own counters, where they count and are used."""
-        return None if self._settings.device == "cpu" or self._settings.watts else counted_millijoules()
 
     def _task(self, run: Run, action: act.Train, app: App, plan: RunPlan, base: Path | None) -> Task:
         out = local_of(self._dir, run, action.exchange)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import getpass
 import platform
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +16,9 @@ from dure.errors import BadInput
 from dure.statements.dsse import canonical_json
 from dure.statements.kinds import Accelerators, Energy, EnvCommitment
 from dure.statements.schema import decode, encode
-from dure_participant import accelerators, settings
+from dure_participant import accelerators, energy, settings
 from dure_participant.accelerators import cpu, declared, nvidia
-from dure_participant.energy import counted_millijoules, energy_of
+from dure_participant.energy import Counters, counted_millijoules, counters_of, energy_of
 from dure_participant.environment import commit_of, commitment
 from dure_participant.settings import NodeSettings
 
@@ -123,4 +125,23 @@ def test_the_counters_of_all_devices_are_added_or_none_is_said():
     assert counted_millijoules(library(1_000, 2**40)) == 1_000 + 2**40
     assert counted_millijoules(library()) is None
     assert counted_millijoules(library(1_000, status=3)) is None, "NVML_ERROR_NOT_SUPPORTED: older than Volta"
+    older = library(1_000)
+    del older.nvmlDeviceGetTotalEnergyConsumption
+    assert counted_millijoules(older) is None
     assert ctypes.c_ulonglong(2**40).value == 2**40
+
+
+async def test_a_driver_that_gives_no_answer_ends_no_training_and_is_not_asked_again(monkeypatch):
+    """On the event loop it would keep the node from its log and its coordinator, too."""
+    monkeypatch.setattr(energy, "ASK_S", 0.05)
+    asked, gone = [], threading.Event()
+    counters = Counters(True, lambda: asked.append(1) or gone.wait(5) or 7)
+    try:
+        assert await asyncio.wait_for(counters.read(), 2) is None
+        assert await counters.read() is None and asked == [1]
+    finally:
+        gone.set()
+    assert await Counters(True, lambda: 7).read() == 7
+    for silent in (NodeSettings(device="cpu"), NodeSettings(device="cuda", watts=300.0)):
+        assert not counters_of(silent).asks
+    assert counters_of(NodeSettings(device="cuda")).asks
