@@ -16,6 +16,7 @@ from dure.statements import schema
 from dure.statements.dsse import canonical_json, parse_canonical
 from dure.statements.kinds import Counter, Digest, MemberId, Nonce
 from dure.statements.schema import Items, Pattern, Range
+from dure.times import LATEST_S
 
 FACTS = "release.json"
 MAX_FACTS_BYTES = 1 << 24
@@ -64,7 +65,7 @@ class LogPoint:
     origin: Line
     size: Counter
     root: Digest
-    time: Counter
+    time: Annotated[int, Range(0, LATEST_S)]
     """Unix seconds of the newest of these entries, by its signer's clock: the release's date."""
 
 

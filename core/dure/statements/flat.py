@@ -25,7 +25,7 @@ _CHAIN = {
     "checkpoint": r'(?:null|\{"root":"(?P<seen_root>[0-9a-f]{64})","size":(?P<seen_size>[1-9][0-9]{0,13})\})',  # below 2^48
     "prev": '(?:null|"(?P<prev>[0-9a-f]{64})")',
     "seq": "(?P<seq>0|[1-9][0-9]{0,13})",  # below 2^48
-    "time": "(?P<time>0|[1-9][0-9]{0,13})",
+    "time": "(?P<time>0|[1-9][0-9]{0,10})",  # below LATEST_S
 }
 _END = '"}]}'
 """After the statement's kind, which is its last word."""

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dure.errors import Refused
 from dure.statements import schema
 from dure.statements.dsse import IN_TOTO, Envelope, canonical_json, encode_parsed, parse_canonical, seal_payload
+from dure.times import LATEST_S
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 S = TypeVar("S")
@@ -168,8 +169,8 @@ def _place(predicate: dict[str, Any]) -> Place:
     seq, prev, time, seen = (_take(predicate, field) for field in ("seq", "prev", "time", "checkpoint"))
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**48:
         raise Refused("seq", "must be a number in 0..2^48")
-    if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time < 2**48:
-        raise Refused("time", "must be unix seconds")
+    if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time <= LATEST_S:
+        raise Refused("time", "must be unix seconds, before the year 10000")
     if prev is not None and (not isinstance(prev, str) or len(prev) != 64):
         raise Refused("prev", "must be 64 hex digits or null")
     return Place(seq, schema.decode_digest(prev, "prev") if prev is not None else None, time, _seen(seen))

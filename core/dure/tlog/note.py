@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dure import ed25519
 from dure.errors import Refused
+from dure.times import LATEST_S
 
 ED25519 = 0x01
 """Signature type of a log's own key."""
@@ -74,7 +75,7 @@ class NoteKey:
         if self.kind == COSIGNATURE_V1:
             time, signature = int.from_bytes(signature[:8], "big"), signature[8:]
             message = cosigned(text, time)
-        if time >= 1 << 63 or not ed25519.verifies(self.public, signature, message):
+        if time > LATEST_S or not ed25519.verifies(self.public, signature, message):
             raise NoteRefused("signature", f"of {self.name} does not verify")
         return time
 

@@ -10,7 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dure.audit.entry import read_entry
 from dure.errors import Refused
+from dure.provenance.documents.words import when
 from dure.statements.dsse import Envelope, canonical_json, pae, seal_payload
 from dure.statements.kinds import (
     KINDS,
@@ -45,6 +47,8 @@ from dure.statements.kinds import (
     Usage,
 )
 from dure.statements.statement import Chain, SeenHead, open_statement, seal
+from dure.times import LATEST_S
+from dure.tlog.note import COSIGNATURE_V1, NoteKey, NoteRefused, cosign
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -326,6 +330,32 @@ def test_a_head_out_of_form_is_refused_by_field(head, named):
     with pytest.raises(Refused) as refused:
         open_statement(seal_payload(canonical_json(body), KEY), RunApproval, [PUBLIC])
     assert refused.value.field == named
+
+
+@pytest.mark.parametrize("time", [LATEST_S, 99_999_999_999, 0])
+def test_a_time_that_a_calendar_has_is_taken_and_can_be_shown(time):
+    envelope = seal(RunApproval(D, "a", "node1"), KEY, Chain(), time)[0]
+    assert open_statement(envelope, RunApproval, [PUBLIC]).time == read_entry(envelope.to_bytes()).time == time
+    assert len(when(time)) == len("2026-11-25T00:00:00Z")
+
+
+@pytest.mark.parametrize("time", [LATEST_S + 1, 2**47, 2**63, -1, True, "1", None])
+def test_a_time_that_no_calendar_has_is_refused(time):
+    """One node's statement of the year 4,000,000 in the log ended `dure release create`, which dates a release, for good."""
+    body = json.loads(seal(RunApproval(D, "a", "node1"), KEY, Chain(), 0)[0].payload)
+    body["predicate"]["time"] = time
+    envelope = seal_payload(canonical_json(body), KEY)
+    for read in (lambda: open_statement(envelope, RunApproval, [PUBLIC]), lambda: read_entry(envelope.to_bytes())):
+        with pytest.raises(Refused) as refused:
+            read()
+        assert refused.value.field == "time"
+
+
+def test_a_cosignature_of_a_time_that_no_calendar_has_does_not_verify():
+    key, text = NoteKey("ara.titan/witness", COSIGNATURE_V1, PUBLIC), b"titan\n1\nAAAA\n"
+    assert key.verify(text, cosign(text, key.name, KEY, LATEST_S).signature) == LATEST_S
+    with pytest.raises(NoteRefused, match="does not verify"):
+        key.verify(text, cosign(text, key.name, KEY, LATEST_S + 1).signature)
 
 
 def test_a_chain_links_each_envelope_to_the_one_before():
