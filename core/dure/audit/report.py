@@ -157,8 +157,8 @@ def _run(run_id: bytes, run: Run) -> dict[str, Any]:
     }
 
 
-def as_json(result: Result, weights: Row | None = None, sums: Row | None = None) -> dict[str, Any]:
-    """The same for scripts."""
+def as_json(result: Result) -> dict[str, Any]:
+    """What level 1 found, for scripts; all but the table, which is of every level that was asked for."""
     return {
         "level": 1,
         "holds": result.holds,
@@ -167,7 +167,6 @@ def as_json(result: Result, weights: Row | None = None, sums: Row | None = None)
         "root": result.root.hex(),
         "cosigned": result.cosigned,
         "charter_version": result.versions,
-        "table": [{"claim": r.claim, "how": r.how, "detail": r.detail} for r in rows(result, weights, sums)],
         "runs": run_rows(result.history),
         "entries": result.history.counts,
         "heads_named": result.heads_named,
