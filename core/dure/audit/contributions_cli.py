@@ -21,6 +21,7 @@ from dure.charter import root as charter_root
 from dure.charter.model import Charter
 from dure.console import DEFAULT_DIR, AsJson, Dir, draw, one_line_errors, say, show_json
 from dure.errors import BadInput, Refused
+from dure.plain_text import plain
 from dure.provenance.allocation import shown_by
 from dure.provenance.contributions import SELF_DECLARED, Row, contributions
 from dure.provenance.spent import Spent, energy_in_words, flop_in_words
@@ -191,8 +192,10 @@ def as_csv(rows: tuple[Row, ...]) -> str:
 
 
 def _cell(value: object) -> object:
-    """A member's words must not become a formula in somebody's spreadsheet."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    """A member's words must not become a formula in somebody's spreadsheet, nor steer the terminal they are printed on."""
+    if not isinstance(value, str):
+        return value
+    return f"'{plain(value)}" if value[:1] in ("=", "+", "-", "@") else plain(value)
 
 
 def _words(row: Row) -> list[str]:

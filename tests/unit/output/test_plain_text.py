@@ -10,10 +10,13 @@ from rich.table import Table
 from support.commands import dure
 
 from dure import console
+from dure.audit.contributions_cli import as_csv
 from dure.audit.html import document
 from dure.console import PlainConsole
 from dure.plain_text import plain
+from dure.provenance.contributions import LeftOut, Row
 from dure.provenance.documents.words import cell
+from dure.provenance.spent import Spent
 
 HOSTILE = "x\x1b[2J\x9b1A\u202ey\nall of level 1 holds \udcff"
 SHOWN = "x\\u001b[2J\\u009b1A\\u202ey\\nall of level 1 holds \\udcff"
@@ -44,6 +47,16 @@ def test_a_model_card_and_a_page_show_it_likewise():
     assert cell("a &#x202e; ~~b~~") == "a \\&#x202e; \\~\\~b\\~\\~"
     shown = document(HOSTILE, f"<p>{escape(HOSTILE)}</p>\n")
     assert shown.count("x\\u001b[2J\\u009b1A\\u202ey") == 2 and shown.encode() and not {"\x1b", "\x9b", "\u202e"} & set(shown)
+
+
+def test_a_table_for_spreadsheets_shows_it_likewise_and_has_no_formula():
+    """`dure contributions --format csv` is printed; a device, and why somebody was left out, are words of members and the coordinator."""
+    numbers = dict.fromkeys(("invited", "counted", "unsummed", "accepted", "tokens", "steps", "milliseconds", "usages"), 1)
+    out = (LeftOut(3, "upload", HOSTILE, late=False),)
+    row = Row(b"r" * 32, "app", "=1+1", left_out=out, bytes_up=0, bytes_down=0, devices=("\x9b2J\u202eupc",), spent=Spent(), **numbers)
+    head, line = as_csv((row,)).splitlines()
+    assert head.isprintable() and line.isprintable()
+    assert "'=1+1" in line and SHOWN in line and "\\u009b2J\\u202eupc" in line
 
 
 def test_a_file_name_that_is_no_text_is_one_line(tmp_path):
