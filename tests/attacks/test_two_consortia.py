@@ -70,7 +70,7 @@ def test_heads_cosignatures_and_proofs_of_the_other_consortium_are_refused_by_na
     with pytest.raises(CheckpointRefused, match="origin: is 'dure/titan/"):
         open_checkpoint(head_of(theirs), ours.log, ours.witnesses, quorum=ours.quorum)
     with pytest.raises(WitnessRefused, match="is unknown here") as refused:
-        judge(AddCheckpoint(0, (), head_of(theirs)), {ours.log.name: ours.log}, {})
+        judge(AddCheckpoint(0, (), head_of(theirs)), {ours.log.name: [ours.log]}, {})
     assert refused.value.status == 404
     files = LogFiles(theirs.founded.hub.directory / "log", theirs.log)
     proof = TlogProof(3, tuple(inclusion_proof(files.tree(files.size).node, 3, files.size)), head_of(theirs))

@@ -59,7 +59,7 @@ class HttpWitnessServer:
         """An honest answer, kept before it is given."""
         with self._lock:
             try:
-                checkpoint, seen = judge(AddCheckpoint.from_bytes(body), {self.log.name: self.log}, {self.log.name: self.seen})
+                checkpoint, seen = judge(AddCheckpoint.from_bytes(body), {self.log.name: [self.log]}, {self.log.name: self.seen})
             except WitnessRefused as refused:
                 told = f"{refused.size}\n" if refused.status == 409 else f"{refused.why}\n"
                 return refused.status, told.encode()

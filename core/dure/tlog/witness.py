@@ -79,11 +79,11 @@ class AddCheckpoint:
             raise WitnessRefused(400, "the request is out of form") from None
 
 
-def judge(request: AddCheckpoint, log: Mapping[str, NoteKey | Sequence[NoteKey]], seen: Mapping[str, Seen]) -> tuple[Checkpoint, Seen]:
+def judge(request: AddCheckpoint, logs: Mapping[str, Sequence[NoteKey]], seen: Mapping[str, Seen]) -> tuple[Checkpoint, Seen]:
     """What may be cosigned, and what must be kept before it is.
 
     Args:
-        log: origin -> the log's key, or those of which one must have signed.
+        logs: origin -> the log's keys, of which one must have signed.
         seen: origin -> latest head cosigned.
 
     Raises:
@@ -95,11 +95,11 @@ def judge(request: AddCheckpoint, log: Mapping[str, NoteKey | Sequence[NoteKey]]
         checkpoint = Checkpoint.parse(note.text)
     except (NoteRefused, CheckpointRefused) as e:
         raise WitnessRefused(400, f"the checkpoint is out of form: {e}") from None
-    found = log.get(checkpoint.origin)
+    found = logs.get(checkpoint.origin)
     if not found:
         raise WitnessRefused(404, f"origin {checkpoint.origin[:100]!r} is unknown here")
     try:
-        signed = bool(note.verify([found] if isinstance(found, NoteKey) else found))
+        signed = bool(note.verify(found))
     except NoteRefused:
         signed = False
     if not signed:

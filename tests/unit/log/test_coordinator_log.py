@@ -259,7 +259,7 @@ class Member:
         if self.asleep:
             raise Unavailable("asleep")
         self.sent = entries
-        checkpoint, self.seen[ORIGIN] = judge(AddCheckpoint.from_bytes(request), {ORIGIN: LOG}, self.seen)
+        checkpoint, self.seen[ORIGIN] = judge(AddCheckpoint.from_bytes(request), {ORIGIN: [LOG]}, self.seen)
         return answer(checkpoint, self.name, self.key, 1_700_000_000)
 
 

@@ -135,7 +135,7 @@ def test_vkeys_are_read_back_and_tampered_ones_refused():
 
 
 def test_a_witness_follows_a_log_that_only_grows(log):
-    seen, known = {}, {ORIGIN: LOG_KEY}
+    seen, known = {}, {ORIGIN: [LOG_KEY]}
     for old, size in ((0, 3), (3, 3), (3, 8), (8, 10)):
         checkpoint, seen[ORIGIN] = judge(AddCheckpoint.from_bytes(log.request(old, size).to_bytes()), known, seen)
         line = SignatureLine.parse(answer(checkpoint, "w0", WITNESSES["w0"], 5).decode().rstrip("\n"))
@@ -168,7 +168,7 @@ def test_what_a_witness_refuses(log, attack, status, evidence):
         "another log": log.request(8, 10),
         "proof missing": AddCheckpoint(8, (), log.head(10)),
     }
-    known = {} if attack == "another log" else {ORIGIN: LOG_KEY}
+    known = {} if attack == "another log" else {ORIGIN: [LOG_KEY]}
     with pytest.raises(WitnessRefused) as refused:
         judge(requests[attack], known, {ORIGIN: Seen(8, log.roots[8])})
     assert (refused.value.status, refused.value.evidence) == (status, evidence)
