@@ -27,6 +27,9 @@ ReleaseName = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
 Number = Annotated[str, Pattern(r"-?[0-9]{1,40}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?")]
 """A number as text: floats have no canonical form."""
 
+Sum = Annotated[int, Range(0, 2**104)]
+"""Of 255 members' Counters over 2^48 exchanges: nothing that a member declares of itself puts a release out of form."""
+
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -79,10 +82,10 @@ class MemberFacts:
     counted: Counter
     """Exchanges in whose sum it is, train and evaluate; a quorum signed that."""
     accepted: Counter
-    tokens: Counter
+    tokens: Sum
     """Self-declared, as steps, milliseconds and devices."""
-    steps: Counter
-    milliseconds: Counter
+    steps: Sum
+    milliseconds: Sum
     devices: tuple[Line, ...]
     data: Words | None
     """What the member put on the record about its data; null: nothing."""
@@ -171,13 +174,13 @@ class Binding:
 class Compute:
     """Training compute, as the members' counted usage statements say it."""
 
-    tokens: Counter
+    tokens: Sum
     """Declared by the members, in exchanges that were counted."""
     statements: Counter
     """Usage statements these totals are of."""
     spent: Spent
     """Hardware: by the peak rate the member's site says, else by the one that `about` gives for the device it named."""
-    device_ms: Mapping[str, Counter]
+    device_ms: Mapping[str, Sum]
     """Device as members named it -> milliseconds; "" where they named none."""
 
 

@@ -38,6 +38,15 @@ def test_a_releases_facts_name_every_earlier_run_nearest_first(runs):
     assert drawn(log, c).ancestors == (Ancestor(b.run, "digits", f"run {a.run.hex()[:12]}"), Ancestor(a.run, "digits", SENT))
 
 
+def test_what_a_member_says_that_it_spent_puts_no_release_out_of_form():
+    """Two usage statements of the most tokens there can be came to more than `release.json` could say, and no member could sign it."""
+    facts, most = some_facts(), 255 * 2**48 * 2**48
+    members = tuple(replace(m, tokens=most, steps=most, milliseconds=most) for m in facts.members)
+    facts = replace(facts, members=members, compute=replace(facts.compute, tokens=most, device_ms={"": most}))
+    assert Facts.from_json(facts.to_json()) == facts
+    assert f"{most:,}" in documents(facts, FILES, None)["README.md"].decode()
+
+
 def test_card_and_bills_of_materials_say_what_the_run_goes_back_to():
     one = (Ancestor(b"\xab" * 32, "pretrain", "run cd (pretrain), after round 4"), Ancestor(b"\xcd" * 32, "pretrain", DRAWN))
     facts = some_facts()
