@@ -114,13 +114,16 @@ class Fleet:
     """Follow streams of an earlier era end: whoever may still come greets again, and hears of the newest charter."""
     gate: Gate = field(default_factory=Gate)
     """Passed by whoever takes in what a member signed; closed while it changes whose keys count."""
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns = field(init=False)
     """Taken by whoever judges a statement by those its signer made before, until it is kept."""
     trouble: str = ""
     """Why uploads cannot be taken at the moment, for the operator; "" once one was taken again."""
     _made: dict[tuple[bytes, str], tuple[RunState, Directive]] = field(default_factory=dict)
     """(run, member) -> (a state, the member's directive in it)."""
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.turns = Turns(self.gate)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 

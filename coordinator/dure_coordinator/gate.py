@@ -20,12 +20,19 @@ class Gate:
     @contextlib.asynccontextmanager
     async def passing(self) -> AsyncIterator[None]:
         await self._until_open()
-        self._inside += 1
+        self.stay()
         try:
             yield
         finally:
-            self._inside -= 1
-            self._left.set()
+            self.leave()
+
+    def stay(self) -> None:
+        """For what somebody inside begins and what goes on without him: it is inside, too, until its own `leave`."""
+        self._inside += 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+        self._left.set()
 
     @contextlib.asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:

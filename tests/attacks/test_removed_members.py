@@ -91,6 +91,35 @@ async def test_what_is_on_its_way_when_a_version_comes_is_taken_in_before_it_or_
         assert await port.coordinator.store.statements(kind="run-approval") == []
 
 
+async def test_who_hangs_up_while_its_statement_is_taken_in_does_not_bring_it_in_after_the_version(tmp_path):
+    """Its work goes on without it: the gate that let the caller go would let an entry of an ended key follow the version's."""
+    async with serving(tmp_path, names=NAMES) as port:
+        gate, turns = port.coordinator.fleet.gate, port.coordinator.fleet.turns
+        begun, may_end, order = asyncio.Event(), asyncio.Event(), []
+
+        async def work() -> None:
+            begun.set()
+            await may_end.wait()
+            order.append("kept")
+
+        async def call() -> None:
+            async with gate.passing():
+                await turns.alone("dana", work)
+
+        async def close() -> None:
+            async with gate.closed():
+                order.append("version")
+
+        caller = asyncio.create_task(call())
+        await begun.wait()
+        caller.cancel()
+        closing = asyncio.create_task(close())
+        await asyncio.wait({caller, closing}, timeout=0.1)
+        may_end.set()
+        await asyncio.wait_for(closing, 5)
+        assert caller.cancelled() and order == ["kept", "version"]
+
+
 async def test_a_removed_member_signs_no_release_that_was_made_before_and_the_others_still_can(tmp_path, monkeypatch):
     """A signature has no time: after its removal dana could sign what was made while it was a member."""
     monkeypatch.setattr(attested, "COSIGNED_S", 0.1)
