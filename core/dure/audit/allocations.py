@@ -48,12 +48,12 @@ def find(asked: str, tree: TiledTree, versions: Sequence[Charter]) -> Found:
     """An allocation by its file, or by the name under which this log publishes it, and the entry in either case.
 
     Raises:
-        BadInput: no such file, and no allocation of that name in the log.
+        BadInput: no such file, and no allocation of that name in the log, or several.
         Refused: names the first entry that does not hold.
     """
     path = Path(asked)
     mine = load(path) if path.is_file() else None
-    entered = 0
+    entered, found = 0, list[Found]()
     for index, signed in enumerate(verified(tree.entries(), versions)):
         entered += isinstance(signed.fact, CharterVersion)
         if isinstance(signed.fact, AllocationPublished):
@@ -62,10 +62,15 @@ def find(asked: str, tree: TiledTree, versions: Sequence[Charter]) -> Found:
             if (statement == mine.statement) if mine else (said.name == asked):
                 check_portions(said)
                 check_published(signed.fact, versions[:entered])
-                return Found(said, statement, index, tuple(s.member for s in signed.fact.signatures))
-    if mine is None:
+                found.append(Found(said, statement, index, tuple(s.member for s in signed.fact.signatures)))
+    if mine is not None:
+        return found[0] if found else mine
+    if not found:
         raise BadInput(f"{asked}: is no file, and no allocation of that name is in the log")
-    return mine
+    if len(found) > 1:  # what is said of one would be taken for a word on the other
+        entries = ", ".join(str(one.entry) for one in found)
+        raise BadInput(f"{asked}: is the name of several allocations, entries {entries}; give the file of the one that is meant")
+    return found[0]
 
 
 def table_at(tree: TiledTree, versions: Sequence[Charter], said: Allocation) -> tuple[Row, ...]:

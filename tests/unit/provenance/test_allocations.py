@@ -79,17 +79,21 @@ class Made:
             portions=shared_out(1_000_000, sums(rows, "counted")),
         )
 
-    def bundle(self, folder, said=None, signers=5, entry=lambda e: e):
-        """The log and then this allocation, signed by so many members."""
-        statement, charter = statement_of(said or self.said), self.charters[-1]
+    def bundle(self, folder, *said, signers=5, entry=lambda e: e):
+        """The log and then these allocations, each signed by so many members."""
+        self.log.coordinator.chain = self.chain
+        facts = [entry(self.fact(one, signers)) for one in said or (self.said,)]
+        return self.log.write(folder, [*self.entries, *(self.log.coordinator.say(fact, self.log.now).to_bytes() for fact in facts)])
+
+    def fact(self, said, signers):
+        statement, charter = statement_of(said), self.charters[-1]
         signed = {m.name: sign(statement, m.governance) for m in self.log.members[:signers]}
         voters = Voters.of(charter.version, self.charters, "allocation")
         envelope = merge(statement, signed, voters)
         by = {m.name: e.signatures[0][1] for m, e in zip(self.log.members, signed.values(), strict=False)}
         fact = AllocationPublished(statement.decode(), tuple(MemberSignature(m, s) for m, s in sorted(by.items())))
         assert signers < charter.terms.k or fact == entry_of(envelope, voters, AllocationPublished)
-        self.log.coordinator.chain = self.chain
-        return self.log.write(folder, [*self.entries, self.log.coordinator.say(entry(fact), self.log.now).to_bytes()])
+        return fact
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,16 @@ def test_an_auditor_makes_table_and_shares_again(made, tmp_path):
     assert json.loads(check(made, bundle, tmp_path / "x.json").out)["entry"] == ENTRIES
     agreed = replace(made.said, basis="agreed", portions=(Portion("ara", 400_000), Portion("bora", 600_000)))
     assert "what members agreed on" in json.loads(check(made, made.bundle(tmp_path / "agreed", agreed)).out)["shown"]
+
+
+def test_a_name_that_two_allocations_have_says_neither_holds(made, tmp_path):
+    """Members may publish a corrected one under the same name: "holds" would be read of that one, and was said of the first."""
+    bundle = made.bundle(tmp_path / "b", made.said, replace(made.said, portions=moved(made.said)))
+    assert findings(made, bundle) == []
+    told = check(made, bundle)
+    assert told.code == 2 and f"several allocations, entries {ENTRIES}, {ENTRIES + 1}; give the file" in told.err
+    (tmp_path / "x.json").write_bytes(statement_of(made.said))
+    assert json.loads(check(made, bundle, tmp_path / "x.json").out)["entry"] == ENTRIES
 
 
 def moved(said: Allocation) -> tuple[Portion, ...]:
