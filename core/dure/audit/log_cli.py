@@ -19,6 +19,7 @@ from dure.errors import DureError
 from dure.identity.files import read, write_atomic
 from dure.statements.anykind import kind_of
 from dure.statements.dsse import Envelope
+from dure.statements.statement import read_place
 from dure.tlog.http import LogServer, Shelf, check_private, parse_listen
 from dure.tlog.merkle import inclusion_proof
 from dure.tlog.proof import TlogProof
@@ -65,8 +66,9 @@ def show(directory: Dir = DEFAULT_DIR, as_json: AsJson = False) -> None:
 def _described(index: int, entry: bytes) -> dict[str, Any]:
     try:
         envelope = Envelope.from_bytes(entry)
-        predicate = json.loads(envelope.payload)["predicate"]
         kind = kind_of(envelope.payload)
+        read_place(envelope.payload)  # so its time is one, whoever signed it
+        predicate = json.loads(envelope.payload)["predicate"]
     except (DureError, ValueError, KeyError, TypeError) as error:
         return {"index": index, "kind": "?", "why": str(error)}
     return {"index": index, "kind": kind, "key": envelope.signatures[0][0], "sha256": envelope.sha256.hex(), "statement": predicate}
@@ -105,7 +107,8 @@ def entry(index: Annotated[int, typer.Argument(help="Its index.")], directory: D
     if as_json:
         show_json(row)
     else:
-        say(json.dumps(row, indent=2, ensure_ascii=False, sort_keys=True))
+        for line in json.dumps(row, indent=2, ensure_ascii=False, sort_keys=True).split("\n"):
+            say(line)
 
 
 @app.command()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from html import escape
+from types import SimpleNamespace
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
-from support.commands import dure
+from support.commands import dure, worked
 
 from dure import console
+from dure.audit import log_cli
 from dure.audit.contributions_cli import as_csv
 from dure.audit.html import document
 from dure.console import PlainConsole
@@ -17,6 +20,9 @@ from dure.plain_text import plain
 from dure.provenance.contributions import LeftOut, Row
 from dure.provenance.documents.words import cell
 from dure.provenance.spent import Spent
+from dure.statements.dsse import seal_payload
+from dure.statements.kinds import RunApproval
+from dure.statements.statement import Chain, seal
 
 HOSTILE = "x\x1b[2J\x9b1A\u202ey\nall of level 1 holds \udcff"
 SHOWN = "x\\u001b[2J\\u009b1A\\u202ey\\nall of level 1 holds \\udcff"
@@ -57,6 +63,20 @@ def test_a_table_for_spreadsheets_shows_it_likewise_and_has_no_formula():
     head, line = as_csv((row,)).splitlines()
     assert head.isprintable() and line.isprintable()
     assert "'=1+1" in line and SHOWN in line and "\\u009b2J\\u202eupc" in line
+
+
+def test_a_logs_entries_are_shown_line_by_line_whatever_stands_in_them(monkeypatch):
+    """A node's mirror has what the coordinator entered: a time that is none ended `dure log tail` with a traceback."""
+    key = Ed25519PrivateKey.generate()
+    good = seal(RunApproval(bytes(32), "ara", "node1"), key, Chain(), 86_400)[0]
+    bad = [good.payload.replace(b'"time":86400', b'"time":' + time) for time in (b'"now"', b"99999999999999", b"null")]
+    entries = [good.to_bytes(), *(seal_payload(payload, key).to_bytes() for payload in bad), b"\x9b2J"]
+    tree = SimpleNamespace(size=len(entries), entries=lambda start: entries[start:], entry=lambda index: entries[index])
+    monkeypatch.setattr(log_cli, "log_of", lambda _folder: SimpleNamespace(tree=lambda: tree))
+    shown = worked("log", "tail").splitlines()
+    assert [line.split()[0] for line in shown] == ["0", "1", "2", "3", "4"] and "01-02 00:00:00" in shown[0]
+    first, *_, last = worked("log", "entry", "0").splitlines()
+    assert (first, last) == ("{", "}")
 
 
 def test_a_file_name_that_is_no_text_is_one_line(tmp_path):
