@@ -97,7 +97,7 @@ def _in_json(parts: Sequence[Exported]) -> dict[str, object]:
 
 def _exported(part: Exported) -> list[str]:
     why = f", whose model run {part.ancestor_of.hex()[:12]} goes back to" if part.ancestor_of else ""
-    lines = [f"  run {part.run.hex()[:12]}{why}: {part.files} parts" + (f", {part.uploads} uploads" if part.uploads else "")]
+    lines = [f"  run {part.run.hex()[:12]}{why}: {part.files} parts" + (f", {part.uploads} of them uploads" if part.uploads else "")]
     if part.missing:
         names = f"{', '.join(part.missing[:5])}{' …' if len(part.missing) > 5 else ''}"
         lines.append(f"    not here: {names}; only the coordinator's folder has a run's sums")

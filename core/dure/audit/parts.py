@@ -172,6 +172,7 @@ class Exported:
     ancestor_of: bytes
     """The run that was asked for and descends from this one; nothing where this one was asked for."""
     files: int
+    """In the bundle, uploads among them."""
     missing: tuple[str, ...]
     """Parts that are not in this folder any more."""
     uploads: int = 0
