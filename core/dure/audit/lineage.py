@@ -185,7 +185,7 @@ def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, 
     """(the base after this exchange, its weights id)"""
     where = f"exchange {step.exchange}"
     _same(where, step.update.opened.base_id, base.id, "started from another base than the one recomputed before it")
-    scales, update = (_sum(bundle, record, store, opened) for opened in (step.scales, step.update))
+    scales, update = (_sum(bundle, record, layout, store, opened) for opened in (step.scales, step.update))
     reference = step.update.opened.scales
     e_b, raw, _ = opened_exponents(store, scales, base.e_b, record.plan.e_cap)
     if reference is None or (reference.instance, reference.e_b_sha256) != (step.scales.said.instance, sha256(raw).digest()):
@@ -213,10 +213,11 @@ def _moved(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, 
     return made.record, made.weights_id
 
 
-def _sum(bundle: Bundle, record: RunRecord, store: BlobStore, opened: Opened) -> BlobId:
-    """A sum's file, in the store once it has the root that the log names."""
+def _sum(bundle: Bundle, record: RunRecord, layout: Layout, store: BlobStore, opened: Opened) -> BlobId:
+    """A sum's file, in the store once it has the root that the log names; of as many elements as the layout has."""
     name = f"{_home(record)}/{sum_name(opened)}"
-    _, chunk_bytes = shape_of(Purpose(opened.where.purpose), opened.opened.elements)
+    length, chunk_bytes = shape_of(Purpose(opened.where.purpose), layout.elements)
+    _same(name, opened.sum.length, length, f"is a sum of {opened.sum.length} bytes, and of this layout it has {length}")
     found = store.put_file(_sized(bundle, name, opened.sum.length), chunk_bytes=chunk_bytes)
     _same(name, found, opened.sum, "is not the sum the log names")
     return found

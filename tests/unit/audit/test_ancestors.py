@@ -21,6 +21,7 @@ from dure.audit.level3 import add_up
 from dure.audit.lineage import DRAWN, NAMED, Lineage
 from dure.audit.lineage_cli import add_runs
 from dure.audit.pages import Found, found_in_json, page_of
+from dure.audit.parts import sum_name
 from dure.audit.places import LogPlace
 from dure.audit.reading import verified
 from dure.blobs import BlobStore
@@ -72,6 +73,26 @@ def test_a_sum_whose_trailer_says_no_weight_is_named_and_ends_no_audit(tmp_path)
     made = log.begin()
     (why,) = whys(traced(log, log.bundle(tmp_path / "b", made))[2])
     assert why == f"run {made.run.hex()[:12]}: exchange 1: its sum cannot be applied: sum: needs a positive weight and one e_b per block"
+
+
+@pytest.mark.parametrize("length", [0, 196])
+def test_scales_of_another_length_than_the_layout_has_are_named_and_end_no_audit(world, tmp_path, monkeypatch, length):
+    """The coordinator signs an aggregate's length, and level 1 knows no layout: nothing at all, or half a number, ended level 2."""
+    log, *_, stranger = world
+    folder = log.bundle(tmp_path / "b", stranger)
+    root = log.store.put_bytes(bytes(length)).root
+    (folder / "rounds" / stranger.run.hex() / "000001.scales").write_bytes(bytes(length))
+    read = level2.records
+
+    def as_signed(entries):
+        found = read(entries)
+        first = found[stranger.run].aggregates
+        first |= {k: replace(o, said=replace(o.said, length=length, root=root)) for k, o in first.items() if sum_name(o) == "000001.scales"}
+        return found
+
+    monkeypatch.setattr(level2, "records", as_signed)
+    (why,) = whys(traced(log, folder)[2])
+    assert f"000001.scales: is a sum of {length} bytes, and of this layout it has 192" in why
 
 
 @pytest.mark.parametrize("part", ["first.f32", "000001.update"])
