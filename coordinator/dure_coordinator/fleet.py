@@ -367,7 +367,7 @@ class Fleet:
         try:
             await self.heads.check(*bodies)
             await check_references(self.store, *bodies)
-            await check_chained(self.store, *bodies)
+            await check_chained(self.store, self.clock(), *bodies)
         except Refused as refused:
             return ReportReply(False, refused.field, refused.why)
 
@@ -488,7 +488,7 @@ class Fleet:
         also = With(statements=(StatementRow.of(commit, engine.run),), committed=(upload, commit))
 
         async def count() -> ReportReply:
-            await check_chained(self.store, commit)
+            await check_chained(self.store, self.clock(), commit)
             return await self._submit(engine, Uploaded(member, slot.instance, commit), lambda _decision: also)
 
         reply = await self.turns.alone(member, count)

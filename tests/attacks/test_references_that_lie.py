@@ -20,7 +20,16 @@ from dure.secagg import tlv
 from dure.secagg.certificate import context
 from dure.secagg.ids import InstanceId, Purpose
 from dure.statements.dsse import Envelope, key_id
-from dure.statements.kinds import CohortMember, EnvCommitment, ExchangeAccept, InstanceCommit, InstanceOpen, NodeDelegation, Usage
+from dure.statements.kinds import (
+    CohortMember,
+    EnvCommitment,
+    ExchangeAccept,
+    InstanceCommit,
+    InstanceOpen,
+    NodeDelegation,
+    RunApproval,
+    Usage,
+)
 from dure.statements.statement import Chain, SeenHead, seal
 from dure.wire.messages import Report, ReportKind
 from dure_coordinator.exchange.state import InstancePhase, InstanceState
@@ -258,3 +267,23 @@ async def test_a_node_that_names_an_older_head_than_before_or_none_is_refused_it
         for older in (heads[0], None):
             ara.chain = replace(ara.chain, seen=older)
             assert (await ara.refused(environment("ara"))).startswith("checkpoint: must not be older than the head of 5 entries")
+
+
+async def test_a_statement_dated_days_ahead_becomes_no_entry(tmp_path):
+    """Without the limit one member's clock, or its malice, would end every audit with "a clock was off by a day"."""
+    async with serving(tmp_path) as port, hands(port, "ara") as (hand,):
+        engine = await port.start_run()
+        await port.coordinator.enter_charter()
+        ara = Speaker(hand)
+        for days, taken in ((2, False), (7_000, False), (0, True)):
+            envelope, _ = seal(environment("ara"), hand.identity.key, Chain(), time.time() + 86_400 * days)
+            if taken:
+                assert (await ara.log.Append(pb.AppendRequest(envelopes=[envelope.to_bytes()]))).accepted == 1
+                continue
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await ara.log.Append(pb.AppendRequest(envelopes=[envelope.to_bytes()]))
+            assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert f"time: is {days * 24} hours from now" in error.value.details()
+        ahead, _ = seal(RunApproval(engine.run, "ara", "n1"), hand.identity.key, Chain(1, envelope.sha256), time.time() + 200_000)
+        report = Report(engine.run, ReportKind.APPROVAL, body=ahead.to_bytes())
+        assert (await port.coordinator.fleet.report(port.coordinator.fleet.sessions["ara"].caller, report)).field == "time"

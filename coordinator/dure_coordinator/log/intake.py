@@ -83,7 +83,7 @@ class Intake:
             await check_references(store, raw)
             if isinstance(signed.fact, InstanceCommit):
                 await self._check_opened(signed.fact)
-            await check_chained(store, raw)
+            await check_chained(store, self.fleet.clock(), raw)
             await self._check_room(party, signed)
             await store.write(b"", With(statements=(StatementRow.of(raw, getattr(signed.fact, "run", None)),)))
             await self.fleet.changes.bump()

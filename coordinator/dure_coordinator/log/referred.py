@@ -16,6 +16,8 @@ from dure.statements.statement import Place, read_place, read_verified
 from dure_coordinator.storage.store import Store
 
 S = TypeVar("S", Usage, EnvCommitment)
+AHEAD_S = 12 * 3600
+"""A statement dated a day after the head it is under fails every audit; a node whose clock is minutes off does not even connect."""
 
 
 async def check_references(store: Store, *envelopes: bytes) -> None:
@@ -32,20 +34,26 @@ async def check_references(store: Store, *envelopes: bytes) -> None:
             await _check_commit(store, read_verified(raw, InstanceCommit))
 
 
-async def check_chained(store: Store, *envelopes: bytes) -> None:
+async def check_chained(store: Store, now: float, *envelopes: bytes) -> None:
     """That each of these statements, which one message brings, follows its signer's one before: an entry, or another of them. Otherwise it
     would never become one, and a survivor set could name it.
 
     Holds when they are written only where nothing of the same member is written meanwhile (turns.py).
 
+    Args:
+        now: unix seconds, by the coordinator's clock.
+
     Raises:
-        Refused: it names another predecessor, an older head than that one did, or has a number that is taken.
+        Refused: it names another predecessor, an older head than that one did, has a number that is taken, or a time that is yet to come.
         Unavailable: the one before is not here; it comes first.
     """
     brought: dict[tuple[str, int], Envelope] = {}
     read = [(envelope, read_place(envelope.payload)) for envelope in map(Envelope.from_bytes, envelopes)]
     for envelope, place in sorted(read, key=lambda one: one[1].seq):
         party = envelope.signatures[0][0]
+        if place.time > now + AHEAD_S and await store.log_index(envelope.sha256) is None:
+            hours = (place.time - now) / 3600
+            raise Refused("time", f"is {hours:.0f} hours from now by the coordinator's clock; set the one that is wrong (NTP)")
         if (party, place.seq) in brought:
             raise Refused("seq", f"two statements {place.seq} of this key: two histories of one node")
         await _check_follows(store, envelope, place, brought.get((party, place.seq - 1)))
